@@ -1,0 +1,1 @@
+"""One per node: makes what runs equal to what the manager wants."""

@@ -1,0 +1,1 @@
+"""Runtimes: ways to run a kernel in isolation, behind one contract."""

@@ -1,0 +1,1 @@
+"""Our own tools, used by every part: clock, loop, identifiers, codec, logging, memory link."""

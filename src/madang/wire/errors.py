@@ -1,0 +1,284 @@
+"""Every failure that a user, a client or a program can meet, with its stable code.
+
+An error says what failed, on which object, and what to do. ``code`` never changes its meaning;
+``madang explain CODE`` and the documentation print ``help_text``. Over HTTP an error is
+``application/problem+json`` (RFC 9457) with ``code`` and ``details``.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, ClassVar, Final
+
+
+class Retry(StrEnum):
+    """Whether the same call can succeed without being changed."""
+
+    NEVER = "never"
+    LATER = "later"
+    NOW = "now"
+
+
+class PlatformError(Exception):
+    """Root of our errors. Subclasses set ``code``, ``http_status``, ``retry`` and ``help_text``."""
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+    retry: ClassVar[Retry] = Retry.NEVER
+    help_text: ClassVar[str] = (
+        "Something failed inside Madang that should not. The server's log has the details under "
+        "the request id. Report it with `madang doctor --json`."
+    )
+
+    def __init__(self, text: str, **details: Any) -> None:
+        super().__init__(text)
+        self.text: Final = text
+        self.details: Final[dict[str, Any]] = details
+
+
+class InvalidRequest(PlatformError):
+    code = "request.invalid"
+    http_status = 400
+    help_text = "The request can't be understood. The message names the field and what it takes."
+
+
+class Unauthenticated(PlatformError):
+    code = "auth.missing"
+    http_status = 401
+    help_text = (
+        "No valid token came with the call. `madang login URL` stores one; the first token is "
+        "printed by `madang up` and lies in the state folder, readable by its owner only."
+    )
+
+
+class Forbidden(PlatformError):
+    code = "auth.forbidden"
+    http_status = 403
+    help_text = "The token is valid but may not do this. Ask an administrator for the role."
+
+
+class NotFound(PlatformError):
+    code = "object.not_found"
+    http_status = 404
+    help_text = "No object of that name that you may see. `madang ps --all` lists sessions."
+
+
+class Ambiguous(PlatformError):
+    code = "object.ambiguous"
+    http_status = 409
+    help_text = "The prefix fits several objects. Give more letters of the name."
+
+
+class Conflict(PlatformError):
+    code = "object.conflict"
+    http_status = 409
+    help_text = "The object is in a state that does not allow this. The message says which."
+
+
+class PreconditionFailed(PlatformError):
+    code = "object.changed"
+    http_status = 412
+    retry = Retry.NOW
+    help_text = "The object changed since you read it (If-Match). Read it again, then decide."
+
+
+class IdempotencyMismatch(PlatformError):
+    code = "request.key_reused"
+    http_status = 422
+    help_text = "This Idempotency-Key came before with another body. Use a new key."
+
+
+class TooLarge(PlatformError):
+    code = "request.too_large"
+    http_status = 413
+    help_text = "The request passes a limit; the message says which and how to stay under it."
+
+
+class SizeInvalid(PlatformError):
+    code = "size.invalid"
+    http_status = 400
+    help_text = (
+        "A size can't be read or makes no sense. Examples: --cpu 0.5, --mem 512m, --mem 2g, "
+        "--pids 200, --disk 10g, --time 90s, --time 2h."
+    )
+
+
+class SizeImpossible(PlatformError):
+    code = "size.impossible"
+    http_status = 409
+    help_text = (
+        "No machine is large enough, now or ever. The message says what the largest has; ask for "
+        "less, or add a machine."
+    )
+
+
+class ImageUnknown(PlatformError):
+    code = "image.unknown"
+    http_status = 404
+    help_text = (
+        "No image of that name. `madang image ls` lists them, `madang image build` makes one."
+    )
+
+
+class ImageInUse(PlatformError):
+    code = "image.in_use"
+    http_status = 409
+    retry = Retry.LATER
+    help_text = "Sessions still run from this image. Stop them, or remove it with --force later."
+
+
+class BuildFailed(PlatformError):
+    code = "image.build_failed"
+    http_status = 422
+    help_text = "The build ended with an error; its log says why (`madang logs BUILD`)."
+
+
+class WorkspaceTooLarge(PlatformError):
+    code = "workspace.too_large"
+    http_status = 413
+    help_text = (
+        "The working directory is larger than the limit. List what is not needed in "
+        ".madangignore, run from a smaller folder, use --no-sync, or raise --sync-limit."
+    )
+
+
+class WorkspaceIncomplete(PlatformError):
+    code = "workspace.incomplete"
+    http_status = 409
+    retry = Retry.NOW
+    help_text = "The server lacks some files of the working directory; send them, then try again."
+
+
+class PathInvalid(PlatformError):
+    code = "path.invalid"
+    http_status = 400
+    help_text = "A path is not allowed: empty, with a NUL byte, or leading out of the session."
+
+
+class FileMissing(PlatformError):
+    code = "file.missing"
+    http_status = 404
+    help_text = "No such file in the session. `madang ls SESSION:PATH` shows what is there."
+
+
+class FileFailed(PlatformError):
+    code = "file.failed"
+    http_status = 409
+    help_text = "The session's file system refused the operation; the message has its reason."
+
+
+class SessionNotRunning(PlatformError):
+    code = "session.not_running"
+    http_status = 409
+    help_text = "The session has not started yet or has ended. `madang show NAME` says which."
+
+
+class LogGone(PlatformError):
+    code = "log.gone"
+    http_status = 410
+    help_text = "The output was removed with its session, or passed the kept size."
+
+
+class NodeUnavailable(PlatformError):
+    code = "node.unavailable"
+    http_status = 503
+    retry = Retry.LATER
+    help_text = "The session's machine does not answer at present. Running sessions go on."
+
+
+class LauncherUnavailable(PlatformError):
+    code = "launcher.unavailable"
+    http_status = 503
+    retry = Retry.LATER
+    help_text = "The launcher does not answer; `madang up` restarts it. Running sessions go on."
+
+
+class RuntimeFailed(PlatformError):
+    code = "runtime.failed"
+    http_status = 500
+    help_text = "The session could not be set up. `madang doctor` says what this machine lacks."
+
+
+class StorageFull(PlatformError):
+    code = "storage.full"
+    http_status = 507
+    retry = Retry.LATER
+    help_text = (
+        "The disk under the state folder is full. Remove sessions (`madang rm`) or free space."
+    )
+
+
+class StateVersion(PlatformError):
+    code = "state.version"
+    http_status = 500
+    help_text = "The state folder was written by a newer Madang. Start that version or newer."
+
+
+class StateLocked(PlatformError):
+    code = "state.locked"
+    http_status = 409
+    retry = Retry.LATER
+    help_text = "Another `madang up` uses this state folder. `madang down` stops it."
+
+
+class PortTaken(PlatformError):
+    code = "port.taken"
+    http_status = 409
+    help_text = "The port is in use. Choose another: `madang up --port N`."
+
+
+class HostLacks(PlatformError):
+    code = "host.lacks"
+    http_status = 500
+    help_text = "This machine lacks something sessions need. `madang doctor` names it and the mend."
+
+
+class ConfigInvalid(PlatformError):
+    code = "config.invalid"
+    http_status = 400
+    help_text = "A setting is unknown or wrong. `madang config show` lists all, with their meaning."
+
+
+class ServerUnreachable(PlatformError):
+    code = "server.unreachable"
+    http_status = 503
+    retry = Retry.LATER
+    help_text = (
+        "No server answers at the address. Start one with `madang up`, or `madang login URL`."
+    )
+
+
+class Shutdown(PlatformError):
+    code = "server.stopping"
+    http_status = 503
+    retry = Retry.LATER
+    help_text = "The server is stopping or restarting. Try again in a moment; sessions go on."
+
+
+class RateLimited(PlatformError):
+    code = "request.rate_limited"
+    http_status = 429
+    retry = Retry.LATER
+    help_text = "Too many calls at once. Wait as long as Retry-After says."
+
+
+def catalogue() -> dict[str, type[PlatformError]]:
+    """All errors by code, for ``explain``, documentation and clients."""
+    found: dict[str, type[PlatformError]] = {PlatformError.code: PlatformError}
+    todo = list(PlatformError.__subclasses__())
+    while todo:
+        kind = todo.pop()
+        found[kind.code] = kind
+        todo += kind.__subclasses__()
+    return dict(sorted(found.items()))
+
+
+def from_problem(code: str, text: str, details: dict[str, Any]) -> PlatformError:
+    """Rebuild an error that crossed a boundary; unknown codes become a plain PlatformError.
+
+    Built without calling the subclass's ``__init__``, whose arguments differ.
+    """
+    kind = catalogue().get(code, PlatformError)
+    error = kind.__new__(kind)
+    PlatformError.__init__(error, text, **details)
+    return error

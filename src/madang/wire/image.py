@@ -1,0 +1,82 @@
+"""Images: named root file systems that sessions run from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+
+class ImageKind(StrEnum):
+    HOST = "host"
+    LAYERS = "layers"
+
+
+class ImageStatus(StrEnum):
+    BUILDING = "BUILDING"
+    READY = "READY"
+    FAILED = "FAILED"
+    REMOVED = "REMOVED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layer:
+    """One installed wheel: content-addressed, byte-compiled, read-only."""
+
+    digest: str
+    """SHA-256 (hex) over the sorted list of path, mode and content digest of its files, byte code
+    left out.
+    """
+    name: str
+    """Distribution, normalised (PEP 503)."""
+    version: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """An image, as the API returns it."""
+
+    name: str
+    digest: str
+    """SHA-256 over the kind and the ordered layer digests; empty while building."""
+    kind: ImageKind
+    status: ImageStatus
+    requirements: tuple[str, ...] = ()
+    """As asked for (PEP 508)."""
+    layers: tuple[Layer, ...] = ()
+    size_bytes: int = 0
+    python: str = ""
+    """``3.11``"""
+    owner: str = ""
+    created_at: float = 0.0
+    build: str | None = None
+    """Name of the session that built it."""
+    used_by: int = 0
+    """Live sessions that run from it."""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildRequest:
+    """Build an image from PyPI requirements."""
+
+    name: str
+    requirements: tuple[str, ...]
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+BUILD_MANIFEST: Final = "image.json"
+"""What a build leaves in its outputs:
+
+a BuildManifest as JSON, beside ``layers/DIGEST.tar`` for new layers.
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildManifest:
+    """The result of a build session."""
+
+    python: str
+    layers: tuple[Layer, ...]
+    """Topmost first, the environment's skeleton last."""

@@ -1,0 +1,194 @@
+"""What manager and agent say to each other about kernels (DESIGN §5).
+
+Desired state flows down with numbered revisions: the whole of it on connect, then deltas. What
+*is* flows up. A
+report counts only while (session, attempt, nonce) still match the manager's row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from madang.wire.session import Ended, Usage
+from madang.wire.size import Size
+
+DEFAULT_PATH: Final = (
+    "/env/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/madang/bin"
+)
+WORK_DIR: Final = "/work"
+OUTPUT_DIR: Final = "/outputs"
+HOME_DIR: Final = "/home/user"
+USER_NAME: Final = "user"
+TOOLS_DIR: Final = "/madang/tools"
+"""Read-only programs of ours, bound into build sessions only."""
+SERVICE_DIR: Final = "/madang/run"
+"""Sockets that the agent offers to this session alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelId:
+    """One attempt to run a session on one node. Everything made for it carries this name."""
+
+    session: str
+    attempt: int
+
+    def __str__(self) -> str:
+        return f"{self.session}.{self.attempt}"
+
+    @classmethod
+    def parse(cls, text: str) -> KernelId:
+        """The reverse of ``str``; raises ValueError."""
+        session, _, attempt = text.rpartition(".")
+        if not session or not attempt.isdecimal():
+            raise ValueError(f"{text!r} is no kernel id")
+        return cls(session, int(attempt))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageMount:
+    """An image as the runtime mounts it."""
+
+    name: str
+    digest: str
+    """Content address: same digest, same files."""
+    kind: str
+    """``host`` or ``layers``"""
+    layers: tuple[str, ...] = ()
+    """Layer digests, topmost first, that together are ``/env``."""
+    env: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelSpec:
+    """Everything an agent needs to start a kernel; complete and resolved."""
+
+    argv: tuple[str, ...]
+    argv_encoding: str = "utf-8"
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str = WORK_DIR
+    image: ImageMount
+    size: Size
+    tty: bool = False
+    stdin: bool = False
+    rows: int = 24
+    cols: int = 80
+    hostname: str = "session"
+    """The session's name."""
+    workspace: str | None = None
+    """Digest of the manifest whose files are put into the working directory before the start."""
+    grace_s: float = 10.0
+    log_limit_bytes: int = 64 * 1024 * 1024
+    """Output kept; the oldest goes first."""
+    build: bool = False
+    """A build session: gets ``TOOLS_DIR`` and a registry proxy in ``SERVICE_DIR``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecSpec:
+    """One more program in a running kernel."""
+
+    argv: tuple[str, ...]
+    argv_encoding: str = "utf-8"
+    env: dict[str, str] = field(default_factory=dict)
+    cwd: str = WORK_DIR
+    tty: bool = False
+    stdin: bool = False
+    rows: int = 24
+    cols: int = 80
+
+
+class Wanted(StrEnum):
+    RUN = "run"
+    STOP = "stop"
+    """End it: SIGTERM, the grace, then SIGKILL."""
+    KEEP = "keep"
+    """It has ended and the manager knows; keep its files and output until it is forgotten."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """The desired state of one kernel."""
+
+    kernel: KernelId
+    nonce: str
+    revision: int
+    wanted: Wanted
+    spec: KernelSpec
+    stop_reason: str = ""
+    """A ``Reason`` value when ``wanted`` is ``stop``."""
+    stop_text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """Manager → agent. ``full`` replaces everything; else ``set`` and ``forget`` are a delta.
+
+    Whatever the agent has and a full list (or ``forget``) does not name is stopped and removed
+    with all its files.
+    """
+
+    revision: int
+    full: bool
+    set: tuple[Assignment, ...] = ()
+    forget: tuple[KernelId, ...] = ()
+    keep_layers: tuple[str, ...] | None = None
+    """In a full list: image layers still wanted; the agent deletes others that nothing uses."""
+
+
+class KernelState(StrEnum):
+    PREPARING = "preparing"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelReport:
+    """Agent → manager: what is."""
+
+    kernel: KernelId
+    nonce: str
+    state: KernelState
+    started_at: float | None = None
+    ended: Ended | None = None
+    enforced: dict[str, str] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    usage: Usage | None = None
+    log_end: int | None = None
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    """Phase of the start → duration: ``workspace``, ``image``, ``sandbox``, …"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """Agent → manager, first message of each link: who it is, what it has, all that it runs."""
+
+    node: str
+    incarnation: int
+    """Grows with every start of the agent; a newer one replaces an older connection."""
+    capacity: Capacity
+    facts: dict[str, str]
+    """What the machine can do, as ``doctor`` prints it."""
+    inventory: tuple[KernelReport, ...]
+    layers: tuple[str, ...] = ()
+    """Image layers that lie on the node."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capacity:
+    """What a node can give to sessions."""
+
+    cpu: float
+    mem_bytes: int
+    disk_bytes: int
+    pids: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reports:
+    """Agent → manager: changes since the last message, or a heartbeat when empty."""
+
+    node: str
+    incarnation: int
+    kernels: tuple[KernelReport, ...] = ()

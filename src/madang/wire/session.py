@@ -1,0 +1,213 @@
+"""A session as users see it: what was asked, where it stands, how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from madang.wire.size import Size
+
+HOST_IMAGE: Final = "host"
+"""The machine's own system, read-only: the image of a first run."""
+
+
+class SessionStatus(StrEnum):
+    PENDING = "PENDING"
+    """Accepted; waits for a place."""
+    SCHEDULED = "SCHEDULED"
+    """Has a node and its slots; the agent is told."""
+    PREPARING = "PREPARING"
+    """The agent makes its files, image and sandbox."""
+    RUNNING = "RUNNING"
+    TERMINATING = "TERMINATING"
+    """Being stopped, or ended and being cleaned up."""
+    TERMINATED = "TERMINATED"
+
+
+class Result(StrEnum):
+    SUCCESS = "success"
+    FAILURE = "failure"
+    CANCELLED = "cancelled"
+    LOST = "lost"
+
+
+class Reason(StrEnum):
+    """Why a session ended."""
+
+    EXIT = "exit"
+    """The program ended by itself, with the exit code."""
+    SIGNAL = "signal"
+    """The program was ended by a signal that is not ours."""
+    OOM = "oom"
+    """The memory limit was hit and the main program was killed for it."""
+    PIDS = "pids"
+    """The processes limit was hit and the program failed."""
+    DISK = "disk"
+    """The disk limit was hit and the program failed."""
+    TIMEOUT = "timeout"
+    """The time limit ran out."""
+    USER = "user"
+    """Somebody stopped it."""
+    LOST = "lost"
+    """Its machine or its keeper went away; nobody saw how it ended."""
+    START_FAILED = "start_failed"
+    """It could not be set up; the text says why."""
+    IMAGE_MISSING = "image_missing"
+    NODE_LOST = "node_lost"
+
+
+class SessionKind(StrEnum):
+    RUN = "run"
+    """Runs a command and ends with it."""
+    IDLE = "idle"
+    """Has no command: lives until stopped, used by ``exec``, ``shell``, ``put``, ``get``."""
+    BUILD = "build"
+    """Builds an image."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How a kernel or an exec ended. Counters were read before its cgroup went."""
+
+    reason: Reason
+    exit_code: int | None = None
+    """What a shell would report: the program's code, or 128 + signal; None if nobody saw it."""
+    signal: int | None = None
+    text: str = ""
+    """In words: what happened, the limit and the peak, what to do."""
+    at: float = 0.0
+    """Unix time, seconds."""
+    duration_s: float = 0.0
+    """From the start of the program to its end."""
+    cpu_s: float | None = None
+    """CPU time, user and system, of all processes; None where it can't be measured."""
+    mem_peak_bytes: int | None = None
+    oom_kills: int = 0
+    """Processes killed for the memory limit, children included."""
+    pids_denied: int = 0
+    """Forks refused for the processes limit."""
+    disk_used_bytes: int | None = None
+    disk_full: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SizeRequest:
+    """What the user asked; None takes the default."""
+
+    cpu: float | None = None
+    mem_bytes: int | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+    time_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionSpec:
+    """What a user asks for. Everything has a default."""
+
+    argv: tuple[str, ...] = ()
+    """Program and arguments; empty: an idle session."""
+    argv_encoding: str = "utf-8"
+    """``utf-8``, or ``latin-1`` where an argument is not UTF-8: then each character is one byte."""
+    name: str | None = None
+    """Lower-case letters, digits, dashes; 2 to 40; made up if not given."""
+    image: str = HOST_IMAGE
+    size: SizeRequest = field(default_factory=SizeRequest)
+    env: dict[str, str] = field(default_factory=dict)
+    tty: bool = False
+    """A pseudo-terminal instead of pipes; then stderr comes with stdout."""
+    stdin: bool = False
+    """Whether stdin is fed by an attached client; otherwise it is at its end from the start."""
+    rows: int = 24
+    cols: int = 80
+    workspace: str | None = None
+    """Digest of an uploaded working directory (see ``/v1/workspaces``)."""
+    grace_s: float = 10.0
+    """Between SIGTERM and SIGKILL when stopped."""
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """What a kernel uses at present."""
+
+    at: float
+    cpu_s: float | None = None
+    mem_bytes: int | None = None
+    mem_peak_bytes: int | None = None
+    pids: int | None = None
+    disk_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pending:
+    """Why a session waits: the one dominant reason, with its evidence."""
+
+    code: str
+    """``capacity.cpu``, ``capacity.mem``, ``node.none``, …"""
+    text: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One finished or current phase of a session's start."""
+
+    name: str
+    """``queue``, ``prepare``, ``start``, ``run``, ``stop``"""
+    started_at: float
+    ended_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A session, as the API returns it."""
+
+    id: str
+    name: str
+    kind: SessionKind
+    owner: str
+    status: SessionStatus
+    result: Result | None
+    image: str
+    image_digest: str
+    argv: tuple[str, ...]
+    argv_encoding: str
+    size: Size
+    env: dict[str, str]
+    tty: bool
+    stdin: bool
+    labels: dict[str, str]
+    node: str | None
+    attempt: int
+    created_at: float
+    started_at: float | None
+    """When the program began."""
+    ended_at: float | None
+    status_since: float
+    deadline: float | None
+    """When the status must have changed, by whom: see ``status_owner``."""
+    status_owner: str
+    pending: Pending | None
+    ended: Ended | None
+    phases: tuple[Phase, ...]
+    enforced: dict[str, str]
+    """Limit → how it is held: ``cgroup``, ``quota``, ``watch``, ``none``."""
+    warnings: tuple[str, ...]
+    usage: Usage | None
+    log_end: int | None
+    """Offset after the last output, if known."""
+    version: int
+    """Grows with every change; the ``ETag``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """One move of a session from a status to the next."""
+
+    at: float
+    source: SessionStatus | None
+    target: SessionStatus
+    actor: str
+    cause: str
