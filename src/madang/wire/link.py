@@ -228,5 +228,5 @@ class BlobSource(Protocol):
     """Where an agent gets the files of a working directory (content-addressed, SHA-256 hex)."""
 
     async def fetch(self, digest: str) -> str:
-        """Path of a local, complete, read-only file; raises WorkspaceIncomplete if there is none."""
+        """Path of a local, complete, read-only file; WorkspaceIncomplete if there is none."""
         ...
