@@ -1,0 +1,34 @@
+# Short names for developers; the two scripts do the work.
+PYTHON ?= .venv/bin/python
+BIN := $(dir $(PYTHON))
+
+.PHONY: fmt check test docs bench requirements
+
+fmt:
+	$(BIN)ruff format .
+	$(BIN)ruff check --fix .
+
+check:
+	$(BIN)ruff format --check .
+	$(BIN)ruff check .
+	$(BIN)mypy
+	$(BIN)lint-imports
+
+test:
+	./test.sh
+
+docs:
+	$(BIN)sphinx-build -W -q -b html docs docs/_build/html
+
+bench:
+	./bench.sh
+
+# Pins of everything that is installed, with hashes; run after changing dependencies.
+UV_COMPILE := $(BIN)uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-emit-find-links --no-header --upgrade pyproject.toml
+
+requirements:
+	$(UV_COMPILE) --group build -o requirements/runtime.txt
+	$(UV_COMPILE) --group build --group lint --group test --group docs --group bench \
+		-o requirements/dev.txt
+	! grep -nE '://|^-|file:' requirements/*.txt

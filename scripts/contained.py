@@ -1,0 +1,80 @@
+"""Run a command; fail if it leaves processes, mounts or loop devices behind.
+
+``python contained.py COMMAND…``: adopts every process whose parent dies (as process 1 would), so
+that daemons of a test are seen too. Temporary files go to a folder of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+PR_SET_CHILD_SUBREAPER = 36
+PATIENCE_S = 10.0
+
+
+def main() -> int:
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    # Not below a private folder: processes of other users reach their files here.
+    with tempfile.TemporaryDirectory(prefix="madang-test-", ignore_cleanup_errors=True) as folder:
+        Path(folder).chmod(0o755)
+        command = subprocess.Popen(sys.argv[1:], env=os.environ | {"TMPDIR": folder})
+        signal.signal(signal.SIGTERM, lambda *_: command.terminate())
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        status = reap_until(command.pid)
+        left = [*processes(), *mounts(folder), *loops(folder)]
+    if left:
+        print("\nleft behind:", *left, sep="\n  ")
+    return status or bool(left)
+
+
+def reap_until(main_pid: int) -> int:
+    """Reap adopted processes until the command has ended; its exit code."""
+    while True:
+        pid, status = os.waitpid(-1, 0)
+        if pid == main_pid:
+            code = os.waitstatus_to_exitcode(status)
+            return code if code >= 0 else 128 - code
+
+
+def processes() -> Iterator[str]:
+    """End what is still there after a while, naming it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid == 0:
+            time.sleep(0.05)
+    for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
+        yield f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_text().replace(chr(0), ' ')}"
+        os.kill(pid, signal.SIGKILL)
+
+
+def mounts(folder: str) -> Iterator[str]:
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        if folder in line:
+            yield f"mount {line}"
+            subprocess.run(["umount", "-l", line.split()[1]], check=False)
+
+
+def loops(folder: str) -> Iterator[str]:
+    for file in Path("/sys/block").glob("loop*/loop/backing_file"):
+        try:
+            backing = file.read_text().strip()
+        except OSError:
+            continue
+        if folder in backing:
+            yield f"loop device {file.parts[3]}: {backing}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+#!/bin/sh
+# Format, lint, types, import contracts, tests, documentation: from a bare Debian 12 on.
+#
+#   ./test.sh [--fast] [PYTEST ARGUMENT…]
+#
+# --fast leaves out what takes long (tests marked slow, the documentation).
+set -eu
+root=$(cd "$(dirname "$0")" && pwd)
+cd "$root"
+log=$root/.venv.log
+: >"$log"
+. scripts/common.sh
+
+fast=
+if [ "${1:-}" = --fast ]; then fast=1; shift; fi
+
+# Tests use the real thing: PostgreSQL, file systems, other languages' view of a session's size.
+packages ca-certificates e2fsprogs gcc iproute2 libc6-dev nodejs openjdk-17-jre-headless \
+    postgresql python3-numpy uidmap
+environment "$root/.venv" requirements/dev.txt
+project "$root/.venv" -e
+
+bin=$root/.venv/bin
+failed=
+check() {
+    _name=$1; shift
+    printf '\n== %s\n' "$_name"
+    "$@" || failed="$failed $_name,"
+}
+
+check format "$bin/ruff" format --check .
+check lint "$bin/ruff" check .
+check types "$bin/mypy"
+check imports "$bin/lint-imports"
+if [ -z "$fast" ] && [ -f docs/conf.py ]; then
+    check documentation "$bin/sphinx-build" -W -q -b html docs "$root/docs/_build/html"
+fi
+set -- "$@"
+[ -z "$fast" ] || set -- -m 'not slow' "$@"
+check tests "$bin/python" scripts/contained.py "$bin/python" -m pytest -n 2 --dist worksteal "$@"
+
+if [ -n "$failed" ]; then
+    printf '\n✗ test.sh: failed:%s\n' " ${failed# }" | sed 's/,$//'
+    exit 1
+fi
+printf '\n✓ test.sh: everything passed\n'
