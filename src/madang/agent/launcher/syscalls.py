@@ -1,0 +1,192 @@
+"""System calls that Python has no function for, by ctypes; x86-64 and aarch64.
+
+Each raises OSError like ``os`` does. Kernel 5.12 or newer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import platform
+import socket
+import struct
+from typing import Final
+
+CLONE_NEWTIME: Final = 0x80
+CLONE_NEWNS: Final = 0x20000
+CLONE_NEWCGROUP: Final = 0x2000000
+CLONE_NEWUTS: Final = 0x4000000
+CLONE_NEWIPC: Final = 0x8000000
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWPID: Final = 0x20000000
+CLONE_NEWNET: Final = 0x40000000
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MS_REMOUNT: Final = 32
+MS_NOATIME: Final = 1024
+MS_BIND: Final = 4096
+MS_REC: Final = 16384
+MS_PRIVATE: Final = 1 << 18
+MS_SLAVE: Final = 1 << 19
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+MOUNT_ATTR_RDONLY: Final = 0x1
+MOUNT_ATTR_NOSUID: Final = 0x2
+MOUNT_ATTR_NODEV: Final = 0x4
+MOUNT_ATTR_NOEXEC: Final = 0x8
+
+PR_SET_PDEATHSIG: Final = 1
+PR_SET_DUMPABLE: Final = 4
+PR_SET_NAME: Final = 15
+PR_SET_SECCOMP: Final = 22
+PR_CAPBSET_DROP: Final = 24
+PR_SET_CHILD_SUBREAPER: Final = 36
+PR_SET_NO_NEW_PRIVS: Final = 38
+PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
+
+CLOSE_RANGE_CLOEXEC: Final = 4
+LAST_CAP: Final = 63
+"""One past the highest capability that can ever be; the kernel refuses those it lacks."""
+
+_AT_FDCWD: Final = -100
+_AT_RECURSIVE: Final = 0x8000
+_CAPABILITY_V3: Final = 0x20080522
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP_RUNNING: Final = 0x41
+
+_NUMBERS: Final = {
+    "x86_64": {"pivot_root": 155, "capset": 126},
+    "aarch64": {"pivot_root": 41, "capset": 91},
+}
+_COMMON: Final = {"close_range": 436, "mount_setattr": 442}
+"""Since Linux 5 new calls have one number everywhere."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mount.argtypes = [ctypes.c_char_p] * 3 + [ctypes.c_ulong, ctypes.c_char_p]
+_libc.umount2.argtypes = [ctypes.c_char_p, ctypes.c_int]
+_libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+_libc.syscall.restype = ctypes.c_long
+
+
+def number(name: str) -> int:
+    """The number of a system call on this machine."""
+    found = _COMMON.get(name)
+    return found if found is not None else _NUMBERS[platform.machine()][name]
+
+
+def check(result: int, what: str = "") -> int:
+    """Return *result*, or raise what ``errno`` says."""
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}" if what else os.strerror(code))
+    return result
+
+
+def mount(
+    source: bytes | None,
+    target: bytes,
+    kind: bytes | None = None,
+    flags: int = 0,
+    data: bytes | None = None,
+) -> None:
+    result = _libc.mount(source, target, kind, flags, data)
+    check(result, f"mount {os.fsdecode(source or kind or b'')} on {os.fsdecode(target)}")
+
+
+def bind(source: bytes, target: bytes, *, recursive: bool = False) -> None:
+    mount(source, target, None, MS_BIND | (MS_REC if recursive else 0))
+
+
+def umount(target: bytes, flags: int = MNT_DETACH | UMOUNT_NOFOLLOW) -> None:
+    check(_libc.umount2(target, flags), f"umount {os.fsdecode(target)}")
+
+
+def mount_setattr(path: bytes, attributes: int, *, recursive: bool = True) -> None:
+    """Add MOUNT_ATTR_* to the mount at *path* and, if *recursive*, to all below."""
+    data = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    flags = _AT_RECURSIVE if recursive else 0
+    result = _libc.syscall(number("mount_setattr"), _AT_FDCWD, path, flags, data, len(data))
+    check(result, f"mount_setattr {os.fsdecode(path)}")
+
+
+def pivot_root(new: bytes, old: bytes) -> None:
+    check(_libc.syscall(number("pivot_root"), new, old), f"pivot_root {os.fsdecode(new)}")
+
+
+def unshare(flags: int) -> None:
+    check(_libc.unshare(flags), f"unshare {flags:#x}")
+
+
+def setns(fd: int, flags: int) -> None:
+    check(_libc.setns(fd, flags), f"setns {flags:#x}")
+
+
+def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
+    return check(_libc.prctl(option, a, b, c, d), f"prctl {option}")
+
+
+def die_with_parent(signal: int) -> None:
+    """Get *signal* when the parent dies; cleared by every change of uid."""
+    prctl(PR_SET_PDEATHSIG, signal)
+
+
+def sethostname(name: bytes) -> None:
+    check(_libc.sethostname(name, len(name)), "sethostname")
+
+
+def drop_capabilities() -> None:
+    """Empty the bounding, ambient, inheritable, permitted and effective sets."""
+    for capability in range(LAST_CAP + 1):
+        if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+            break
+    _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
+    header = struct.pack("=Ii", _CAPABILITY_V3, 0)
+    check(_libc.syscall(number("capset"), header, bytes(24)), "capset")
+
+
+def no_new_privileges() -> None:
+    prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def install_filter(program: bytes) -> None:
+    """Install a seccomp program, an array of ``sock_filter``; needs no_new_privileges."""
+    code = ctypes.create_string_buffer(program, len(program))
+    header = ctypes.create_string_buffer(
+        struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
+    )
+    prctl(PR_SET_SECCOMP, 2, ctypes.addressof(header))
+
+
+def close_on_exec_from(first: int) -> None:
+    """Mark every descriptor from *first* on as close-on-exec."""
+    result = _libc.syscall(
+        number("close_range"), ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), CLOSE_RANGE_CLOEXEC
+    )
+    check(result, "close_range")
+
+
+def close_from(first: int) -> None:
+    """Close every descriptor from *first* on."""
+    result = _libc.syscall(
+        number("close_range"), ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0
+    )
+    check(result, "close_range")
+
+
+def loopback_up() -> None:
+    """Bring ``lo`` up: in a new network namespace it is down."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING)
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, request)
+
+
+def set_process_name(name: str) -> None:
+    """At most 15 bytes; what ``ps`` and ``/proc/PID/comm`` show."""
+    buffer = ctypes.create_string_buffer(name.encode()[:15])
+    prctl(PR_SET_NAME, ctypes.addressof(buffer))
