@@ -1,0 +1,112 @@
+"""Every setting of the server: its name, default and meaning.
+
+``config`` fills these in and ``madang config show`` prints them; the reference documentation is
+made from the docstrings. Standard library only: the supervisor imports this. A key in the file is
+the field's name without its unit (``mem_bytes`` is ``mem = "2g"``, ``keep_s`` is ``keep = "7d"``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from madang.wire.size import GIB, MIB
+
+DAY_S: Final = 86400.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Where the server listens and what it writes."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. The API is not encrypted yet: leave it at loopback, or put a TLS proxy
+    in front."""
+    port: int = 8470
+    """TCP port; 0 takes any free one."""
+    state: str = ""
+    """State folder. Empty: ``/var/lib/madang`` for root, else ``$XDG_DATA_HOME/madang``."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is written to the log."""
+    runtime: Literal["native", "process"] = "native"
+    """``native`` isolates; ``process`` does not and is for tests only."""
+    uid: int = 2_000_000_000
+    """User number of the server process when started by root; it should have no other use."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatabaseSettings:
+    """Where rows are kept."""
+
+    url: str = ""
+    """``postgresql://user:password@host/name``. Empty: SQLite in the state folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultSettings:
+    """The size of a session that does not say its own."""
+
+    cpu: float = 1.0
+    """Cores."""
+    mem_bytes: int = 2 * GIB
+    """Memory, at most half of the machine's."""
+    pids: int = 512
+    """Processes and threads at once."""
+    disk_bytes: int = 10 * GIB
+    """Writable disk of the session."""
+    time_s: float | None = None
+    """Longest run time; none if not given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LimitSettings:
+    """What a single request or session may bring along."""
+
+    workspace_bytes: int = 512 * MIB
+    """Largest working directory."""
+    log_bytes: int = 64 * MIB
+    """Output kept for each program; the oldest goes first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetentionSettings:
+    """How long ended sessions stay, with their output and files."""
+
+    keep_s: float = 7 * DAY_S
+    """Removed when they ended longer ago."""
+    count: int = 1000
+    """Beyond this number the oldest are removed earlier."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSettings:
+    """What this machine gives to sessions."""
+
+    name: str = ""
+    """Name of this machine; empty: its host name."""
+    cpu_overcommit: float = 1.0
+    """Cores given out for each core there is."""
+    mem_reserve_bytes: int = 512 * MIB
+    """Memory never given to sessions."""
+    disk_reserve_bytes: int = 1 * GIB
+    """Free disk below which no session starts."""
+    slots: int = 3
+    """Sandboxes made ahead, so that a session starts at once; about 1.5 MB each."""
+    scratch_pool: int = 3
+    """Scratch disks made ahead."""
+    uid_count: int = 100_000
+    """User numbers for sessions, from ``server.uid`` + 1 on."""
+    host_paths: tuple[str, ...] = ()
+    """Further folders of this machine that sessions may read, such as ``/data/sets``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All of it."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    database: DatabaseSettings = field(default_factory=DatabaseSettings)
+    defaults: DefaultSettings = field(default_factory=DefaultSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
+    node: NodeSettings = field(default_factory=NodeSettings)
