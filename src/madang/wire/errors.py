@@ -208,6 +208,16 @@ class StorageFull(PlatformError):
     )
 
 
+class DatabaseUnavailable(PlatformError):
+    code = "database.unavailable"
+    http_status = 503
+    retry = Retry.LATER
+    help_text = (
+        "The server's database does not answer or refuses to work; the message has its words. "
+        "Running sessions go on, and so does the server once the database is back."
+    )
+
+
 class StateVersion(PlatformError):
     code = "state.version"
     http_status = 500
