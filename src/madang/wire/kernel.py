@@ -83,6 +83,8 @@ class KernelSpec:
     """Output kept; the oldest goes first."""
     build: bool = False
     """A build session: gets ``TOOLS_DIR`` and a registry proxy in ``SERVICE_DIR``."""
+    owner: str = ""
+    """Whose session it is. What one owner's builds claim is never believed for another's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
