@@ -18,7 +18,7 @@ release = version = madang.__version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "reference"]
 myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 3
-exclude_patterns = ["_build", "_ext"]
+exclude_patterns = ["_build", "_ext", "reference/generated"]
 html_theme = "furo"
 html_title = f"Madang {version}"
 html_static_path = ["_static"]
