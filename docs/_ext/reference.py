@@ -1,4 +1,4 @@
-"""Writes the generated part of the reference before each build: what the code says, not what we remember."""
+"""Writes the generated part of the reference before each build: what the code says."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from madang.cli.__main__ import cli
+from madang.manager.session.types import LIFE
 from sphinx.application import Sphinx
 
-from madang.cli.__main__ import cli
 from madang.daemon import config
 from madang.manager.http import openapi
-from madang.manager.session.types import LIFE
 from madang.wire.errors import catalogue
 
 
@@ -48,7 +48,8 @@ def settings() -> Iterator[str]:
     for key in config.keys().values():
         if key.section != section:
             section = key.section
-            yield f"\n## `[{section}]`\n\n| key | default | environment | meaning |\n|---|---|---|---|"
+            yield f"\n## `[{section}]`\n"
+            yield "| key | default | environment | meaning |\n|---|---|---|---|"
         name = key.name.partition(".")[2]
         yield f"| `{name}` | `{key.show(key.default)}` | `{key.variable}` | {_cell(key.meaning)} |"
 
@@ -74,7 +75,8 @@ def api() -> Iterator[str]:
 
 
 def _operation(path: str, method: str, operation: dict[str, Any]) -> Iterator[str]:
-    yield f"## `{method.upper()} {path}`\n\n{_prose(operation.get('description') or operation.get('summary', ''))}\n"
+    text = operation.get("description") or operation.get("summary", "")
+    yield f"## `{method.upper()} {path}`\n\n{_prose(text)}\n"
     parameters = operation.get("parameters", [])
     if parameters:
         yield "| parameter | in | type | meaning |\n|---|---|---|---|"
