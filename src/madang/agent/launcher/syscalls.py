@@ -6,9 +6,9 @@ Each raises OSError like ``os`` does. Kernel 5.12 or newer.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
-import platform
 import socket
 import struct
 from typing import Final
@@ -64,7 +64,7 @@ _NUMBERS: Final = {
     "x86_64": {"pivot_root": 155, "capset": 126},
     "aarch64": {"pivot_root": 41, "capset": 91},
 }
-_COMMON: Final = {"close_range": 436, "mount_setattr": 442}
+_COMMON: Final = {"close_range": 436, "openat2": 437, "mount_setattr": 442}
 """Since Linux 5 new calls have one number everywhere."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -77,7 +77,7 @@ _libc.syscall.restype = ctypes.c_long
 def number(name: str) -> int:
     """The number of a system call on this machine."""
     found = _COMMON.get(name)
-    return found if found is not None else _NUMBERS[platform.machine()][name]
+    return found if found is not None else _NUMBERS[os.uname().machine][name]
 
 
 def check(result: int, what: str = "") -> int:
@@ -140,11 +140,15 @@ def sethostname(name: bytes) -> None:
     check(_libc.sethostname(name, len(name)), "sethostname")
 
 
-def drop_capabilities() -> None:
-    """Empty the bounding, ambient, inheritable, permitted and effective sets."""
+def drop_bounding_set() -> None:
+    """No program that is executed later can gain a capability; while still privileged."""
     for capability in range(LAST_CAP + 1):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break
+
+
+def drop_capabilities() -> None:
+    """Empty the ambient, inheritable, permitted and effective sets."""
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = struct.pack("=Ii", _CAPABILITY_V3, 0)
     check(_libc.syscall(number("capset"), header, bytes(24)), "capset")
@@ -165,18 +169,21 @@ def install_filter(program: bytes) -> None:
 
 def close_on_exec_from(first: int) -> None:
     """Mark every descriptor from *first* on as close-on-exec."""
-    result = _libc.syscall(
-        number("close_range"), ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), CLOSE_RANGE_CLOEXEC
-    )
-    check(result, "close_range")
+    _close_range(first, 0xFFFFFFFF, CLOSE_RANGE_CLOEXEC)
 
 
-def close_from(first: int) -> None:
-    """Close every descriptor from *first* on."""
-    result = _libc.syscall(
-        number("close_range"), ctypes.c_uint(first), ctypes.c_uint(0xFFFFFFFF), 0
-    )
-    check(result, "close_range")
+def close_all_but(*kept: int) -> None:
+    """Close every descriptor but *kept* and the standard three."""
+    first = 3
+    for fd in (*sorted(k for k in kept if k > 2), 1 << 31):
+        if fd > first:
+            _close_range(first, fd - 1, 0)
+        first = fd + 1
+
+
+def _close_range(first: int, last: int, flags: int) -> None:
+    arguments = ctypes.c_uint(first), ctypes.c_uint(last), flags
+    check(_libc.syscall(number("close_range"), *arguments), "close_range")
 
 
 def loopback_up() -> None:
@@ -190,3 +197,18 @@ def set_process_name(name: str) -> None:
     """At most 15 bytes; what ``ps`` and ``/proc/PID/comm`` show."""
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     prctl(PR_SET_NAME, ctypes.addressof(buffer))
+
+
+RESOLVE_NO_MAGICLINKS: Final = 0x2
+RESOLVE_IN_ROOT: Final = 0x10
+
+
+def open_in_root(root: int, path: bytes, flags: int) -> int:
+    """Open *path* as if the folder *root* were ``/``: no link and no ``..`` leads out of it."""
+    resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
+    while True:
+        result = _libc.syscall(number("openat2"), root, path, how, len(how))
+        if result >= 0 or ctypes.get_errno() != errno.EAGAIN:
+            return int(check(result, os.fsdecode(path)))
+        # Something was renamed meanwhile and the kernel could not be sure.
