@@ -1,12 +1,49 @@
-"""Image builds on a node: what surrounds a build session, before it starts and after it ended."""
+"""Image builds on a node: what surrounds a build session, before it starts and after it ended.
+
+Inside the session ``agent.buildscript`` resolves and installs; here its way to the package index is
+opened, and what it leaves in its outputs is taken over. Nothing it says is trusted beyond its
+owner's own images: archives are checked by ``LayerStore``, and «this requirement is that layer» is
+remembered for builds of the same owner only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Protocol
+import asyncio
+import dataclasses
+import errno
+import json
+import logging
+import os
+import re
+import socket
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import BinaryIO, Final, Protocol, cast
 
-from madang.wire.kernel import KernelId, KernelSpec
-from madang.wire.session import Ended
+from madang.agent import tools
+from madang.agent.layers import LayerStore, Staged, byte_compile, remove_tree
+from madang.agent.proxy import Proxy, ProxySettings
+from madang.agent.registry import Registry
+from madang.kit import codec
+from madang.kit.clock import Clock
+from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
+from madang.wire.image import BUILD_MANIFEST, BuildManifest, Layer
+from madang.wire.kernel import OUTPUT_DIR, KernelId, KernelSpec
+from madang.wire.session import Ended, Reason
+
+log = logging.getLogger(__name__)
+
+PROXY_SOCKET: Final = "proxy.sock"
+KEYS: Final = "keys.json"
+MAX_LAYERS: Final = 400
+"""More make file look-ups slow (a failed one passes through all)."""
+MAX_TEXT: Final = 4 * 1024 * 1024
+NOT_TAKEN: Final = 74
+"""Exit code of a build whose layers could not be taken over."""
+_PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
+
+Reader = Callable[[KernelId, str], AsyncIterator[bytes]]
+"""The bytes of one file of a kernel, by its absolute path in the session."""
 
 
 class BuildHook(Protocol):
@@ -39,3 +76,166 @@ class BuildHook(Protocol):
     async def close(self) -> None:
         """Close all proxies; sessions go on."""
         ...
+
+
+class Builds:
+    """The BuildHook of a node."""
+
+    def __init__(
+        self,
+        *,
+        state_dir: str,
+        service_dir: Callable[[KernelId], str],
+        read: Reader,
+        registry: Registry,
+        clock: Clock,
+    ) -> None:
+        self._tools: Final = os.path.join(state_dir, "tools")
+        self._store: Final = LayerStore(os.path.join(state_dir, "layers"), clock)
+        self._service_dir: Final = service_dir
+        self._read: Final = read
+        self._registry: Final = registry
+        self._proxies: Final[dict[KernelId, Proxy]] = {}
+
+    async def open(self) -> None:
+        await asyncio.to_thread(self._store.open)
+        await asyncio.to_thread(tools.install, self._tools)
+
+    async def close(self) -> None:
+        for kernel in list(self._proxies):
+            await self._close_proxy(kernel)
+
+    def layers(self) -> tuple[str, ...]:
+        """Digests of all layers on the node, as ``Hello.layers`` tells them."""
+        return self._store.list()
+
+    async def before_start(self, kernel: KernelId, spec: KernelSpec) -> None:
+        if kernel in self._proxies:
+            return
+        known = await asyncio.to_thread(self._store.known, spec.owner)
+        self._store.touch(layer.digest for layer in known.values())
+        proxy = Proxy(
+            os.path.join(self._service_dir(kernel), PROXY_SOCKET),
+            self._orders(known),
+            ProxySettings(hosts=self._registry.hosts),
+        )
+        self._proxies[kernel] = proxy
+        await proxy.open()
+
+    def _orders(self, known: dict[str, Layer]) -> bytes:
+        """What the build script asks for first; never on disk, for its passwords."""
+        registry = self._registry
+        orders = {
+            "environment": {name: value.reveal() for name, value in registry.environment.items()},
+            "secrets": [secret.reveal() for secret in registry.secrets],
+            "certificates": registry.certificates,
+            "layers": codec.to_builtins(known),
+        }
+        return json.dumps(orders).encode()
+
+    async def after_end(self, kernel: KernelId, spec: KernelSpec, ended: Ended) -> Ended:
+        await self._close_proxy(kernel)
+        if ended.reason is not Reason.EXIT or ended.exit_code != 0:
+            return ended
+        try:
+            await self._take_over(kernel, spec)
+        except (PlatformError, OSError) as exc:
+            text = _in_words(exc)
+            log.warning("build not taken over", extra={"kernel": str(kernel), "error": text})
+            return dataclasses.replace(
+                ended, exit_code=NOT_TAKEN, text=f"The build's layers can't be kept: {text}"
+            )
+        return ended
+
+    async def collect(self, keep_layers: Iterable[str]) -> None:
+        gone = await asyncio.to_thread(self._store.collect, frozenset(keep_layers))
+        if gone:
+            log.info("layers removed", extra={"count": len(gone)})
+
+    async def _close_proxy(self, kernel: KernelId) -> None:
+        proxy = self._proxies.pop(kernel, None)
+        if proxy is not None:
+            await proxy.close()
+
+    async def _take_over(self, kernel: KernelId, spec: KernelSpec) -> None:
+        """Bring all layers of a build into the store; all of them, or none."""
+        manifest = codec.from_json(BuildManifest, await self._text(kernel, BUILD_MANIFEST))
+        _check(manifest)
+        keys = codec.from_json(dict[str, str], await self._text(kernel, KEYS))
+        store = self._store
+        store.touch(layer.digest for layer in manifest.layers)
+        staged: list[Staged] = []
+        left = spec.size.disk_bytes
+        try:
+            for layer in manifest.layers:
+                if not store.has(layer.digest):
+                    one = await self._stage(kernel, layer.digest, left)
+                    staged.append(one)
+                    left -= one.size_bytes
+                    await byte_compile(one.path, manifest.python)
+            await asyncio.to_thread(store.commit, tuple(staged))
+        finally:
+            for path in (one.path for one in staged if os.path.lexists(one.path)):
+                await asyncio.to_thread(remove_tree, path)
+        layers = {layer.digest: layer for layer in manifest.layers}
+        learned = {k: layers[d] for k, d in keys.items() if _KEY.fullmatch(k) and d in layers}
+        await asyncio.to_thread(store.learn, spec.owner, learned)
+
+    async def _text(self, kernel: KernelId, name: str) -> bytes:
+        """A small file of the outputs."""
+        data = bytearray()
+        async for chunk in self._read(kernel, f"{OUTPUT_DIR}/{name}"):
+            data += chunk
+            if len(data) > MAX_TEXT:
+                raise BuildFailed(f"{name} is larger than {MAX_TEXT} bytes")
+        return bytes(data)
+
+    async def _stage(self, kernel: KernelId, digest: str, limit_bytes: int) -> Staged:
+        """Unpack one archive in a thread, fed through a socket; closing it ends the thread."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        path = f"{OUTPUT_DIR}/layers/{digest}.tar"
+        poured, staged = await asyncio.gather(
+            self._pour(kernel, path, ours),
+            asyncio.to_thread(self._unpack, digest, theirs, limit_bytes),
+            return_exceptions=True,
+        )
+        if isinstance(poured, BaseException):
+            if isinstance(staged, Staged):
+                await asyncio.to_thread(remove_tree, staged.path)
+            raise poured
+        if isinstance(staged, BaseException):
+            raise staged
+        return staged
+
+    async def _pour(self, kernel: KernelId, path: str, target: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        with target:
+            try:
+                async for chunk in self._read(kernel, path):
+                    await loop.sock_sendall(target, chunk)
+            except (BrokenPipeError, ConnectionResetError):
+                pass  # the unpacker has stopped; it says why
+
+    def _unpack(self, digest: str, source: socket.socket, limit_bytes: int) -> Staged:
+        with source, source.makefile("rb") as archive:
+            return self._store.stage(digest, cast(BinaryIO, archive), limit_bytes)
+
+
+def _check(manifest: BuildManifest) -> None:
+    if not _PYTHON.fullmatch(manifest.python) or not 0 < len(manifest.layers) <= MAX_LAYERS:
+        text = f"{len(manifest.layers)} layers for Python {manifest.python[:20]!r}"
+        raise BuildFailed(f"{text} are no image; it can have {MAX_LAYERS} packages")
+    for layer in manifest.layers:
+        if max(len(layer.name), len(layer.version)) > 200 or layer.size_bytes < 0:
+            raise BuildFailed("the build's manifest is damaged")
+
+
+def _in_words(exc: PlatformError | OSError) -> str:
+    if isinstance(exc, InvalidRequest):
+        return f"its manifest is damaged ({exc.text})"
+    if isinstance(exc, PlatformError):
+        return exc.text
+    if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "the disk under the state folder is full; free space, then build again"
+    return str(exc)

@@ -68,10 +68,17 @@ class Proxy:
 
     async def open(self) -> None:
         """Listen; a socket left by an earlier agent is replaced."""
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._path)
-        self._server = await asyncio.start_unix_server(self._accept, self._path, limit=MAX_HEAD)
-        os.chmod(self._path, 0o666)  # the session's uid is not ours; its folder is its own
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        folder = os.open(os.path.dirname(self._path), os.O_PATH | os.O_DIRECTORY)
+        try:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self._path)
+            # Through the descriptor: a socket's path may have 107 bytes only.
+            listener.bind(f"/proc/self/fd/{folder}/{os.path.basename(self._path)}")
+        finally:
+            os.close(folder)
+        os.chmod(self._path, 0o666)  # noqa: S103 - the session has another uid, the folder is its own
+        self._server = await asyncio.start_unix_server(self._accept, sock=listener, limit=MAX_HEAD)
 
     async def close(self) -> None:
         """Cut all connections."""
@@ -124,9 +131,9 @@ class Proxy:
         far_reader, far_writer = await self._connect(host, port)
         try:
             writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._pump(reader, far_writer))
-                group.create_task(self._pump(far_reader, writer))
+            async with self._idle() as limit, asyncio.TaskGroup() as group:
+                group.create_task(self._pump(reader, far_writer, limit))
+                group.create_task(self._pump(far_reader, writer, limit))
         except* (OSError, TimeoutError):
             pass
         finally:
@@ -144,7 +151,8 @@ class Proxy:
             lines = [f"{request.method} {target} HTTP/1.1".encode(), b"Connection: close"]
             lines += [h for h in request.headers if not _is_hop(h)]
             far_writer.write(b"\r\n".join(lines) + b"\r\n\r\n")
-            await self._pump(far_reader, writer)
+            async with self._idle() as limit:
+                await self._pump(far_reader, writer, limit)
         finally:
             far_writer.close()
 
@@ -165,7 +173,7 @@ class Proxy:
                     raise Refused("403 Forbidden", text)
                 return await self._first(allowed, port)
         except (OSError, UnicodeError, TimeoutError) as exc:
-            raise Refused("502 Bad Gateway", f"{host}: {exc or 'no answer'}") from exc
+            raise Refused("502 Bad Gateway", f"{host}: {str(exc) or 'no answer'}") from exc
 
     async def _first(
         self, addresses: list[str], port: int
@@ -177,17 +185,20 @@ class Proxy:
                     return await asyncio.open_connection(last, port)
         return await asyncio.open_connection(addresses[-1], port)
 
-    async def _pump(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        while True:
-            async with asyncio.timeout(self._settings.idle_s):
-                data = await source.read(CHUNK)
-                if not data:
-                    break
-                self._left -= len(data)
-                if self._left < 0:
-                    raise ConnectionAbortedError("the build's transfer limit is reached")
-                target.write(data)
-                await target.drain()
+    def _idle(self) -> asyncio.Timeout:
+        return asyncio.timeout(self._settings.idle_s)
+
+    async def _pump(
+        self, source: asyncio.StreamReader, target: asyncio.StreamWriter, limit: asyncio.Timeout
+    ) -> None:
+        clock = asyncio.get_running_loop().time
+        while data := await source.read(CHUNK):
+            limit.reschedule(clock() + self._settings.idle_s)
+            self._left -= len(data)
+            if self._left < 0:
+                raise ConnectionAbortedError("the build's transfer limit is reached")
+            target.write(data)
+            await target.drain()
         if target.can_write_eof():
             target.write_eof()
 

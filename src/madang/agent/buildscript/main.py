@@ -250,7 +250,7 @@ class Build:
 
     def finish(self, pins: list[Pin], layers: list[Layer]) -> None:
         """Say what was built; the manifest comes last."""
-        keys = {pin.key(): layer.digest for pin, layer in zip(pins, layers, strict=True)}
+        keys = {p.key(): layer.digest for p, layer in zip(pins, layers[:-1], strict=True)}
         manifest = {
             "python": ".".join(self.version.split(".")[:2]),
             "layers": [asdict(layer) for layer in layers],

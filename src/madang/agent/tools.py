@@ -1,0 +1,73 @@
+"""What build sessions find at ``/madang/tools``: uv, and our script as one zip file."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zipfile
+from typing import Final
+
+import uv
+
+import madang
+from madang.agent import buildscript
+
+SCRIPT: Final = "build.pyz"
+EXECUTABLE: Final = 0o555
+_START: Final = """\
+import sys
+from madang.agent.buildscript.main import run
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+def install(folder: str) -> None:
+    """Make *folder* hold this version's tools; each file is replaced at once, or left alone."""
+    os.makedirs(folder, mode=0o755, exist_ok=True)
+    _install_uv(folder)
+    script = os.path.join(folder, SCRIPT)
+    part = script + ".part"
+    _write_script(part)
+    if _same(part, script):
+        os.unlink(part)
+    else:
+        os.chmod(part, 0o444)
+        os.rename(part, script)
+
+
+def _install_uv(folder: str) -> None:
+    source, target = uv.find_uv_bin(), os.path.join(folder, "uv")
+    wanted = os.stat(source)
+    try:
+        found = os.stat(target)
+    except FileNotFoundError:
+        found = None
+    if found and (found.st_size, found.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns):
+        return
+    part = target + ".part"
+    shutil.copyfile(source, part)
+    os.utime(part, ns=(wanted.st_mtime_ns, wanted.st_mtime_ns))
+    os.chmod(part, EXECUTABLE)
+    os.rename(part, target)
+
+
+def _write_script(path: str) -> None:
+    """The package ``buildscript`` under its full name; the same bytes from the same sources."""
+    root = os.path.dirname(os.path.dirname(madang.__file__))
+    base = os.path.dirname(buildscript.__file__)
+    sources = [os.path.join(base, n) for n in sorted(os.listdir(base)) if n.endswith(".py")]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("madang/__init__.py", "madang/agent/__init__.py"):
+            archive.writestr(zipfile.ZipInfo(name), "")
+        for source in sources:
+            with open(source, "rb") as file:
+                archive.writestr(zipfile.ZipInfo(os.path.relpath(source, root)), file.read())
+        archive.writestr(zipfile.ZipInfo("__main__.py"), _START)
+
+
+def _same(one: str, other: str) -> bool:
+    try:
+        with open(one, "rb") as first, open(other, "rb") as second:
+            return first.read() == second.read()
+    except FileNotFoundError:
+        return False
