@@ -65,6 +65,8 @@ class Key:
         if self._is_list:
             return tuple(value if isinstance(value, list) else filter(None, str(value).split(":")))
         assert text is not None
+        if "\0" in text:
+            raise ValueError("has a NUL byte")
         if self.field.endswith("_bytes"):
             return size.parse_bytes(text, field=self.name)
         if self.field.endswith("_s"):
