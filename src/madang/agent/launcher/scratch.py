@@ -51,6 +51,7 @@ _AUTOCLEAR: Final = 4
 _LOOP_INFO: Final = struct.Struct("=QQQQQIIII64s64s32sQQ")
 _LOOP_CONFIG: Final = struct.Struct(f"=II{_LOOP_INFO.size}s64x")
 _MS_MOVE: Final = 8192
+_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BYTES_PER_INODE: Final = 8192
 _MOUNT_FLAGS: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOATIME
 _MOUNT_OPTIONS: Final = b"noinit_itable,discard,nobarrier"
@@ -358,13 +359,13 @@ def _configured_devices() -> Iterator[str]:
             yield f"/dev/{name}"
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: str | bytes, parent: int | None = None) -> None:
     """Delete a folder that a hostile program filled: any depth, any modes, links not followed.
 
     Subfolders are moved up to the top before they are emptied, so no path and no recursion grows.
     """
     try:
-        top = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        top = os.open(path, _FOLDER, dir_fd=parent)
     except FileNotFoundError:
         return
     try:
@@ -375,12 +376,12 @@ def remove_tree(path: str) -> None:
                 count = _remove_folder(top, name, count)
     finally:
         os.close(top)
-    os.rmdir(path)
+    os.rmdir(path, dir_fd=parent)
 
 
 def _remove_folder(top: int, name: str, count: int) -> int:
     os.chmod(name, 0o700, dir_fd=top)
-    folder = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=top)
+    folder = os.open(name, _FOLDER, dir_fd=top)
     try:
         count = _empty(folder, top, count)
     finally:
