@@ -2,8 +2,8 @@
 
 Each function takes the socket that ``Runtime.files`` gave, does one operation and closes it, also
 when it is cancelled. Paths are in-session paths as in ``wire.paths``: absolute, or relative to the
-working directory. Whoever may leave a generator early uses ``contextlib.aclosing``. Errors are FileMissing, FileFailed, PathInvalid; ConnectionError where the worker
-died.
+working directory. Errors are FileMissing, FileFailed, PathInvalid; ConnectionError where the worker
+died. Who may leave one of the generators early wraps it in ``contextlib.aclosing``.
 """
 
 from __future__ import annotations
