@@ -16,7 +16,7 @@ from madang.agent.launcher import probe
 from madang.agent.launcher.probe import Finding
 from madang.daemon.settings import Settings
 from madang.daemon.state import FORMAT, read_running
-from madang.wire.size import GIB, format_bytes
+from madang.wire.size import GIB
 
 MARKS: Final = {"ok": "✓", "warning": "!", "error": "✗"}
 ANSWER_S: Final = 3.0

@@ -11,6 +11,7 @@ from typing import Final
 
 import click
 
+from madang.agent.launcher import registry
 from madang.agent.launcher.processes import ProcessId, kill
 from madang.client import Client
 from madang.daemon.state import read_running
@@ -36,6 +37,19 @@ def down(state: str, *, keep_sessions: bool, timeout_s: float) -> int:
         for process in list(kernel_processes(state)):
             _end(process, signal.SIGKILL, KILL_S)
     return _verdict(state, started=running is not None, keep_sessions=keep_sessions)
+
+
+def kernel_processes(state: str) -> Iterator[ProcessId]:
+    """Keepers and inits of sessions that live; with either gone a session ends."""
+    try:
+        found = list(registry.folders(os.path.join(state, "kernels")))
+    except FileNotFoundError:
+        return
+    for _, folder in found:
+        record = registry.load(folder)
+        for process in (record.keeper, record.init) if record else ():
+            if process and ProcessId.of(process.pid) == process:
+                yield process
 
 
 def _check_may(state: str) -> None:
