@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from madang.wire.session import SizeRequest
+
 
 class ImageKind(StrEnum):
     HOST = "host"
@@ -55,6 +57,8 @@ class Image:
     used_by: int = 0
     """Live sessions that run from it."""
     labels: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    """Why the build failed, in words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +68,8 @@ class BuildRequest:
     name: str
     requirements: tuple[str, ...]
     labels: dict[str, str] = field(default_factory=dict)
+    size: SizeRequest = field(default_factory=SizeRequest)
+    """Of the build session; builds have defaults of their own."""
 
 
 BUILD_MANIFEST: Final = "image.json"
