@@ -25,7 +25,7 @@ from madang.agent.proxy import Proxy, ProxySettings
 from madang.agent.registry import Registry
 from madang.kit import codec
 from madang.kit.clock import Clock
-from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
+from madang.wire.errors import BuildFailed, InvalidRequest, LauncherUnavailable, PlatformError
 from madang.wire.image import BUILD_MANIFEST, BuildManifest, Layer
 from madang.wire.kernel import OUTPUT_DIR, KernelId, KernelSpec
 from madang.wire.session import Ended, Reason
@@ -139,6 +139,8 @@ class Builds:
             return ended
         try:
             await self._take_over(kernel, spec)
+        except LauncherUnavailable:
+            raise  # the agent tries again
         except (PlatformError, OSError) as exc:
             text = _in_words(exc)
             log.warning("build not taken over", extra={"kernel": str(kernel), "error": text})

@@ -1,0 +1,41 @@
+"""Background duties of the image slice."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from madang.kit.clock import Clock
+from madang.kit.loop import Loop
+from madang.manager.image.service import ImageService
+from madang.wire.api import Event
+
+
+class BuildWatcher(Loop):
+    """Makes images of builds that ended. Woken by the ends of sessions."""
+
+    period_s = 5.0
+
+    def __init__(self, service: ImageService, clock: Clock) -> None:
+        super().__init__(clock)
+        self._service: Final = service
+
+    def listen(self, event: Event) -> None:
+        """Give this to the event feed."""
+        if event.kind.startswith("session."):
+            self.wake()
+
+    async def tick(self, now: float) -> None:
+        await self._service.settle_builds()
+
+
+class Collector(Loop):
+    """Forgets removed images once nothing runs from them."""
+
+    period_s = 60.0
+
+    def __init__(self, service: ImageService, clock: Clock) -> None:
+        super().__init__(clock)
+        self._service: Final = service
+
+    async def tick(self, now: float) -> None:
+        await self._service.forget_removed(now)

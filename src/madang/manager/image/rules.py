@@ -1,0 +1,178 @@
+"""Decisions about images, pure."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from madang.kit.codec import from_json
+from madang.manager.db import seconds
+from madang.manager.image.types import ImageRow, ImageSettings
+from madang.wire.errors import BuildFailed, Conflict, ImageUnknown, InvalidRequest
+from madang.wire.image import (
+    BuildManifest,
+    BuildRequest,
+    Image,
+    ImageKind,
+    ImageStatus,
+    Layer,
+)
+from madang.wire.kernel import TOOLS_DIR, ImageMount
+from madang.wire.session import HOST_IMAGE, Result, Session, SessionSpec, SizeRequest
+
+BUILD_SCRIPT: Final = f"{TOOLS_DIR}/build.pyz"
+MAX_REQUIREMENTS: Final = 200
+MAX_REQUIREMENT: Final = 500
+MAX_LAYERS: Final = 400
+_NAME: Final = re.compile(r"[a-z][a-z0-9._-]{1,39}")
+_REQUIREMENT: Final = re.compile(
+    r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\s*(?:\[[A-Za-z0-9 ,._-]*\])?\s*"
+    r"(?:@\s*https?://\S.*|[<>=!~(;].*)?"
+)
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
+_ENVIRONMENT: Final = {"VIRTUAL_ENV": "/env"}
+
+
+def check_request(request: BuildRequest) -> BuildRequest:
+    """With spaces and repetitions gone. Raises InvalidRequest that names what is wrong."""
+    if not _NAME.fullmatch(request.name):
+        text = f"name: {request.name[:60]!r} is no image name: 2 to 40 of a-z 0-9 . _ -"
+        raise InvalidRequest(f"{text}, beginning with a letter.", field="name")
+    if request.name == HOST_IMAGE:
+        raise Conflict(f"{HOST_IMAGE!r} is built in; choose another name.")
+    wanted = tuple(dict.fromkeys(each.strip() for each in request.requirements))
+    if not 0 < len(wanted) <= MAX_REQUIREMENTS:
+        text = f"requirements: {len(wanted)} given; 1 to {MAX_REQUIREMENTS} make an image."
+        raise InvalidRequest(text, field="requirements")
+    for requirement in wanted:
+        _check_requirement(requirement)
+    return BuildRequest(
+        name=request.name, requirements=wanted, labels=request.labels, size=request.size
+    )
+
+
+def _check_requirement(text: str) -> None:
+    good = text.isprintable() and len(text) <= MAX_REQUIREMENT and " --" not in text
+    if not good or not _REQUIREMENT.fullmatch(text):
+        raise InvalidRequest(
+            f"requirements: {text[:80]!r} is none: a name, perhaps with extras, versions, a marker "
+            "or ` @ https://…` (numpy, scikit-learn==1.5.2, torch>=2,<3). Options, folders and "
+            "git addresses can't be built: each file must have a hash.",
+            field="requirements",
+        )
+
+
+def build_spec(row: ImageRow, settings: ImageSettings) -> SessionSpec:
+    """The session that builds *row*."""
+    asked = from_json(SizeRequest, row.size)
+    requirements = from_json(tuple[str, ...], row.requirements)
+    return SessionSpec(
+        argv=("python3", "-I", BUILD_SCRIPT, *requirements),
+        image=HOST_IMAGE,
+        size=SizeRequest(
+            cpu=asked.cpu or settings.cpu,
+            mem_bytes=asked.mem_bytes or settings.mem_bytes,
+            pids=asked.pids or settings.pids,
+            disk_bytes=asked.disk_bytes or settings.disk_bytes,
+            time_s=asked.time_s or settings.time_s,
+        ),
+        labels={"image": row.name},
+        grace_s=2.0,
+    )
+
+
+def image_digest(kind: ImageKind, layers: Iterable[str]) -> str:
+    """Content address: SHA-256 over the kind and the layers, topmost first, a line each."""
+    return hashlib.sha256("".join(f"{part}\n" for part in (kind, *layers)).encode()).hexdigest()
+
+
+HOST: Final = Image(
+    name=HOST_IMAGE,
+    digest=image_digest(ImageKind.HOST, ()),
+    kind=ImageKind.HOST,
+    status=ImageStatus.READY,
+)
+
+
+def check_manifest(manifest: BuildManifest) -> BuildManifest:
+    """What a build session says, which its owner can have changed. Raises BuildFailed."""
+    digests = [layer.digest for layer in manifest.layers]
+    sane = (
+        _PYTHON.fullmatch(manifest.python)
+        and 0 < len(digests) <= MAX_LAYERS
+        and len(set(digests)) == len(digests)
+        and all(map(_DIGEST.fullmatch, digests))
+        and all(_is_sane(layer) for layer in manifest.layers)
+    )
+    if not sane:
+        raise BuildFailed("the build's manifest is damaged.")
+    return manifest
+
+
+def _is_sane(layer: Layer) -> bool:
+    return max(len(layer.name), len(layer.version)) <= 200 and 0 <= layer.size_bytes < 1 << 50
+
+
+def why_failed(session: Session | None) -> str:
+    """In words."""
+    if session is None:
+        return "its build session was removed before the image was ready"
+    if session.result is Result.CANCELLED:
+        return "the build was stopped"
+    text = session.ended.text if session.ended else ""
+    return text or f"the build failed; its log says why (madang logs {session.name})"
+
+
+def current(rows: Sequence[ImageRow]) -> ImageRow | None:
+    """Of all rows of one name the one that the name stands for."""
+    order = (ImageStatus.READY, ImageStatus.BUILDING, ImageStatus.FAILED)
+    by_status = {row.status: row for row in rows}
+    return next((by_status[status] for status in order if status in by_status), None)
+
+
+def mount(row: ImageRow) -> ImageMount:
+    """A ready image as the runtime mounts it."""
+    return ImageMount(
+        name=row.name,
+        digest=row.digest,
+        kind=row.kind,
+        layers=tuple(layer.digest for layer in layers(row)),
+        env=_ENVIRONMENT,
+    )
+
+
+def not_ready(name: str, row: ImageRow | None) -> ImageUnknown:
+    if row is None:
+        return ImageUnknown(f"there is no image {name[:80]!r}.", image=name)
+    if row.status == ImageStatus.BUILDING:
+        text = f"image {name!r} is still being built by {row.build_name or 'a session'}; wait."
+    else:
+        text = f"image {name!r} is not ready: {row.reason}."
+    return ImageUnknown(text, image=name, build=row.build_name)
+
+
+def layers(row: ImageRow) -> tuple[Layer, ...]:
+    return from_json(tuple[Layer, ...], row.layers)
+
+
+def to_image(row: ImageRow, used_by: int) -> Image:
+    """As the API shows it."""
+    return Image(
+        name=row.name,
+        digest=row.digest,
+        kind=ImageKind(row.kind),
+        status=ImageStatus(row.status),
+        requirements=from_json(tuple[str, ...], row.requirements),
+        layers=layers(row),
+        size_bytes=row.size_bytes,
+        python=row.python,
+        owner=row.owner,
+        created_at=seconds(row.created_at),
+        build=row.build_name or None,
+        used_by=used_by,
+        labels=from_json(dict[str, str], row.labels),
+        reason=row.reason,
+    )

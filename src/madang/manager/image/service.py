@@ -1,0 +1,306 @@
+"""Building, finding and removing images."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from madang.kit.clock import Clock
+from madang.kit.codec import from_json, to_json
+from madang.kit.ids import new_id
+from madang.manager.db import Database, micros
+from madang.manager.image import rules, store
+from madang.manager.image.types import (
+    MANIFEST_PATIENCE_S,
+    REMOVED_S,
+    BuildOrder,
+    Caller,
+    ImageRow,
+    ImageSettings,
+    Sessions,
+)
+from madang.wire.errors import (
+    Conflict,
+    Forbidden,
+    ImageInUse,
+    PlatformError,
+    Retry,
+)
+from madang.wire.image import (
+    BUILD_MANIFEST,
+    BuildManifest,
+    BuildRequest,
+    Image,
+    ImageKind,
+    ImageStatus,
+    Layer,
+)
+from madang.wire.kernel import OUTPUT_DIR, ImageMount
+from madang.wire.session import HOST_IMAGE, Result, Session, SessionStatus
+
+log = logging.getLogger(__name__)
+
+S = ImageStatus
+MAX_MANIFEST: Final = 1024 * 1024
+
+
+class ImageService:
+    """``sessions`` is given by the app before the first call."""
+
+    sessions: Sessions
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        settings: ImageSettings,
+        *,
+        layers_changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._database: Final = database
+        self._clock: Final = clock
+        self._settings: Final = settings
+        self._layers_changed: Final = layers_changed
+
+    # --- for sessions
+
+    async def resolve(self, name: str) -> ImageMount:
+        """A ready image, as a session mounts it. Raises ImageUnknown."""
+        if name == HOST_IMAGE:
+            return ImageMount(name=name, digest=rules.HOST.digest, kind=rules.HOST.kind.value)
+        row = await self._current(name)
+        if row is None or row.status != S.READY:
+            raise rules.not_ready(name, row)
+        return rules.mount(row)
+
+    async def wanted_layers(self) -> tuple[str, ...]:
+        """Layers that nodes shall keep."""
+        async with self._database.read() as tx:
+            lists = await store.layer_lists(tx)
+        found = {layer.digest for text in lists for layer in from_json(tuple[Layer, ...], text)}
+        return tuple(sorted(found))
+
+    # --- for users
+
+    async def list(self) -> tuple[Image, ...]:
+        """One for each name, the built-in first."""
+        async with self._database.read() as tx:
+            rows = await store.shown(tx)
+        live = await self.sessions.live_images()
+        names = dict.fromkeys(row.name for row in rows)
+        chosen = (rules.current([row for row in rows if row.name == name]) for name in names)
+        built = [rules.to_image(row, live.get(row.digest, 0)) for row in chosen if row]
+        return (_host(live.get(rules.HOST.digest, 0)), *built)
+
+    async def get(self, name: str) -> Image:
+        live = await self.sessions.live_images()
+        if name == HOST_IMAGE:
+            return _host(live.get(rules.HOST.digest, 0))
+        row = await self._current(name)
+        if row is None:
+            raise rules.not_ready(name, None)
+        return rules.to_image(row, live.get(row.digest, 0))
+
+    async def build(self, caller: Caller, request: BuildRequest) -> Session:
+        """Start the build session. Raises Conflict while the name is being built."""
+        request = rules.check_request(request)
+        row = self._new_row(caller, request)
+        async with self._database.begin() as tx:
+            for old in await store.of_name(tx, row.name):
+                _check_owner(caller, old)
+                if old.status == S.BUILDING:
+                    raise Conflict(
+                        f"image {row.name!r} is being built by {old.build_name or 'a session'}: "
+                        "wait for it, or stop it first.",
+                        build=old.build_name,
+                    )
+                if old.status == S.FAILED:
+                    await store.move(tx, old, S.REMOVED, row.created_at)
+            await store.add(tx, row)
+        try:
+            return await self._start(row)
+        except PlatformError:
+            await self._give_up(row)
+            raise
+
+    async def remove(self, caller: Caller, name: str, *, force: bool = False) -> None:
+        """Free the name; its layers go once no live session uses them."""
+        if name == HOST_IMAGE:
+            raise Conflict(f"{HOST_IMAGE!r} is built in and can't be removed.")
+        live = await self.sessions.live_images()
+        now = micros(self._clock.now())
+        async with self._database.begin() as tx:
+            rows = await store.of_name(tx, name)
+            if not rows:
+                raise rules.not_ready(name, None)
+            for row in rows:
+                _check_owner(caller, row)
+                _check_removable(row, live.get(row.digest, 0), force=force)
+            for row in rows:
+                await store.move(tx, row, S.REMOVED, now)
+        self._layers_changed()
+
+    # --- for the loops
+
+    async def settle_builds(self) -> None:
+        """Move on every build whose session has ended or was never started."""
+        async with self._database.read() as tx:
+            rows = await store.with_status(tx, S.BUILDING)
+        for row in rows:
+            await self._settle(row)
+
+    async def forget_removed(self, now: float) -> int:
+        """Delete rows of removed images that no live session uses; how many."""
+        async with self._database.read() as tx:
+            rows = await store.with_status(tx, S.REMOVED)
+        if not rows:
+            return 0
+        live = await self.sessions.live_images()
+        old = [row for row in rows if micros(now) - row.status_since > micros(REMOVED_S)]
+        gone = [row for row in old if not (row.digest and live.get(row.digest))]
+        if gone:
+            async with self._database.begin() as tx:
+                for row in gone:
+                    await store.delete(tx, row.id)
+            self._layers_changed()
+        return len(gone)
+
+    # --- inside
+
+    async def _current(self, name: str) -> ImageRow | None:
+        """The row that a name stands for; a build that has just ended is settled first."""
+        async with self._database.read() as tx:
+            rows = await store.of_name(tx, name)
+        building = next((row for row in rows if row.status == S.BUILDING and row.build), None)
+        if building is not None:
+            await self._settle(building)
+            async with self._database.read() as tx:
+                rows = await store.of_name(tx, name)
+        return rules.current(rows)
+
+    def _new_row(self, caller: Caller, request: BuildRequest) -> ImageRow:
+        now = micros(self._clock.now())
+        return ImageRow(
+            id=new_id(),
+            name=request.name,
+            owner_id=caller.user_id,
+            owner=caller.user,
+            project_id=caller.project_id,
+            kind=ImageKind.LAYERS.value,
+            status=S.BUILDING.value,
+            status_since=now,
+            created_at=now,
+            requirements=to_json(request.requirements).decode(),
+            labels=to_json(request.labels).decode(),
+            size=to_json(request.size).decode(),
+            digest="",
+            python="",
+            layers="[]",
+            size_bytes=0,
+            build="",
+            build_name="",
+            reason="",
+        )
+
+    async def _start(self, row: ImageRow) -> Session:
+        """The build's session; the same one if it was started before."""
+        order = BuildOrder(
+            key=f"image-{row.id}",
+            owner_id=row.owner_id,
+            owner=row.owner,
+            project_id=row.project_id,
+            spec=rules.build_spec(row, self._settings),
+        )
+        session = await self.sessions.start_build(order)
+        async with self._database.begin() as tx:
+            await store.set_build(tx, row.id, session.id, session.name)
+        return session
+
+    async def _give_up(self, row: ImageRow) -> None:
+        """A build that could not even start leaves nothing."""
+        now = micros(self._clock.now())
+        async with self._database.begin() as tx:
+            await store.move(tx, row, S.FAILED, now, reason="its session could not be created")
+            await store.move(tx, row, S.REMOVED, now)
+
+    async def _settle(self, row: ImageRow) -> None:
+        if not row.build:
+            await self._start_again(row)
+            return
+        session = await self.sessions.find(row.build)
+        if session is not None and session.status is not SessionStatus.TERMINATED:
+            return
+        if session is None or session.result is not Result.SUCCESS:
+            await self._fail(row, rules.why_failed(session))
+            return
+        try:
+            path = f"{OUTPUT_DIR}/{BUILD_MANIFEST}"
+            data = await self.sessions.read_file(row.build, path, MAX_MANIFEST)
+            manifest = rules.check_manifest(from_json(BuildManifest, data))
+        except PlatformError as exc:
+            ended = session.ended_at or session.status_since
+            late = self._clock.now() - ended > MANIFEST_PATIENCE_S
+            if exc.retry is not Retry.LATER or late:
+                await self._fail(row, f"its result can't be read: {exc.text}")
+            return
+        await self._finish(row, manifest)
+
+    async def _start_again(self, row: ImageRow) -> None:
+        """The server died between accepting a build and starting it."""
+        try:
+            await self._start(row)
+        except PlatformError as exc:
+            if exc.retry is not Retry.LATER:
+                await self._fail(row, f"its session could not be created: {exc.text}")
+
+    async def _fail(self, row: ImageRow, reason: str) -> None:
+        now = micros(self._clock.now())
+        async with self._database.begin() as tx:
+            moved = await store.move(tx, row, S.FAILED, now, reason=reason)
+        if moved:
+            log.info("image failed", extra={"image": row.name, "reason": reason})
+
+    async def _finish(self, row: ImageRow, manifest: BuildManifest) -> None:
+        """The new image takes the name from the one before it."""
+        now = micros(self._clock.now())
+        digest = rules.image_digest(ImageKind.LAYERS, (layer.digest for layer in manifest.layers))
+        async with self._database.begin() as tx:
+            fresh = await store.find(tx, row.id)
+            if fresh is None or fresh.status != S.BUILDING:
+                return
+            for old in await store.of_name(tx, row.name):
+                if old.status == S.READY:
+                    await store.move(tx, old, S.REMOVED, now)
+            await store.move(
+                tx,
+                row,
+                S.READY,
+                now,
+                digest=digest,
+                python=manifest.python,
+                layers=to_json(manifest.layers).decode(),
+                size_bytes=sum(layer.size_bytes for layer in manifest.layers),
+            )
+        log.info("image ready", extra={"image": row.name, "digest": digest})
+
+
+def _host(used_by: int) -> Image:
+    host = rules.HOST
+    return Image(
+        name=host.name, digest=host.digest, kind=host.kind, status=host.status, used_by=used_by
+    )
+
+
+def _check_owner(caller: Caller, row: ImageRow) -> None:
+    if not caller.sees_all and row.owner_id != caller.user_id:
+        raise Forbidden(f"image {row.name!r} belongs to {row.owner}.", image=row.name)
+
+
+def _check_removable(row: ImageRow, users: int, *, force: bool) -> None:
+    if row.status == S.BUILDING:
+        text = f"image {row.name!r} is being built by {row.build_name or 'a session'}; stop it."
+        raise Conflict(text, build=row.build_name)
+    if row.status == S.READY and users and not force:
+        text = f"image {row.name!r}: {users} live sessions run from it. Stop them, or use force: "
+        raise ImageInUse(text + "they go on, the name is free.", image=row.name, used_by=users)

@@ -1,0 +1,105 @@
+"""All SQL of the image slice."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from madang.manager.db import Reader, Transaction, one_of
+from madang.manager.db.events import add_event
+from madang.manager.image.tables import images
+from madang.manager.image.types import LIFE, ImageRow
+from madang.wire.image import ImageStatus
+
+S = ImageStatus
+
+_COLUMNS: Final = [images.c[field.name] for field in fields(ImageRow)]
+_SELECT: Final = sa.select(*_COLUMNS)
+_BY_NAME: Final = _SELECT.where(
+    images.c.name == sa.bindparam("b_name"), images.c.status != S.REMOVED.value
+)
+_BY_ID: Final = _SELECT.where(images.c.id == sa.bindparam("b_id"))
+_SHOWN: Final = _SELECT.where(images.c.status != S.REMOVED.value).order_by(images.c.name)
+_WITH: Final = {
+    status: _SELECT.where(images.c.status == status.value).order_by(images.c.id) for status in S
+}
+_LAYERS: Final = sa.select(images.c.layers).where(one_of(images.c.status, (S.READY, S.REMOVED)))
+_ADD: Final = sa.insert(images)
+_SET_BUILD: Final = sa.update(images).where(
+    images.c.id == sa.bindparam("b_id"),
+    images.c.status == S.BUILDING.value,
+    images.c.build == "",
+)
+_MOVE: Final = {
+    target: sa.update(images).where(
+        images.c.id == sa.bindparam("b_id"),
+        one_of(images.c.status, [s for s, rule in LIFE.items() if target in rule.next]),
+    )
+    for target in S
+}
+_DELETE: Final = sa.delete(images).where(
+    images.c.id == sa.bindparam("b_id"), images.c.status == S.REMOVED.value
+)
+
+
+def _row(record: Any) -> ImageRow:
+    return ImageRow(**record._asdict())
+
+
+async def of_name(tx: Reader, name: str) -> list[ImageRow]:
+    """All rows of a name but the removed ones: at most one in each status."""
+    return [_row(record) for record in await tx.all(_BY_NAME, b_name=name)]
+
+
+async def find(tx: Reader, image_id: str) -> ImageRow | None:
+    record = await tx.one(_BY_ID, b_id=image_id)
+    return None if record is None else _row(record)
+
+
+async def shown(tx: Reader) -> list[ImageRow]:
+    return [_row(record) for record in await tx.all(_SHOWN)]
+
+
+async def with_status(tx: Reader, status: ImageStatus) -> list[ImageRow]:
+    return [_row(record) for record in await tx.all(_WITH[status])]
+
+
+async def layer_lists(tx: Reader) -> list[str]:
+    """JSON of the layers of each image that is ready, or removed but perhaps in use."""
+    return [record.layers for record in await tx.all(_LAYERS)]
+
+
+async def add(tx: Transaction, row: ImageRow) -> None:
+    values = {field.name: getattr(row, field.name) for field in fields(row)}
+    await tx.execute(_ADD, **values)
+    await _tell(tx, row, row.status, row.created_at, "")
+
+
+async def set_build(tx: Transaction, image_id: str, session: str, name: str) -> None:
+    await tx.execute(_SET_BUILD, b_id=image_id, build=session, build_name=name)
+
+
+async def move(
+    tx: Transaction, row: ImageRow, target: ImageStatus, now: int, **values: Any
+) -> bool:
+    """The only way to another status; False if another was faster or the life forbids it."""
+    changed = await tx.execute(
+        _MOVE[target], b_id=row.id, status=target.value, status_since=now, **values
+    )
+    if changed:
+        await _tell(tx, row, target.value, now, str(values.get("reason", "")))
+    return changed > 0
+
+
+async def delete(tx: Transaction, image_id: str) -> bool:
+    """Forget a removed image."""
+    return await tx.execute(_DELETE, b_id=image_id) > 0
+
+
+async def _tell(tx: Transaction, row: ImageRow, status: str, now: int, reason: str) -> None:
+    payload = {"name": row.name, "status": status, "build": row.build_name, "reason": reason}
+    await add_event(
+        tx, at=now, kind="image.moved", subject=row.id, owner_id=row.owner_id, payload=payload
+    )

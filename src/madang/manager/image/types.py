@@ -1,0 +1,117 @@
+"""Values of the image slice, its life table, and the face of its neighbour above."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from madang.wire.image import ImageStatus
+from madang.wire.session import Session, SessionSpec
+from madang.wire.size import GIB
+
+S = ImageStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What may follow a status, who sees to it, and within which time."""
+
+    next: frozenset[ImageStatus]
+    owner: str
+    deadline_s: float | None
+    """None: a user ends it."""
+
+
+MANIFEST_PATIENCE_S: Final = 600.0
+"""How long the outputs of a build that ended well may be out of reach."""
+REMOVED_S: Final = 60.0
+"""How long a removed image's layers are kept at least: a session may be about to use them."""
+
+LIFE: Final[Mapping[ImageStatus, Rule]] = {
+    # The build session's own deadline, and then MANIFEST_PATIENCE_S.
+    S.BUILDING: Rule(frozenset({S.READY, S.FAILED}), "build watcher", MANIFEST_PATIENCE_S),
+    S.READY: Rule(frozenset({S.REMOVED}), "", None),
+    S.FAILED: Rule(frozenset({S.REMOVED}), "", None),
+    S.REMOVED: Rule(frozenset(), "collector", REMOVED_S),  # the row goes once nobody uses it
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageSettings:
+    """Sizes of build sessions where a request says nothing."""
+
+    cpu: float = 1.0
+    mem_bytes: int = 2 * GIB
+    pids: int = 512
+    disk_bytes: int = 10 * GIB
+    time_s: float = 1800.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRow:
+    """A row as stored; times in microseconds, JSON as text."""
+
+    id: str
+    name: str
+    owner_id: str
+    owner: str
+    project_id: str
+    kind: str
+    status: str
+    status_since: int
+    created_at: int
+    requirements: str
+    labels: str
+    size: str
+    digest: str
+    python: str
+    layers: str
+    size_bytes: int
+    build: str
+    """Id of the build session; empty until it is known."""
+    build_name: str
+    reason: str
+
+
+class Caller(Protocol):
+    """Who asks."""
+
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def user(self) -> str: ...
+    @property
+    def project_id(self) -> str: ...
+    @property
+    def sees_all(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildOrder:
+    """A session of kind ``build`` to be created."""
+
+    key: str
+    """Idempotency key: the same key again gives the same session."""
+    owner_id: str
+    owner: str
+    project_id: str
+    spec: SessionSpec
+
+
+class Sessions(Protocol):
+    """What the session slice does for builds; the app gives it."""
+
+    async def start_build(self, order: BuildOrder) -> Session: ...
+
+    async def find(self, session_id: str) -> Session | None:
+        """None once it is removed."""
+        ...
+
+    async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
+        """A file of a session that may have ended; *path* is absolute in it."""
+        ...
+
+    async def live_images(self) -> Mapping[str, int]:
+        """Digest of an image → sessions that have not ended and run from it."""
+        ...
