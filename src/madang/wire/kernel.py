@@ -175,6 +175,11 @@ class Hello:
     inventory: tuple[KernelReport, ...]
     layers: tuple[str, ...] = ()
     """Image layers that lie on the node."""
+    revision: int = 0
+    """Newest revision that the agent ever took in; it ignores older ones, full lists too.
+
+    A manager whose own counter is behind (a restored backup) goes on from above it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

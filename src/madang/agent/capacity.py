@@ -1,0 +1,52 @@
+"""What this node can give to sessions."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+from madang.agent.runtime.contract import RuntimeFacts
+from madang.agent.settings import AgentSettings
+from madang.wire.kernel import Capacity
+
+_PIDS_FOR_US: Final = 2048
+
+
+def capacity(settings: AgentSettings, facts: RuntimeFacts, held_disk_bytes: int) -> Capacity:
+    """Measured now; *held_disk_bytes* are in use by sessions, so counted as theirs to give."""
+    disk = os.statvfs(settings.state_dir)
+    free = disk.f_bavail * disk.f_frsize + held_disk_bytes
+    mine = Capacity(
+        cpu=len(os.sched_getaffinity(0)) * settings.cpu_overcommit,
+        mem_bytes=max(0, _memory() - settings.mem_reserve_bytes),
+        disk_bytes=max(0, free - settings.disk_reserve_bytes),
+        pids=max(0, _pids() - _PIDS_FOR_US),
+    )
+    limit = facts.capacity
+    if limit is None:
+        return mine
+    return Capacity(
+        cpu=min(mine.cpu, limit.cpu * settings.cpu_overcommit),
+        mem_bytes=min(mine.mem_bytes, limit.mem_bytes),
+        disk_bytes=min(mine.disk_bytes, limit.disk_bytes),
+        pids=min(mine.pids, limit.pids),
+    )
+
+
+def facts_as_text(facts: RuntimeFacts) -> dict[str, str]:
+    """For ``doctor`` and ``madang show``."""
+    texts = {f"enforced.{name}": how for name, how in facts.enforced.items()}
+    texts |= {f"warning.{n}": text for n, text in enumerate(facts.warnings, 1)}
+    return texts | {"runtime": facts.name, "rootless": "yes" if facts.rootless else "no"}
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _pids() -> int:
+    found = []
+    for name in ("pid_max", "threads-max"):
+        with open(f"/proc/sys/kernel/{name}", encoding="ascii") as file:
+            found.append(int(file.read()))
+    return min(found)

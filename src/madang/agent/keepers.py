@@ -1,0 +1,183 @@
+"""The agent's side of ``keeper.sock``; see ``launcher.keeper`` for the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from madang.wire.errors import SessionNotRunning
+from madang.wire.link import Resize, Signal, StdinEnd
+
+SOCKET: Final = "keeper.sock"
+_FRAME: Final = struct.Struct("<BI")
+_DATA, _END, _RESIZE, _SIGNAL = range(4)
+_PART: Final = 64 * 1024
+_SUN_PATH: Final = 100
+_PATIENCE_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class KeeperNews:
+    """One message to a watcher."""
+
+    end: int | None = None
+    """Offset after the last record."""
+    ended: bool = False
+    """The program has ended and ``ended.json`` is written."""
+
+
+class StdinWriter(Protocol):
+    async def write(self, item: bytes | Resize | Signal | StdinEnd) -> None:
+        """Waits until the program takes more; raises SessionNotRunning when it has ended."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class Keepers(Protocol):
+    """Ways to a keeper, which is named by its ``io`` folder.
+
+    All but ``watch`` raise SessionNotRunning when no keeper answers there.
+    """
+
+    def watch(self, folder: str) -> AsyncIterator[KeeperNews]:
+        """News until the keeper goes; ends at once where there is none."""
+        ...
+
+    async def stop(self, folder: str, *, reason: str, text: str, grace_s: float) -> None:
+        """SIGTERM, the grace, SIGKILL; the keeper tells *reason* and *text* as the end's."""
+        ...
+
+    async def signal(self, folder: str, number: int) -> None: ...
+
+    async def stdin(self, folder: str) -> StdinWriter: ...
+
+
+class SocketKeepers:
+    """Real keepers."""
+
+    async def watch(self, folder: str) -> AsyncIterator[KeeperNews]:
+        try:
+            reader, writer = await _open(folder, {"op": "watch"})
+        except SessionNotRunning:
+            return
+        try:
+            while line := await reader.readline():
+                message = json.loads(line)
+                yield KeeperNews(message.get("end"), bool(message.get("ended")))
+        except (ConnectionError, ValueError):
+            return
+        finally:
+            await _close(writer)
+
+    async def stop(self, folder: str, *, reason: str, text: str, grace_s: float) -> None:
+        await _tell(folder, {"op": "stop", "reason": reason, "text": text, "grace_s": grace_s})
+
+    async def signal(self, folder: str, number: int) -> None:
+        await _tell(folder, {"op": "signal", "signal": number})
+
+    async def stdin(self, folder: str) -> StdinWriter:
+        _, writer = await _open(folder, {"op": "stdin"})
+        return _SocketStdin(writer)
+
+
+class _SocketStdin:
+    def __init__(self, writer: asyncio.StreamWriter) -> None:
+        self._writer = writer
+        writer.transport.set_write_buffer_limits(high=2 * _PART)
+
+    async def write(self, item: bytes | Resize | Signal | StdinEnd) -> None:
+        try:
+            if isinstance(item, bytes):
+                for at in range(0, len(item), _PART):
+                    await self._frame(_DATA, item[at : at + _PART])
+            elif isinstance(item, Resize):
+                await self._frame(_RESIZE, struct.pack("<HH", item.rows, item.cols))
+            elif isinstance(item, Signal):
+                await self._frame(_SIGNAL, struct.pack("<B", item.signal))
+            else:
+                await self._frame(_END, b"")
+        except (ConnectionError, OSError) as exc:
+            raise SessionNotRunning("the program has ended and takes no more input.") from exc
+
+    async def _frame(self, kind: int, payload: bytes) -> None:
+        self._writer.write(_FRAME.pack(kind, len(payload)) + payload)
+        await self._writer.drain()
+
+    async def close(self) -> None:
+        await _close(self._writer)
+
+
+async def _tell(folder: str, message: dict[str, object]) -> None:
+    reader, writer = await _open(folder, message)
+    try:
+        # The keeper closes when it has taken the message in, so that none is lost on its way.
+        writer.write_eof()
+        async with asyncio.timeout(_PATIENCE_S):
+            await reader.read()
+    except OSError:  # TimeoutError is one: a keeper that hangs is for the caller's own deadline
+        pass
+    finally:
+        await _close(writer)
+
+
+async def _open(
+    folder: str, message: dict[str, object]
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    try:
+        sock = await _connect(folder)
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as exc:
+        raise SessionNotRunning("the program does not run (any more).") from exc
+    try:
+        reader, writer = await asyncio.open_unix_connection(sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    writer.write(json.dumps(message).encode() + b"\n")
+    return reader, writer
+
+
+async def _connect(folder: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    deadline = asyncio.get_running_loop().time() + _PATIENCE_S
+    try:
+        with _short(folder) as path:
+            while True:
+                try:
+                    sock.connect(path)
+                    return sock
+                except BlockingIOError:  # its queue is full: asyncio would take it for connected
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise ConnectionRefusedError(errno.ECONNREFUSED, path) from None
+                    await asyncio.sleep(0.01)
+    except BaseException:
+        sock.close()
+        raise
+
+
+@contextlib.contextmanager
+def _short(folder: str) -> Iterator[str]:
+    """The socket's path, however deep the state folder lies (``sun_path`` has 108 bytes)."""
+    path = os.path.join(folder, SOCKET)
+    if len(os.fsencode(path)) <= _SUN_PATH:
+        yield path
+        return
+    handle = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{handle}/{SOCKET}"
+    finally:
+        os.close(handle)
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()

@@ -1,0 +1,324 @@
+"""A model manager and faults around the real agent, in virtual time; used by the protocol tests."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+from madang.agent.service import Agent
+from madang.agent.settings import AgentSettings
+from madang.kit.tasks import TaskSet
+from madang.testing.clock import LoopClock
+from madang.testing.link import FaultyLink
+from madang.testing.runtime import FakeMachine, FakeRuntime, random_delay
+from madang.wire.errors import LauncherUnavailable, PlatformError, RuntimeFailed
+from madang.wire.kernel import (
+    Assignment,
+    Desired,
+    Hello,
+    ImageMount,
+    KernelId,
+    KernelReport,
+    KernelSpec,
+    KernelState,
+    Wanted,
+)
+from madang.wire.link import ManagerEnd
+from madang.wire.size import GIB, MIB, Size
+
+SPEC: Final = KernelSpec(
+    argv=("true",),
+    image=ImageMount(name="host", digest="h", kind="host"),
+    size=Size(cpu=1, mem_bytes=64 * MIB, pids=64, disk_bytes=GIB),
+    grace_s=3.0,
+)
+
+
+class NoBlobs:
+    async def fetch(self, digest: str) -> str:
+        raise RuntimeFailed(f"no blob {digest}")
+
+
+def assignment(
+    session: str,
+    *,
+    attempt: int = 1,
+    wanted: Wanted = Wanted.RUN,
+    spec: KernelSpec = SPEC,
+    nonce: str = "",
+    stop_reason: str = "user",
+) -> Assignment:
+    return Assignment(
+        kernel=KernelId(session, attempt),
+        nonce=nonce or f"nonce-{session}-{attempt}",
+        revision=0,
+        wanted=wanted,
+        spec=spec,
+        stop_reason="" if wanted is Wanted.RUN else stop_reason,
+        stop_text="" if wanted is Wanted.RUN else "stopped by a test",
+    )
+
+
+@dataclass(slots=True)
+class Row:
+    """A session in the model manager's database."""
+
+    assignment: Assignment
+    since: float
+    state: KernelState = KernelState.PREPARING
+    ended: bool = False
+
+
+@dataclass(slots=True)
+class ModelManager:
+    """The least that a manager must do: durable rows, a growing revision, level-triggered."""
+
+    clock: LoopClock
+    rows: dict[str, Row] = field(default_factory=dict)
+    revision: int = 0
+    link: ManagerEnd | None = None
+    incarnation: int = 0
+    ends: dict[KernelId, str] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+
+    async def serve(self, link: ManagerEnd) -> None:
+        try:
+            while True:
+                message = await link.receive()
+                if isinstance(message, Hello):
+                    if message.incarnation < self.incarnation:
+                        return
+                    self.incarnation, self.link = message.incarnation, link
+                    self.revision = max(self.revision, message.revision)
+                    self._note(message.inventory)
+                    await link.send(self._full())
+                else:
+                    known, strangers = self._note(message.kernels)
+                    await self.say(*known, forget=strangers)
+        except ConnectionError:
+            return
+
+    def _full(self) -> Desired:
+        return Desired(
+            revision=self.revision,
+            full=True,
+            set=tuple(row.assignment for row in self.rows.values()),
+        )
+
+    def _note(self, reports: tuple[KernelReport, ...]) -> tuple[list[str], tuple[KernelId, ...]]:
+        """Sessions that have ended by it, and kernels that are not ours."""
+        ended, strangers = [], []
+        for report in reports:
+            row = self.rows.get(report.kernel.session)
+            if row is None or row.assignment.kernel != report.kernel:
+                strangers.append(report.kernel)
+                continue
+            if row.ended or report.nonce != row.assignment.nonce:
+                continue
+            row.state = report.state
+            if report.state is KernelState.ENDED and report.ended is not None:
+                self.ends[report.kernel] = report.ended.reason.value
+                row.ended = True
+                row.assignment = replace(row.assignment, wanted=Wanted.KEEP)
+                ended.append(report.kernel.session)
+        self.revision += bool(ended)
+        return ended, tuple(strangers)
+
+    async def say(self, *changed: str, forget: tuple[KernelId, ...] = ()) -> None:
+        """A delta about *changed* sessions."""
+        if not changed and not forget:
+            return
+        self.revision += 1
+        rows = tuple(self.rows[name].assignment for name in changed if name in self.rows)
+        if self.link is not None:
+            try:
+                await self.link.send(
+                    Desired(revision=self.revision, full=False, set=rows, forget=forget)
+                )
+            except ConnectionError:
+                self.link = None
+
+    # --- what users and the manager's own loops do
+
+    async def create(self, session: str) -> None:
+        self.rows[session] = Row(assignment(session), self.clock.now())
+        await self.say(session)
+
+    async def stop(self, session: str) -> None:
+        row = self.rows[session]
+        if not row.ended:
+            row.assignment = replace(
+                row.assignment, wanted=Wanted.STOP, stop_reason="user", stop_text="stopped"
+            )
+            await self.say(session)
+
+    async def forget(self, session: str) -> None:
+        if self.rows[session].ended:
+            row = self.rows.pop(session)
+            await self.say(forget=(row.assignment.kernel,))
+
+    async def give_up(self, session: str) -> None:
+        """Take the session for lost on this node, and try it anew."""
+        row = self.rows[session]
+        if not row.ended and row.state is KernelState.PREPARING:
+            old = row.assignment.kernel
+            new = assignment(session, attempt=old.attempt + 1)
+            self.rows[session] = Row(new, self.clock.now())
+            await self.say(session, forget=(old,))
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How bad the days are; zero: none."""
+
+    sessions: int = 6
+    bad_s: float = 120.0
+    calm_s: float = 240.0
+    failing: float = 0.05
+
+
+class Simulation:
+    """One run; ``violations`` afterwards says what went wrong."""
+
+    def __init__(self, seed: int, root: str, faults: Faults | None = None) -> None:
+        self.rng = random.Random(seed)
+        self.faults = faults or Faults()
+        self.clock = LoopClock()
+        self.machine = FakeMachine(self.clock)
+        self.manager = ModelManager(self.clock)
+        self.settings = AgentSettings(
+            node="n1", state_dir=root, disk_reserve_bytes=0, heartbeat_s=5.0, boot_id="boot-1"
+        )
+        self._root = root
+        self._bad = True
+        self._tasks = TaskSet()
+        self._agent: Agent | None = None
+        self._link: FaultyLink | None = None
+        self._serving: asyncio.Task[None] | None = None
+
+    async def run(self) -> list[str]:
+        await self._start_agent()
+        faults = self._tasks.spawn(self._misfortune(), "faults")
+        users = self._tasks.spawn(self._users(), "users")
+        programs = self._tasks.spawn(self._programs(), "programs")
+        await asyncio.sleep(self.faults.bad_s)
+        self._bad = False
+        for task in (faults, users):
+            task.cancel()
+        if self._agent is None:
+            await self._start_agent()
+        elif self._link is None:
+            await self._connect()
+        await asyncio.sleep(self.faults.calm_s)
+        programs.cancel()
+        found = [*self.machine.violations, *self._unfinished(), *await self._clean_up()]
+        await self._stop_agent()
+        await self._tasks.close()
+        await self.machine.tasks.close()
+        return found
+
+    # --- the parts
+
+    async def _start_agent(self) -> None:
+        settings = replace(self.settings, boot_id=f"boot-{self.machine.boots}")
+        runtime = FakeRuntime(self.machine, self._root, delay=self._delay, failure=self._failure)
+        agent = Agent(settings, runtime, NoBlobs(), self.clock, keepers=runtime)
+        await agent.open()
+        self._agent = agent
+        await self._connect()
+
+    async def _stop_agent(self) -> None:
+        agent, self._agent = self._agent, None
+        if agent is not None:
+            await agent.close()
+        if self._serving is not None:
+            await asyncio.wait([self._serving])
+        await self._break()
+
+    async def _connect(self) -> None:
+        assert self._agent is not None
+        self._link = FaultyLink(self.clock, self._link_delay)
+        self._tasks.spawn(self.manager.serve(self._link.manager), "manager")
+        self._serving = self._tasks.spawn(self._agent.serve(self._link.agent), "agent")
+
+    async def _break(self) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            await link.break_it(
+                agent_after_s=self.rng.uniform(0, 4) * self._bad,
+                manager_after_s=self.rng.uniform(0, 8) * self._bad,
+            )
+
+    def _delay(self, operation: str) -> float:
+        return random_delay(self.rng, 8.0)(operation) if self._bad else 0.01
+
+    def _link_delay(self) -> float:
+        return 2.0 * self.rng.random() ** 4 if self._bad else 0.001
+
+    def _failure(self, operation: str, kernel: KernelId) -> PlatformError | None:
+        if self._bad and self.rng.random() < self.faults.failing:
+            kind = self.rng.choice((LauncherUnavailable, RuntimeFailed))
+            return kind(f"{operation} fails in the test")
+        return None
+
+    # --- what happens to them
+
+    async def _misfortune(self) -> None:
+        while True:
+            await asyncio.sleep(self.rng.uniform(0.5, 6))
+            chance = self.rng.random()
+            if chance < 0.4:
+                await self._break()
+                await asyncio.sleep(self.rng.uniform(0, 4))
+                if self._agent is not None:
+                    await self._connect()
+            elif chance < 0.7:
+                await self._stop_agent()
+                await asyncio.sleep(self.rng.uniform(0, 15))
+                await self._start_agent()
+            elif chance < 0.75:
+                await self._stop_agent()
+                self.machine.reboot()
+                await self._start_agent()
+            elif self.machine.live:
+                self.machine.lose_keeper(self.rng.choice(self.machine.live))
+
+    async def _users(self) -> None:
+        for number in range(self.faults.sessions):
+            await self.manager.create(f"s{number}")
+            await asyncio.sleep(self.rng.uniform(0, 4))
+        while True:
+            await asyncio.sleep(self.rng.uniform(0.2, 4))
+            if not self.manager.rows:
+                continue
+            session = self.rng.choice(list(self.manager.rows))
+            act = self.rng.choice((self.manager.stop, self.manager.forget, self.manager.give_up))
+            await act(session)
+
+    async def _programs(self) -> None:
+        while True:
+            await asyncio.sleep(self.rng.uniform(1, 10))
+            if self.machine.live:
+                self.machine.exit(self.rng.choice(self.machine.live), self.rng.randrange(3))
+
+    # --- what must be true at the end
+
+    def _unfinished(self) -> list[str]:
+        wanted = {row.assignment.kernel for row in self.manager.rows.values()}
+        found = [
+            f"{row.assignment.kernel} has not ended"
+            for row in self.manager.rows.values()
+            if not row.ended
+        ]
+        found += [f"{kernel} is an orphan" for kernel in self.machine.kernels.keys() - wanted]
+        found += [f"{kernel} still runs" for kernel in self.machine.live]
+        return found
+
+    async def _clean_up(self) -> list[str]:
+        """Forget everything: nothing may be left, on the machine or in the agent."""
+        for session in list(self.manager.rows):
+            await self.manager.forget(session)
+        await asyncio.sleep(60)
+        return [f"{kernel} was left behind" for kernel in self.machine.kernels]
