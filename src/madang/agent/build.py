@@ -16,13 +16,16 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
+from contextlib import aclosing
 from typing import BinaryIO, Final, Protocol, cast
 
 from madang.agent import tools
+from madang.agent.files import read_file
 from madang.agent.layers import LayerStore, Staged, byte_compile, remove_tree
 from madang.agent.proxy import Proxy, ProxySettings
 from madang.agent.registry import Registry
+from madang.agent.runtime.contract import Runtime
 from madang.kit import codec
 from madang.kit.clock import Clock
 from madang.wire.errors import BuildFailed, InvalidRequest, LauncherUnavailable, PlatformError
@@ -42,8 +45,20 @@ NOT_TAKEN: Final = 74
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
-Reader = Callable[[KernelId, str], AsyncIterator[bytes]]
+Reader = Callable[[KernelId, str], AsyncGenerator[bytes, None]]
 """The bytes of one file of a kernel, by its absolute path in the session."""
+
+
+def session_files(runtime: Runtime) -> Reader:
+    """Reads through the runtime's file workers, with the session's own rights."""
+
+    async def read(kernel: KernelId, path: str) -> AsyncGenerator[bytes, None]:
+        async with aclosing(read_file(await runtime.files(kernel), path)) as items:
+            async for item in items:
+                if isinstance(item, bytes):
+                    yield item
+
+    return read
 
 
 class BuildHook(Protocol):
@@ -80,6 +95,17 @@ class BuildHook(Protocol):
 
 class Builds:
     """The BuildHook of a node."""
+
+    @classmethod
+    def on(cls, runtime: Runtime, state_dir: str, registry: Registry, clock: Clock) -> Builds:
+        """With the places and files of *runtime*."""
+        return cls(
+            state_dir=state_dir,
+            service_dir=lambda kernel: os.path.join(runtime.kernel_dir(kernel), "service"),
+            read=session_files(runtime),
+            registry=registry,
+            clock=clock,
+        )
 
     def __init__(
         self,
@@ -186,10 +212,11 @@ class Builds:
     async def _text(self, kernel: KernelId, name: str) -> bytes:
         """A small file of the outputs."""
         data = bytearray()
-        async for chunk in self._read(kernel, f"{OUTPUT_DIR}/{name}"):
-            data += chunk
-            if len(data) > MAX_TEXT:
-                raise BuildFailed(f"{name} is larger than {MAX_TEXT} bytes")
+        async with aclosing(self._read(kernel, f"{OUTPUT_DIR}/{name}")) as chunks:
+            async for chunk in chunks:
+                data += chunk
+                if len(data) > MAX_TEXT:
+                    raise BuildFailed(f"{name} is larger than {MAX_TEXT} bytes")
         return bytes(data)
 
     async def _stage(self, kernel: KernelId, digest: str, limit_bytes: int) -> Staged:
@@ -213,11 +240,12 @@ class Builds:
     async def _pour(self, kernel: KernelId, path: str, target: socket.socket) -> None:
         loop = asyncio.get_running_loop()
         with target:
-            try:
-                async for chunk in self._read(kernel, path):
-                    await loop.sock_sendall(target, chunk)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # the unpacker has stopped; it says why
+            async with aclosing(self._read(kernel, path)) as chunks:
+                async for chunk in chunks:
+                    try:
+                        await loop.sock_sendall(target, chunk)
+                    except (BrokenPipeError, ConnectionResetError):
+                        return  # the unpacker has stopped; it says why
 
     def _unpack(self, digest: str, source: socket.socket, limit_bytes: int) -> Staged:
         with source, source.makefile("rb") as archive:
