@@ -16,11 +16,9 @@ from madang.agent.launcher import probe
 from madang.agent.launcher.probe import Finding
 from madang.daemon.settings import Settings
 from madang.daemon.state import FORMAT, read_running
-from madang.wire.size import GIB
 
 MARKS: Final = {"ok": "✓", "warning": "!", "error": "✗"}
 ANSWER_S: Final = 3.0
-LITTLE_DISK: Final = 2 * GIB
 
 
 def examine(settings: Settings) -> list[Finding]:
@@ -29,7 +27,7 @@ def examine(settings: Settings) -> list[Finding]:
         _versions(),
         *_state(settings.server.state),
         *_server(settings),
-        *probe.probe(settings.server.state),
+        *probe.probe(settings.server.state, server_uid=settings.server.uid),
     ]
 
 
@@ -45,6 +43,18 @@ def report(findings: list[Finding]) -> Iterator[str]:
 def healthy(findings: list[Finding]) -> bool:
     """Whether sessions can run."""
     return all(finding.level != "error" for finding in findings)
+
+
+def _good(name: str, text: str) -> Finding:
+    return Finding(name=name, level="ok", text=text)
+
+
+def _warn(name: str, text: str, mend: str) -> Finding:
+    return Finding(name=name, level="warning", text=text, mend=mend)
+
+
+def _bad(name: str, text: str, mend: str) -> Finding:
+    return Finding(name=name, level="error", text=text, mend=mend)
 
 
 def _versions() -> Finding:

@@ -1,0 +1,84 @@
+"""``./bench.sh [--json FILE] [NAME…]``: the figures of the design's table, each on a line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+import machine
+import madang
+import rows
+from rows import Bench, Row
+
+ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
+    "session_cold": rows.session_cold,
+    "run_command": rows.run_command,
+    "cli_help": rows.cli_help,
+    "idle_memory": rows.memory,
+    "life_cpu": rows.life_cpu,
+    "burst_20": lambda bench: rows.burst(bench, 20, "≤ 0.6"),
+    "burst_100": lambda bench: rows.burst(bench, 100, "≤ 3"),
+    "read_rate": rows.read_rate,
+    "submit_rate": rows.submit_rate,
+    "restart": rows.restart,
+    "blas_truth": rows.blas_truth,
+}
+TOGETHER: Final = {
+    "docker_ratio": "session_cold",
+    "session_memory": "idle_memory",
+    "agent_memory": "idle_memory",
+}
+"""Figures that come from another's run."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./bench.sh", description=__doc__)
+    names = ", ".join([*ROWS, *TOGETHER])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {names}")
+    parser.add_argument("--json", metavar="FILE", help="write everything there, too")
+    options = parser.parse_args()
+    unknown = set(options.names) - {*ROWS, *TOGETHER}
+    if unknown:
+        parser.error(f"no such figure: {', '.join(sorted(unknown))}; there are {names}")
+    wanted = {TOGETHER.get(name, name) for name in options.names} or set(ROWS)
+    print(f"# {machine.describe()}; Python {sys.version.split()[0]}; {time.strftime('%Y-%m-%d')}")
+    found, failed = measure([name for name in ROWS if name in wanted])
+    if options.json:
+        about = {"machine": machine.describe(), "version": madang.__version__, "at": time.time()}
+        data = about | {"rows": [asdict(row) for row in found]}
+        Path(options.json).write_text(json.dumps(data, indent=2) + "\n")
+    if failed:
+        print(f"\n✗ could not be measured: {', '.join(failed)}")
+    return 1 if failed else 0
+
+
+def measure(names: list[str]) -> tuple[list[Row], list[str]]:
+    """One after the other on one platform; a figure that fails does not end the rest."""
+    found: list[Row] = []
+    failed: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="madang-bench-") as folder:
+        Path(folder).chmod(0o755)
+        bench = Bench(Path(folder))
+        try:
+            for name in names:
+                try:
+                    for row in ROWS[name](bench):
+                        print(row.line() + (f"   ({row.note})" if row.note else ""), flush=True)
+                        found.append(row)
+                except Exception as exc:
+                    print(f"{name} failed: {exc!r}", flush=True)
+                    failed.append(name)
+        finally:
+            bench.close()
+    return found, failed
+
+
+if __name__ == "__main__":
+    sys.exit(main())
