@@ -14,10 +14,10 @@ from madang.manager.image import rules, store
 from madang.manager.image.types import (
     MANIFEST_PATIENCE_S,
     REMOVED_S,
-    BuildOrder,
     Caller,
     ImageRow,
     ImageSettings,
+    Owner,
     Sessions,
 )
 from madang.wire.errors import (
@@ -205,14 +205,9 @@ class ImageService:
 
     async def _start(self, row: ImageRow) -> Session:
         """The build's session; the same one if it was started before."""
-        order = BuildOrder(
-            key=f"image-{row.id}",
-            owner_id=row.owner_id,
-            owner=row.owner,
-            project_id=row.project_id,
-            spec=rules.build_spec(row, self._settings),
-        )
-        session = await self.sessions.start_build(order)
+        owner = Owner(user_id=row.owner_id, user=row.owner, project_id=row.project_id)
+        spec = rules.build_spec(row, self._settings)
+        session = await self.sessions.start_build(owner, spec, f"image-{row.id}")
         async with self._database.begin() as tx:
             await store.set_build(tx, row.id, session.id, session.name)
         return session

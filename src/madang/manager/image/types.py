@@ -88,21 +88,23 @@ class Caller(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BuildOrder:
-    """A session of kind ``build`` to be created."""
+class Owner:
+    """Who asked for a build, as its row remembers; the caller of what is done for it later."""
 
-    key: str
-    """Idempotency key: the same key again gives the same session."""
-    owner_id: str
-    owner: str
+    user_id: str
+    user: str
     project_id: str
-    spec: SessionSpec
+    role: str = "user"
+    token: str = ""
+    sees_all: bool = False
 
 
 class Sessions(Protocol):
     """What the session slice does for builds; the app gives it."""
 
-    async def start_build(self, order: BuildOrder) -> Session: ...
+    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
+        """Create a session of kind ``build``; the same *key* again gives the same session."""
+        ...
 
     async def find(self, session_id: str) -> Session | None:
         """None once it is removed."""
