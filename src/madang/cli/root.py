@@ -1,0 +1,129 @@
+"""The root command: a table of commands that are imported when used, and errors in words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Final
+
+import click
+
+from madang import __version__
+from madang.cli import exits
+from madang.wire.errors import PlatformError
+
+SECTIONS: Final = {
+    "Run": {
+        "run": ("madang.cli.run:run", "Run a program in a session of its own."),
+        "exec": ("madang.cli.attach:exec_command", "Run one more program in a session."),
+        "shell": ("madang.cli.attach:shell", "Open a shell in a session."),
+        "attach": ("madang.cli.attach:attach", "Follow a session: output, input, window."),
+    },
+    "Sessions": {
+        "ps": ("madang.cli.sessions:ps", "List sessions."),
+        "show": ("madang.cli.sessions:show", "Show one session: state, limits, history."),
+        "logs": ("madang.cli.logs:logs", "Print a session's output."),
+        "top": ("madang.cli.top:top", "Watch what sessions use."),
+        "stop": ("madang.cli.sessions:stop", "Stop sessions."),
+        "rm": ("madang.cli.sessions:rm", "Remove ended sessions with their files."),
+    },
+    "Files and images": {
+        "put": ("madang.cli.files:put", "Copy files into a session."),
+        "get": ("madang.cli.files:get", "Copy files out of a session."),
+        "ls": ("madang.cli.files:ls", "List files of a session."),
+        "image": ("madang.cli.image:image", "List, build and remove images."),
+    },
+    "Server": {
+        "up": ("madang.daemon.commands:up", "Start Madang on this machine."),
+        "down": ("madang.daemon.commands:down", "Stop Madang on this machine."),
+        "server": ("madang.daemon.commands:server", "Run the server alone."),
+        "doctor": ("madang.daemon.commands:doctor", "Say what this machine can do, and the mend."),
+        "config": ("madang.daemon.commands:config", "Show and check the server's settings."),
+    },
+    "Account and help": {
+        "login": ("madang.cli.account:login", "Choose a server and store its token."),
+        "whoami": ("madang.cli.account:whoami", "Say who the server takes you for."),
+        "explain": ("madang.cli.explain:explain", "Explain an error code or the exit codes."),
+    },
+}
+COMMANDS: Final = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands' names and one line of help each; imports only the one that is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-"):
+            ctx.fail(_unknown(name))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        width = max(map(len, COMMANDS))
+        for section, rows in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl([(f"{name:{width}}", text) for name, (_, text) in rows.items()])
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, COMMANDS, n=1)
+    guess = f" Do you mean `madang {near[0]}`?" if near else ""
+    return f"no command {name!r}.{guess} `madang --help` lists all."
+
+
+@click.command(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="First steps: `madang up`, then `madang run -- python3 train.py`.",
+)
+@click.version_option(__version__, prog_name="madang")
+def root() -> None:
+    """Share machines for machine learning: isolated sessions that start in milliseconds."""
+
+
+def run(args: list[str]) -> int:
+    """Do one command line; the exit code."""
+    try:
+        result = root.main(args, prog_name="madang", standalone_mode=False)
+        sys.stdout.flush()
+    except click.exceptions.Exit as exc:
+        return exc.exit_code
+    except click.ClickException as exc:
+        exc.show()
+        return exc.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return exits.INTERRUPTED
+    except BrokenPipeError:
+        return _closed_pipe()
+    except PlatformError as exc:
+        print_error(exc)
+        return exits.of_error(exc)
+    return result if isinstance(result, int) else 0
+
+
+def print_error(error: PlatformError) -> None:
+    """What failed, and where to read more."""
+    sys.stderr.write(f"error: {error.text}\n       more: madang explain {error.code}\n")
+
+
+def _closed_pipe() -> int:
+    """Whoever read our output has gone: end as other programs do, without a traceback."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 128 + signal.SIGPIPE

@@ -1,0 +1,185 @@
+"""``madang run``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+
+import click
+
+from madang.cli import exits
+from madang.cli.config import ClientConfig, load
+from madang.cli.context import connect, print_json
+from madang.cli.follow import Follower, feeds_stdin
+from madang.cli.outputs import fetch_outputs
+from madang.cli.phases import Phases, describe_size, show_end
+from madang.cli.syncing import Syncing
+from madang.cli.terminal import Notes, is_terminal, window
+from madang.client.requests import session_spec, size_request
+from madang.client.sync import Client
+from madang.kit.codec import to_json
+from madang.wire.errors import InvalidRequest, WorkspaceIncomplete
+from madang.wire.session import HOST_IMAGE, Session, SessionSpec
+
+
+@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run from.")
+@click.option("--cpu", metavar="N", help="Cores, like 0.5 or 2.")
+@click.option("--mem", metavar="SIZE", help="Memory, like 512m or 2g.")
+@click.option("--pids", type=int, metavar="N", help="Processes and threads at once.")
+@click.option("--disk", metavar="SIZE", help="Disk for everything it writes, like 10g.")
+@click.option("--time", "time_limit", metavar="TIME", help="Stop it after this long, like 2h.")
+@click.option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL when it is stopped.")
+@click.option("--name", help="Name of the session; made up if not given.")
+@click.option("-e", "--env", "env", multiple=True, metavar="K=V", help="Environment; K takes ours.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
+@click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
+@click.option(
+    "-i/ ", "--stdin/--no-stdin", default=None, help="Feed our stdin. Default: if it is a pipe."
+)
+@click.option("-d", "--detach", is_flag=True, help="Start it and print its name.")
+@click.option("--sync/--no-sync", default=None, help="Send the working directory. Default: yes.")
+@click.option("--sync-limit", metavar="SIZE", default="512m", show_default=True, help="Largest.")
+@click.option("--output", metavar="DIR", help="Where outputs go. Default: runs/NAME.")
+@click.option("--no-output", is_flag=True, help="Leave outputs in the session.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and stop.")
+@click.option("-q", "--quiet", is_flag=True, help="No lines of ours but errors.")
+@click.option("--json", "as_json", is_flag=True, help="The session as JSON at the end, on stderr.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def run(
+    image: str,
+    cpu: str | None,
+    mem: str | None,
+    pids: int | None,
+    disk: str | None,
+    time_limit: str | None,
+    grace: str | None,
+    name: str | None,
+    env: tuple[str, ...],
+    labels: tuple[str, ...],
+    tty: bool,
+    stdin: bool | None,
+    detach: bool,
+    sync: bool | None,
+    sync_limit: str,
+    output: str | None,
+    no_output: bool,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    command: tuple[str, ...],
+) -> int:
+    """Run a program in a session of its own and follow it.
+
+    The working directory is sent along (see .madangignore), the program's output and exit code are
+    the command's, and what it leaves in $MADANG_OUTPUTS comes back to runs/NAME. Without a
+    command the session is idle: use exec, shell, put and get.
+
+    \b
+    madang run -- python3 train.py
+    madang run --cpu 2 --mem 4g --image torch -- python3 train.py --epochs 3
+    madang run -t -- bash
+    """
+    config = load()
+    spec = session_spec(
+        command,
+        name=name,
+        image=image,
+        size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+        env=_env(env, tty=tty, config=config),
+        labels=_pairs(labels, "--label"),
+        tty=tty,
+        stdin=not detach and (tty or feeds_stdin(stdin)) and stdin is not False,
+        window=window(0) if is_terminal(0) else window(2),
+        grace_s=_grace(grace),
+    )
+    notes = Notes(quiet=quiet or as_json, plain=config.plain)
+    syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
+    with connect(config) as client:
+        if dry_run:
+            return _dry_run(client, spec, as_json=as_json)
+        spec = syncing.apply(client, spec)
+        if detach or not command:
+            return _start(client, spec, notes, as_json=as_json)
+        where = None if no_output else (output or "")
+        try:
+            return _follow(client, spec, notes, output=where, as_json=as_json)
+        except WorkspaceIncomplete:  # collected between sending it and now
+            spec = syncing.apply(client, spec)
+            return _follow(client, spec, notes, output=where, as_json=as_json)
+
+
+def _dry_run(client: Client, spec: SessionSpec, *, as_json: bool) -> int:
+    session = client.create_session(spec, dry_run=True)
+    if as_json:
+        print_json(session)
+    else:
+        print(f"plan   {session.image} · {describe_size(session.size)}")
+        if session.pending is not None:
+            print(f"queue  {session.pending.text}")
+    return 0
+
+
+def _start(client: Client, spec: SessionSpec, notes: Notes, *, as_json: bool) -> int:
+    """Create and leave: the name alone on stdout."""
+    session = client.create_session(replace(spec, stdin=False))
+    if as_json:
+        print_json(session)
+        return 0
+    Phases(notes).show(session)
+    print(session.name)
+    notes.line("next", f"madang logs -f {session.name} · madang stop {session.name}")
+    return 0
+
+
+def _follow(
+    client: Client, spec: SessionSpec, notes: Notes, *, output: str | None, as_json: bool
+) -> int:
+    phases = Phases(notes)
+    with client.run_spec(spec) as stream:
+        follower = Follower(
+            stream,
+            notes,
+            stdin=spec.stdin,
+            tty=spec.tty,
+            on_session=phases.show,
+            on_tick=phases.tick,
+        )
+        left = follower.follow()
+        if left is not None:
+            return left
+        session = stream.wait()
+    show_end(notes, session)
+    if output is not None:
+        fetch_outputs(client, session, output, notes)
+    return _finish(session, as_json=as_json)
+
+
+def _finish(session: Session, *, as_json: bool) -> int:
+    if as_json:
+        sys.stderr.write(to_json(session).decode() + "\n")
+    return exits.of_session(session)
+
+
+def _grace(text: str | None) -> float:
+    from madang.wire.size import parse_duration
+
+    if text is None:
+        return 10.0
+    return 0.0 if text.strip() in {"0", "0s"} else parse_duration(text, field="grace")
+
+
+def _env(items: tuple[str, ...], *, tty: bool, config: ClientConfig) -> dict[str, str]:
+    env = {"TERM": config.terminal} if tty else {}
+    for item in items:
+        key, given, value = item.partition("=")
+        env[key] = value if given else os.environ.get(key, "")
+    return env
+
+
+def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
+    for item in items:
+        if "=" not in item:
+            raise InvalidRequest(f"{option}: {item!r} must look like KEY=VALUE.")
+    return {key: value for key, _, value in (item.partition("=") for item in items)}

@@ -1,0 +1,129 @@
+"""The terminal: our lines on stderr, raw mode, window size, detach keys."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Iterator
+from typing import Final
+
+LIVE_AFTER_S: Final = 0.15
+"""Shorter waits draw nothing."""
+DETACH_KEYS: Final = b"\x10\x11"
+"""Ctrl-P Ctrl-Q."""
+
+
+class Notes:
+    """Our lines on stderr, and one live line below them where stderr is a terminal.
+
+    The live line is erased before anything else is written, so no program's output is lost to it.
+    """
+
+    def __init__(self, *, quiet: bool = False, plain: bool = False) -> None:
+        self.on_terminal = _is_terminal(2)
+        self._quiet = quiet
+        self._styled = self.on_terminal and not plain
+        self._drawn = False
+        self._begun = time.monotonic()
+
+    def line(self, label: str, text: str) -> None:
+        """One line that stays."""
+        self.clear()
+        self._begun = time.monotonic()
+        if not self._quiet:
+            shown = f"\x1b[2m{label:<6}\x1b[0m" if self._styled else f"{label:<6}"
+            _write(2, f"{shown} {text}\n".encode("utf-8", "replace"))
+
+    def live(self, label: str, text: str) -> None:
+        """Show what goes on, once it takes a moment; plain output has no such line."""
+        if self._quiet or not self._styled or time.monotonic() - self._begun < LIVE_AFTER_S:
+            return
+        width = window(2)[1]
+        shown = f"{label:<6} {text}"[: max(width - 1, 20)]
+        _write(2, f"\r\x1b[2K{shown}".encode("utf-8", "replace"))
+        self._drawn = True
+
+    def clear(self) -> None:
+        if self._drawn:
+            _write(2, b"\r\x1b[2K")
+            self._drawn = False
+
+    def prompt(self, text: str) -> None:
+        """A question; its answer is read elsewhere."""
+        self.clear()
+        _write(2, text.encode())
+
+
+def _is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def is_terminal(fd: int) -> bool:
+    return _is_terminal(fd)
+
+
+def window(fd: int) -> tuple[int, int]:
+    """Rows and columns."""
+    try:
+        size = os.get_terminal_size(fd)
+    except OSError:
+        return 24, 80
+    return size.lines or 24, size.columns or 80
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write to a descriptor that somebody else may have made non-blocking."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            poller = select.poll()
+            poller.register(fd, select.POLLOUT)
+            poller.poll()
+
+
+def _write(fd: int, data: bytes) -> None:
+    """Our own words are not worth failing for."""
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        write_all(fd, data)
+
+
+@contextlib.contextmanager
+def raw_mode(fd: int) -> Iterator[None]:
+    """Hand every key to the program; the terminal is as before afterwards, whatever happens."""
+    import termios
+    import tty
+
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setraw(fd, termios.TCSANOW)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+class DetachKeys:
+    """Finds the detach keys in what is typed."""
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def feed(self, data: bytes) -> tuple[bytes, bool]:
+        """What goes on to the program, and whether the keys were typed.
+
+        A first detach key at the end waits for what follows it.
+        """
+        data = self._held + data
+        before, found, _ = data.partition(DETACH_KEYS)
+        if found:
+            return before, True
+        self._held = data[-1:] if data.endswith(DETACH_KEYS[:1]) else b""
+        return data[: len(data) - len(self._held)], False

@@ -1,0 +1,262 @@
+"""Every request of the HTTP API as a value: what both clients send, and how they read the answer.
+
+A call is *repeatable* if doing it twice is the same as once; only such calls are tried again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+from madang.kit.codec import from_json, to_json
+from madang.wire.api import (
+    Explanation,
+    Node,
+    Page,
+    Problem,
+    ServerInfo,
+    SignalRequest,
+    StopRequest,
+    WhoAmI,
+    WorkspaceManifest,
+    WorkspaceState,
+)
+from madang.wire.errors import InvalidRequest, PlatformError, Retry, from_problem
+from madang.wire.image import BuildRequest, Image
+from madang.wire.link import FileEntry
+from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatus
+
+T = TypeVar("T")
+Body = Callable[[], Iterable[bytes]]
+"""Makes a streamed body; called once more when a call is repeated."""
+
+POLL_S: Final = 30.0
+"""Longest time that one ``wait`` request asks for."""
+TIMEOUT_S: Final = 60.0
+_JSON: Final = {"Content-Type": "application/json"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call(Generic[T]):
+    method: str
+    path: str
+    decode: Callable[[bytes], T]
+    body: bytes | Body = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    repeatable: bool = True
+    timeout_s: float = TIMEOUT_S
+    """Longest silence."""
+
+
+def failure(status: int, body: bytes, call: Call[Any]) -> PlatformError:
+    """The error that an answer with *status* ≥ 400 tells."""
+    try:
+        problem = from_json(Problem, body)
+    except InvalidRequest:
+        text = (
+            f"{call.method} {call.path}: answer {status}, not in our form. Is it a Madang server?"
+        )
+        return PlatformError(text, status=status)
+    return from_problem(problem.code, problem.detail or problem.title, problem.details)
+
+
+def may_repeat(error: PlatformError) -> bool:
+    """Whether the server asks for one more try of the same call, soon."""
+    return error.code in {"server.stopping", "request.rate_limited"} and error.retry is Retry.LATER
+
+
+def _read(kind: type[T]) -> Callable[[bytes], T]:
+    def decode(data: bytes) -> T:
+        try:
+            return from_json(kind, data)
+        except InvalidRequest as exc:
+            raise PlatformError(f"the server's answer can't be read: {exc}") from exc
+
+    return decode
+
+
+def _nothing(_: bytes) -> None:
+    return None
+
+
+def _bytes(data: bytes) -> bytes:
+    return data
+
+
+def query(path: str, /, **values: object) -> str:
+    """*path* with those of *values* that are set."""
+    given = {k: int(v) if isinstance(v, bool) else v for k, v in values.items() if v is not None}
+    return f"{path}?{urlencode(given)}" if given else path
+
+
+def session_path(ref: str, rest: str = "") -> str:
+    """Path of a session by id, name or prefix."""
+    if not ref:
+        raise InvalidRequest("the session's name is empty. `madang ps` lists names.")
+    return f"/v1/sessions/{quote(ref, safe='')}{rest}"
+
+
+def health() -> Call[dict[str, str]]:
+    return Call(method="GET", path="/v1/health", decode=_read(dict[str, str]))
+
+
+def info() -> Call[ServerInfo]:
+    return Call(method="GET", path="/v1/info", decode=_read(ServerInfo))
+
+
+def whoami() -> Call[WhoAmI]:
+    return Call(method="GET", path="/v1/whoami", decode=_read(WhoAmI))
+
+
+def create(spec: SessionSpec, key: str, *, dry_run: bool) -> Call[Session]:
+    return Call(
+        method="POST",
+        path=query("/v1/sessions", dry_run=dry_run or None),
+        body=to_json(spec),
+        headers={**_JSON, "Idempotency-Key": key},
+        decode=_read(Session),
+    )
+
+
+def page(
+    *, status: SessionStatus | None, ended: bool, limit: int | None, cursor: str | None
+) -> Call[Page]:
+    where = query("/v1/sessions", status=status, all=ended or None, limit=limit, cursor=cursor)
+    return Call(method="GET", path=where, decode=_read(Page))
+
+
+def session(ref: str, *, wait_s: float | None = None, version: int | None = None) -> Call[Session]:
+    where = query(session_path(ref), wait=wait_s, version=version)
+    timeout_s = TIMEOUT_S + (wait_s or 0.0)
+    return Call(method="GET", path=where, decode=_read(Session), timeout_s=timeout_s)
+
+
+def stop(ref: str, grace_s: float | None) -> Call[Session]:
+    body = to_json(StopRequest(grace_s=grace_s))
+    path = session_path(ref, "/stop")
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Session))
+
+
+def signal(ref: str, number: int) -> Call[None]:
+    return Call(
+        method="POST",
+        path=session_path(ref, "/signal"),
+        body=to_json(SignalRequest(signal=number)),
+        headers=_JSON,
+        decode=_nothing,
+        repeatable=False,
+    )
+
+
+def remove(ref: str, *, force: bool, version: int | None) -> Call[None]:
+    headers = {} if version is None else {"If-Match": f'"{version}"'}
+    where = query(session_path(ref), force=force or None)
+    return Call(method="DELETE", path=where, headers=headers, decode=_nothing, repeatable=False)
+
+
+def history(ref: str) -> Call[list[HistoryEntry]]:
+    path = session_path(ref, "/history")
+    return Call(method="GET", path=path, decode=_read(list[HistoryEntry]))
+
+
+def logs(
+    ref: str, *, offset: int | None, tail: int | None, since: float | None, follow: bool
+) -> Call[bytes]:
+    """The frames form: offset u64 LE and record, each."""
+    path = session_path(ref, "/logs")
+    where = query(
+        path, offset=offset, tail=tail, since=since, follow=follow or None, format="frames"
+    )
+    return Call(method="GET", path=where, decode=_bytes)
+
+
+def files(ref: str, path: str, *, recursive: bool) -> Call[list[FileEntry]]:
+    where = query(session_path(ref, "/files"), path=path, recursive=recursive or None)
+    return Call(method="GET", path=where, decode=_read(list[FileEntry]))
+
+
+def read_file(ref: str, path: str, *, start: int, length: int | None) -> Call[bytes]:
+    end = "" if length is None else str(start + length - 1)
+    headers = {} if start == 0 and length is None else {"Range": f"bytes={start}-{end}"}
+    where = query(session_path(ref, "/file"), path=path)
+    return Call(method="GET", path=where, headers=headers, decode=_bytes)
+
+
+def write_file(ref: str, path: str, body: bytes | Body, *, mode: int) -> Call[None]:
+    where = query(session_path(ref, "/file"), path=path, mode=f"{mode:o}")
+    return Call(method="PUT", path=where, body=body, decode=_nothing)
+
+
+def read_archive(ref: str, path: str) -> Call[bytes]:
+    where = query(session_path(ref, "/archive"), path=path)
+    return Call(method="GET", path=where, decode=_bytes)
+
+
+def write_archive(ref: str, path: str, body: Body) -> Call[None]:
+    where = query(session_path(ref, "/archive"), path=path)
+    return Call(method="PUT", path=where, body=body, decode=_nothing)
+
+
+def workspace(manifest: WorkspaceManifest) -> Call[WorkspaceState]:
+    body = to_json(manifest)
+    decode = _read(WorkspaceState)
+    return Call(method="POST", path="/v1/workspaces", body=body, headers=_JSON, decode=decode)
+
+
+def workspace_blobs(body: Body) -> Call[None]:
+    return Call(method="PUT", path="/v1/workspaces/blobs", body=body, decode=_nothing)
+
+
+def images() -> Call[list[Image]]:
+    return Call(method="GET", path="/v1/images", decode=_read(list[Image]))
+
+
+def image(name: str) -> Call[Image]:
+    return Call(method="GET", path=f"/v1/images/{quote(name, safe='')}", decode=_read(Image))
+
+
+def remove_image(name: str, *, force: bool) -> Call[None]:
+    where = query(f"/v1/images/{quote(name, safe='')}", force=force or None)
+    return Call(method="DELETE", path=where, decode=_nothing, repeatable=False)
+
+
+def build_image(request: BuildRequest, key: str) -> Call[Session]:
+    return Call(
+        method="POST",
+        path="/v1/images",
+        body=to_json(request),
+        headers={**_JSON, "Idempotency-Key": key},
+        decode=_read(Session),
+        repeatable=False,
+    )
+
+
+def nodes() -> Call[list[Node]]:
+    return Call(method="GET", path="/v1/nodes", decode=_read(list[Node]))
+
+
+def errors() -> Call[list[Explanation]]:
+    return Call(method="GET", path="/v1/errors", decode=_read(list[Explanation]))
+
+
+def error(code: str) -> Call[Explanation]:
+    path = f"/v1/errors/{quote(code, safe='')}"
+    return Call(method="GET", path=path, decode=_read(Explanation))
+
+
+def openapi() -> Call[dict[str, Any]]:
+    return Call(method="GET", path="/v1/openapi.json", decode=_read(dict[str, Any]))
+
+
+def metrics() -> Call[bytes]:
+    return Call(method="GET", path="/metrics", decode=_bytes)
+
+
+def events(last_id: int | None) -> Call[bytes]:
+    """Server-sent events, after *last_id*."""
+    headers = {"Accept": "text/event-stream"}
+    if last_id is not None:
+        headers["Last-Event-ID"] = str(last_id)
+    return Call(method="GET", path="/v1/events", headers=headers, decode=_bytes)

@@ -1,0 +1,211 @@
+"""Running programs as the sync client follows them: output, stdin, window, signals."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Self
+
+from madang.client import calls
+from madang.client.channel import Channel
+from madang.client.events import StreamEvent
+from madang.client.following import Following
+from madang.client.retry import Retries
+from madang.client.transport import Transport
+from madang.wire.errors import PlatformError, ServerUnreachable
+from madang.wire.log import LogRecord
+from madang.wire.session import Ended, Session, SessionStatus
+
+HIGH_WATER: Final = 256 * 1024
+"""stdin that may wait to be sent."""
+_CHUNK: Final = 64 * 1024
+_STEADY_S: Final = 5.0
+"""A connection that lived this long was no part of the trouble before it."""
+
+
+class Stream:
+    """A program's stream. Iterate it for its output (``LogRecord``), or ``events`` for all.
+
+    Nothing is read ahead: bytes move while you iterate, ``wait``, ``write`` or ``pump``. If the
+    connection breaks it is taken up again where it stopped, for as long as the client's
+    ``patience_s``; only an exec's can't be. Closing it, or leaving its ``with`` block, leaves the
+    program running.
+    """
+
+    def __init__(self, transport: Transport, following: Following) -> None:
+        self._transport = transport
+        self._following = following
+        self._events: deque[StreamEvent] = deque()
+        self._retries: Retries | None = None
+        self._next_try = self._opened_at = 0.0
+        self._channel: Channel | None = None
+        self.on_break: Callable[[str], None] | None = None
+        """Told in words when the connection breaks."""
+        self._channel = transport.repeat(self._connect)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __iter__(self) -> Iterator[LogRecord]:
+        return (event for event in self.events() if isinstance(event, LogRecord))
+
+    @property
+    def finished(self) -> bool:
+        """Whether the program has ended and all its output came."""
+        return self._following.finished
+
+    @property
+    def backlog(self) -> int:
+        """Bytes of stdin not sent yet; ``write`` waits while it is above ``HIGH_WATER``."""
+        return HIGH_WATER + 1 if self._channel is None else self._channel.backlog
+
+    def events(self) -> Iterator[StreamEvent]:
+        """Output, gaps in it, and the session at each change, until the program has ended."""
+        while True:
+            yield from self.take()
+            if self.finished and not self._events:
+                return
+            self.pump()
+
+    def take(self) -> list[StreamEvent]:
+        """What has come since the last call; does not wait."""
+        taken = list(self._events)
+        self._events.clear()
+        return taken
+
+    def pump(self, watch: Iterable[int] = (), timeout_s: float | None = None) -> set[int]:
+        """Move bytes; wait until something came, or one of *watch* (file descriptors) can be
+        read, or *timeout_s* is over. Returns the readable ones of *watch*.
+        """
+        if self.finished:
+            return set()
+        if self._channel is None:
+            return self._rest(watch, timeout_s)
+        try:
+            ready = self._channel.pump(watch, timeout_s)
+            self._drain(self._channel)
+            if self._channel.closed and not self.finished:
+                raise ServerUnreachable("the server closed the stream before the program's end.")
+        except PlatformError as exc:
+            self._broken(exc)
+            return set()
+        return ready
+
+    def write(self, data: bytes) -> None:
+        """Send to the program's stdin; waits if much is on its way already."""
+        for start in range(0, len(data), _CHUNK):
+            while self.backlog > HIGH_WATER and not self.finished:
+                self.pump()
+            if self._channel is not None:
+                self._channel.send(data[start : start + _CHUNK], text=False)
+
+    def close_stdin(self) -> None:
+        self._send(self._following.end_stdin())
+
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell the size of the terminal."""
+        self._send(self._following.resize(rows, cols))
+
+    def signal(self, number: int) -> None:
+        """Send a signal to the program's process group."""
+        self._send(self._following.signal(number))
+
+    def close(self) -> None:
+        """Let go of the program; it goes on."""
+        if self._channel is not None:
+            if not self.finished:
+                self._channel.send(self._following.detach(), text=True)
+            self._channel.close()
+            self._channel = None
+
+    def _send(self, message: bytes) -> None:
+        if self._channel is not None:
+            self._channel.send(message, text=True)
+
+    def _connect(self) -> Channel:
+        path, messages = self._following.opening()
+        channel = self._transport.channel(path)
+        for message in messages:
+            channel.send(message, text=True)
+        self._opened_at = time.monotonic()
+        return channel
+
+    def _drain(self, channel: Channel) -> None:
+        while channel.messages and not self.finished:
+            self._events += self._following.take(channel.messages.popleft())
+        if self.finished:
+            channel.close()
+
+    def _broken(self, error: PlatformError) -> None:
+        """Plan the next try, or raise *error*."""
+        if self._channel is not None:
+            self._channel.abandon()
+            self._channel = None
+        if self._retries is None or time.monotonic() - self._opened_at > _STEADY_S:
+            self._retries = self._transport.retries(repeatable=self._following.can_resume)
+            if self.on_break is not None and self._following.can_resume:
+                self.on_break(error.text)
+        pause_s = self._retries.pause_s(error)
+        if pause_s is None:
+            raise error
+        self._next_try = time.monotonic() + pause_s
+
+    def _rest(self, watch: Iterable[int], timeout_s: float | None) -> set[int]:
+        """Wait for the time of the next try; then try."""
+        pause_s = max(0.0, self._next_try - time.monotonic())
+        early = timeout_s is not None and timeout_s < pause_s
+        poller = select.poll()
+        for fd in watch:
+            poller.register(fd, select.POLLIN)
+        wait_s = timeout_s if early and timeout_s is not None else pause_s
+        ready = {fd for fd, _ in poller.poll(wait_s * 1000)}
+        if not ready and not early:
+            try:
+                self._channel = self._connect()
+            except PlatformError as exc:
+                self._broken(exc)
+        return ready
+
+
+class Run(Stream):
+    """A session's main program."""
+
+    @property
+    def session(self) -> Session:
+        """The session as last told. Waits for the first word of it."""
+        while self._following.session is None:
+            self.pump()
+        return self._following.session
+
+    def wait(self) -> Session:
+        """Wait for the program's end, dropping what output was not taken; how it ended is in
+        ``.ended``.
+        """
+        for _ in self.events():
+            pass
+        session = self.session
+        while session.ended is None and session.status is not SessionStatus.TERMINATED:
+            call = calls.session(session.id, wait_s=calls.POLL_S, version=session.version)
+            session = self._transport.call(call)
+        return session
+
+    def stop(self, grace_s: float | None = None) -> Session:
+        """Ask for the end; ``wait`` for it."""
+        return self._transport.call(calls.stop(self.session.id, grace_s))
+
+
+class Exec(Stream):
+    """One more program in a running session."""
+
+    def wait(self) -> Ended:
+        """Wait for the program's end, dropping what output was not taken."""
+        for _ in self.events():
+            pass
+        if self._following.ended is None:
+            raise PlatformError("the server did not say how the program ended.")
+        return self._following.ended

@@ -1,0 +1,401 @@
+"""The client for ordinary (blocking) programs."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from madang.client import calls
+from madang.client.address import Address
+from madang.client.calls import Body, Call
+from madang.client.events import Output, ServerSentEvents
+from madang.client.following import Following, LogReading
+from madang.client.requests import Amount, Argument, exec_spec, session_spec, size_request
+from madang.client.streams import Exec, Run
+from madang.client.transport import PATIENCE_S, Transport
+from madang.kit.secret import Secret
+from madang.wire.api import (
+    ClientMessage,
+    ClientOp,
+    Event,
+    Explanation,
+    Node,
+    Page,
+    ServerInfo,
+    WhoAmI,
+    WorkspaceManifest,
+    WorkspaceState,
+)
+from madang.wire.errors import PlatformError, ServerUnreachable, Shutdown
+from madang.wire.image import BuildRequest, Image
+from madang.wire.kernel import WORK_DIR, ExecSpec
+from madang.wire.link import FileEntry
+from madang.wire.paths import to_wire
+from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
+
+if TYPE_CHECKING:  # only calls with files need them
+    from madang.client.archive import Unpacked
+    from madang.client.workspace import Limits, Progress, Synced
+
+T = TypeVar("T")
+
+
+class Client:
+    """All calls of the API, blocking.
+
+    A ``Client`` may be used by several threads, each stream of it by one. Calls that may be
+    repeated are tried again while the server restarts, for up to *patience_s*.
+
+    >>> with Client(url, token) as client:
+    ...     session = client.run(["sh", "-c", "echo hello; exit 3"]).wait()
+    ...     session.ended.exit_code
+    3
+    """
+
+    def __init__(
+        self, url: str, token: str | Secret | None = None, *, patience_s: float = PATIENCE_S
+    ) -> None:
+        secret = Secret(token) if isinstance(token, str) else token
+        self._transport = Transport(Address.parse(url), secret, patience_s)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close idle connections. Sessions go on."""
+        self._transport.close()
+
+    def call(self, call: Call[T]) -> T:
+        """Make one call of ``madang.client.calls``."""
+        return self._transport.call(call)
+
+    # Server
+
+    def get_info(self) -> ServerInfo:
+        return self.call(calls.info())
+
+    def whoami(self) -> WhoAmI:
+        return self.call(calls.whoami())
+
+    def is_healthy(self) -> bool:
+        """Whether a server answers and is ready."""
+        try:
+            return self.call(calls.health()).get("status") == "ok"
+        except PlatformError:
+            return False
+
+    def list_nodes(self) -> list[Node]:
+        return self.call(calls.nodes())
+
+    def list_errors(self) -> list[Explanation]:
+        return self.call(calls.errors())
+
+    def explain(self, code: str) -> Explanation:
+        return self.call(calls.error(code))
+
+    def get_openapi(self) -> dict[str, Any]:
+        return self.call(calls.openapi())
+
+    def get_metrics(self) -> str:
+        """Prometheus text."""
+        return self.call(calls.metrics()).decode()
+
+    def events(self, last_id: int | None = None) -> Iterator[Event]:
+        """Every change as it happens, after *last_id*; does not end by itself."""
+        parser = ServerSentEvents(last_id)
+        retries = self._transport.retries()
+        while True:
+            error: PlatformError = ServerUnreachable("the server closed the stream of events.")
+            try:
+                with self._transport.stream(calls.events(parser.last_id)) as chunks:
+                    for chunk in chunks:
+                        yield from parser.feed(chunk)
+                        retries = self._transport.retries()
+            except (ServerUnreachable, Shutdown) as exc:
+                error = exc
+            parser = ServerSentEvents(parser.last_id)
+            _pause(retries.pause_s(error), error)
+
+    # Sessions
+
+    def create_session(
+        self, spec: SessionSpec, *, key: str | None = None, dry_run: bool = False
+    ) -> Session:
+        """Create a session, or with *dry_run* say what it would be.
+
+        A second call with the same *key* returns the session of the first.
+        """
+        return self.call(calls.create(spec, key or secrets.token_hex(16), dry_run=dry_run))
+
+    def get_session(self, ref: str) -> Session:
+        """By id, name or unique beginning of a name."""
+        return self.call(calls.session(ref))
+
+    def list_page(
+        self,
+        *,
+        status: SessionStatus | None = None,
+        ended: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+    ) -> Page:
+        return self.call(calls.page(status=status, ended=ended, limit=limit, cursor=cursor))
+
+    def list_sessions(
+        self, *, status: SessionStatus | None = None, ended: bool = False
+    ) -> Iterator[Session]:
+        """Sessions page by page; those that have *ended* too if asked for."""
+        cursor: str | None = None
+        while True:
+            page = self.list_page(status=status, ended=ended, cursor=cursor)
+            yield from page.items
+            cursor = page.next
+            if cursor is None:
+                return
+
+    def wait_session(
+        self,
+        ref: str,
+        *,
+        until: Iterable[SessionStatus] = (SessionStatus.TERMINATED,),
+        timeout_s: float | None = None,
+    ) -> Session:
+        """The session once its status is one of *until*, ended, or *timeout_s* is over."""
+        wanted = {*until, SessionStatus.TERMINATED}
+        give_up = None if timeout_s is None else time.monotonic() + timeout_s
+        session = self.get_session(ref)
+        while session.status not in wanted:
+            wait_s = calls.POLL_S
+            if give_up is not None:
+                wait_s = min(wait_s, give_up - time.monotonic())
+                if wait_s <= 0:
+                    break
+            call = calls.session(session.id, wait_s=wait_s, version=session.version)
+            session = self.call(call)
+        return session
+
+    def stop(self, ref: str, *, grace_s: float | None = None) -> Session:
+        """SIGTERM, after the grace SIGKILL. Returns at once; see ``wait_session``."""
+        return self.call(calls.stop(ref, grace_s))
+
+    def signal(self, ref: str, number: int) -> None:
+        self.call(calls.signal(ref, number))
+
+    def remove(self, ref: str, *, force: bool = False, version: int | None = None) -> None:
+        """Remove an ended session with its files and output; with *force* stop it first."""
+        self.call(calls.remove(ref, force=force, version=version))
+
+    def get_history(self, ref: str) -> list[HistoryEntry]:
+        return self.call(calls.history(ref))
+
+    def run(
+        self,
+        argv: Sequence[Argument] = (),
+        *,
+        image: str = HOST_IMAGE,
+        cpu: Amount | None = None,
+        mem: Amount | None = None,
+        pids: int | None = None,
+        disk: Amount | None = None,
+        time_limit: Amount | None = None,
+        name: str | None = None,
+        env: Mapping[str, str] | None = None,
+        labels: Mapping[str, str] | None = None,
+        tty: bool = False,
+        stdin: bool = False,
+        workspace: str | None = None,
+    ) -> Run:
+        """Start a program in a session of its own and follow it.
+
+        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
+        digest from ``sync_workspace``.
+
+        >>> with Client(url, token) as client:
+        ...     with client.run(["sh", "-c", "read x; echo got $x"], stdin=True) as run:
+        ...         run.write(b"it\\n")
+        ...         run.close_stdin()
+        ...         b"".join(record.data for record in run)
+        b'got it\\n'
+        """
+        spec = session_spec(
+            argv,
+            image=image,
+            size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+            name=name,
+            env=env,
+            labels=labels,
+            tty=tty,
+            stdin=stdin,
+            workspace=workspace,
+        )
+        return self.run_spec(spec)
+
+    def run_spec(self, spec: SessionSpec) -> Run:
+        """Like ``run``, for a complete *spec*."""
+        first = ClientMessage(op=ClientOp.RUN, spec=spec, key=secrets.token_hex(16))
+        return Run(self._transport, Following("/v1/run", first))
+
+    def attach(self, ref: str, *, offset: int | None = None, tail_bytes: int | None = None) -> Run:
+        """Follow a session's main program: from *offset*, from about *tail_bytes* before the end
+        of its output, or from the beginning.
+        """
+        if offset is None and tail_bytes is None:
+            offset = 0
+        first = ClientMessage(op=ClientOp.ATTACH, offset=offset, tail_bytes=tail_bytes)
+        return Run(self._transport, Following(calls.session_path(ref, "/attach"), first))
+
+    def exec(
+        self,
+        ref: str,
+        argv: Sequence[Argument],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str = WORK_DIR,
+        tty: bool = False,
+        stdin: bool = False,
+    ) -> Exec:
+        """Start one more program in a running session and follow it.
+
+        >>> with Client(url, token) as client:
+        ...     session = client.create_session(SessionSpec())
+        ...     _ = client.wait_session(session.id, until=[SessionStatus.RUNNING])
+        ...     program = client.exec(session.id, ["echo", "inside"])
+        ...     output = b"".join(record.data for record in program)
+        ...     _ = client.stop(session.id, grace_s=0)
+        ...     output
+        b'inside\\n'
+        """
+        return self.exec_spec(ref, exec_spec(argv, env=env, cwd=cwd, tty=tty, stdin=stdin))
+
+    def exec_spec(self, ref: str, spec: ExecSpec) -> Exec:
+        """Like ``exec``, for a complete *spec*."""
+        first = ClientMessage(op=ClientOp.EXEC, exec=spec)
+        return Exec(self._transport, Following(calls.session_path(ref, "/exec"), first))
+
+    def logs(
+        self,
+        ref: str,
+        *,
+        offset: int | None = None,
+        tail_bytes: int | None = None,
+        since: float | None = None,
+        follow: bool = False,
+    ) -> Iterator[Output]:
+        """Output from the first kept byte, from *offset*, about *tail_bytes* before its end, or
+        from the time *since* (Unix seconds); with *follow* until the session has ended.
+        """
+        reading = LogReading(ref, offset, tail_bytes, since, follow=follow)
+        retries = self._transport.retries()
+        while True:
+            error: PlatformError = ServerUnreachable("the server closed the stream of output.")
+            try:
+                with self._transport.stream(reading.call()) as chunks:
+                    for chunk in chunks:
+                        yield from reading.feed(chunk)
+                        retries = self._transport.retries()
+                if not follow or not reading.goes_on(self.get_session(ref)):
+                    return
+            except (ServerUnreachable, Shutdown) as exc:
+                error = exc
+            reading.restart()
+            _pause(retries.pause_s(error), error)
+
+    # Files
+
+    def list_files(self, ref: str, path: str, *, recursive: bool = False) -> list[FileEntry]:
+        """What lies in a folder of the session (``/work`` …), or the file itself."""
+        return self.call(calls.files(ref, _wire(path), recursive=recursive))
+
+    def read_file(self, ref: str, path: str, *, start: int = 0, length: int | None = None) -> bytes:
+        """Bytes of one file; ``get`` is for large ones."""
+        return self.call(calls.read_file(ref, _wire(path), start=start, length=length))
+
+    def write_file(self, ref: str, path: str, data: bytes | Body, *, mode: int = 0o644) -> None:
+        """Replace one file, all at once or not at all."""
+        self.call(calls.write_file(ref, _wire(path), data, mode=mode))
+
+    def put(self, ref: str, sources: Sequence[str | bytes], path: str) -> None:
+        """Send local files and folders into the session's folder *path*."""
+        from madang.client import archive
+
+        body = archive.packer(sources)
+        self.call(calls.write_archive(ref, _wire(path), body))
+
+    def get(self, ref: str, path: str, target: str | bytes = ".", *, strip: int = 0) -> Unpacked:
+        """Bring a file or folder of the session into the local folder *target*.
+
+        Never writes outside *target*, whatever the session sends. *strip* leaves out that many
+        leading names: 1 brings what is in a folder instead of the folder.
+        """
+        from madang.client import archive
+
+        with self._transport.stream(calls.read_archive(ref, _wire(path))) as chunks:
+            return archive.unpack(chunks, target, strip=strip)
+
+    # Working directory
+
+    def sync_workspace(
+        self,
+        path: str | bytes = ".",
+        *,
+        limits: Limits | None = None,
+        cache: str | None = None,
+        progress: Progress | None = None,
+    ) -> Synced:
+        """Send what the server lacks of a folder; ``.digest`` goes into ``run(workspace=…)``.
+
+        *cache* is a file that remembers digests, so that only changed files are read again.
+
+        >>> with Client(url, token) as client:
+        ...     synced = client.sync_workspace(folder)
+        ...     run = client.run(["ls"], workspace=synced.digest)
+        ...     b"".join(record.data for record in run)
+        b'train.py\\n'
+        """
+        from madang.client import workspace
+
+        return workspace.sync(self, path, limits=limits, cache=cache, progress=progress)
+
+    def register_workspace(self, manifest: WorkspaceManifest) -> WorkspaceState:
+        return self.call(calls.workspace(manifest))
+
+    def send_blobs(self, body: Body) -> None:
+        self.call(calls.workspace_blobs(body))
+
+    # Images
+
+    def list_images(self) -> list[Image]:
+        return self.call(calls.images())
+
+    def get_image(self, name: str) -> Image:
+        return self.call(calls.image(name))
+
+    def remove_image(self, name: str, *, force: bool = False) -> None:
+        self.call(calls.remove_image(name, force=force))
+
+    def build_image(
+        self, name: str, requirements: Sequence[str], *, labels: Mapping[str, str] | None = None
+    ) -> Session:
+        """Start a build: a session whose output is the build log and whose end is the build's.
+
+        Stopping it cancels the build.
+        """
+        request = BuildRequest(
+            name=name, requirements=tuple(requirements), labels=dict(labels or {})
+        )
+        return self.call(calls.build_image(request, secrets.token_hex(16)))
+
+
+def _wire(path: str) -> str:
+    return to_wire(path.encode("utf-8", "surrogateescape"))
+
+
+def _pause(seconds: float | None, error: PlatformError) -> None:
+    if seconds is None:
+        raise error
+    time.sleep(seconds)

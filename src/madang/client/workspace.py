@@ -1,0 +1,423 @@
+"""Sending a working directory: look, hash what changed, send what the server lacks.
+
+What is looked at may change meanwhile. A file whose bytes are not those that were hashed is
+noticed (the server checks too), and the whole is done again, a few times.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from madang.client.ignore import FILE_NAME, Rules
+from madang.kit.codec import from_json, to_json
+from madang.wire.api import WorkspaceFile, WorkspaceManifest, WorkspaceState
+from madang.wire.errors import FileFailed, PlatformError, WorkspaceTooLarge
+from madang.wire.paths import display, to_wire
+from madang.wire.size import GIB, MIB, format_bytes
+
+Progress = Callable[[int, int], None]
+"""Called with the bytes sent so far and the bytes to send."""
+
+TRIES: Final = 3
+_CHUNK: Final = 256 * 1024
+_SETTLED_NS: Final = 2_000_000_000
+"""A file changed this shortly before it was hashed may change again with the same times."""
+_NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    size_bytes: int = 512 * MIB
+    files: int = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing found, by its path relative to the root."""
+
+    path: bytes
+    kind: str
+    mode: int
+    size_bytes: int
+    modified_ns: int
+    changed_ns: int
+    inode: int
+    target: bytes | None = None
+
+    @property
+    def stamp(self) -> list[int]:
+        return [self.size_bytes, self.modified_ns, self.changed_ns, self.inode]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    root: bytes
+    entries: tuple[Entry, ...]
+    skipped: tuple[bytes, ...]
+    """Sockets, pipes and devices."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hashed:
+    """A tree with the digest of each file, ready to be told to the server."""
+
+    manifest: WorkspaceManifest
+    tree: Tree
+    sources: dict[str, Entry]
+    """Digest → a file with that content."""
+    changed: int
+    """Files that had to be hashed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Synced:
+    digest: str | None
+    """For ``SessionSpec.workspace``; None: the folder is empty."""
+    files: int = 0
+    size_bytes: int = 0
+    changed: int = 0
+    sent_files: int = 0
+    sent_bytes: int = 0
+    skipped: tuple[bytes, ...] = ()
+
+
+class FileChanged(Exception):
+    """A file is not what it was when it was hashed."""
+
+    def __init__(self, path: bytes) -> None:
+        super().__init__(display(path))
+        self.path = path
+
+
+class Caller(Protocol):
+    """What ``sync`` needs of a client."""
+
+    def register_workspace(self, manifest: WorkspaceManifest) -> WorkspaceState: ...
+
+    def send_blobs(self, body: Callable[[], Iterator[bytes]]) -> None: ...
+
+
+def sync(
+    client: Caller,
+    root: str | bytes,
+    *,
+    limits: Limits | None = None,
+    cache: str | None = None,
+    progress: Progress | None = None,
+) -> Synced:
+    """Make the server know the folder *root* as it is now."""
+    for attempt in range(TRIES):
+        hashed = prepare(root, limits=limits, cache=cache)
+        if not hashed.manifest.files:
+            return Synced(digest=None, skipped=hashed.tree.skipped)
+        state = client.register_workspace(hashed.manifest)
+        try:
+            if state.missing:
+                client.send_blobs(lambda: send(hashed, state.missing, progress))  # noqa: B023
+            return summary(hashed, state)
+        except FileChanged as exc:
+            if attempt + 1 == TRIES:
+                raise keeps_changing(exc) from exc
+    raise AssertionError("unreachable")
+
+
+def keeps_changing(error: FileChanged) -> FileFailed:
+    return FileFailed(
+        f"{error} keeps changing while it is read. Stop what writes it, or list it in "
+        ".madangignore."
+    )
+
+
+def summary(hashed: Hashed, state: WorkspaceState) -> Synced:
+    files = [entry for entry in hashed.tree.entries if entry.kind == "file"]
+    sent = [hashed.sources[digest] for digest in state.missing if digest in hashed.sources]
+    return Synced(
+        digest=state.digest,
+        files=len(files),
+        size_bytes=sum(entry.size_bytes for entry in files),
+        changed=hashed.changed,
+        sent_files=len(sent),
+        sent_bytes=sum(entry.size_bytes for entry in sent),
+        skipped=hashed.tree.skipped,
+    )
+
+
+def prepare(root: str | bytes, *, limits: Limits | None = None, cache: str | None = None) -> Hashed:
+    """Look at *root* and hash what the cache file does not know."""
+    tree = scan(os.path.realpath(os.fsencode(root)), limits or Limits())
+    known = _read_cache(cache)
+    fresh: dict[str, tuple[list[int], str]] = {}
+    sources: dict[str, Entry] = {}
+    files: list[WorkspaceFile] = []
+    changed = 0
+    for entry in tree.entries:
+        digest = None
+        if entry.kind == "file":
+            entry, digest, was_known = _digest(tree.root, entry, known)
+            changed += not was_known
+            sources[digest] = entry
+            if time.time_ns() - max(entry.modified_ns, entry.changed_ns) > _SETTLED_NS:
+                fresh[to_wire(entry.path)] = (entry.stamp, digest)
+        files.append(_wire_file(entry, digest))
+    if cache is not None and fresh != known:
+        _write_cache(cache, fresh)
+    manifest = WorkspaceManifest(files=tuple(files))
+    return Hashed(manifest=manifest, tree=tree, sources=sources, changed=changed)
+
+
+def _wire_file(entry: Entry, digest: str | None) -> WorkspaceFile:
+    return WorkspaceFile(
+        path=to_wire(entry.path),
+        kind=entry.kind,
+        mode=entry.mode,
+        size_bytes=entry.size_bytes,
+        modified_ns=entry.modified_ns,
+        digest=digest,
+        target=None if entry.target is None else to_wire(entry.target),
+    )
+
+
+# Looking
+
+
+@dataclass(slots=True)
+class _Scan:
+    root: bytes
+    limits: Limits
+    entries: list[Entry] = field(default_factory=list)
+    skipped: list[bytes] = field(default_factory=list)
+    unreadable: list[str] = field(default_factory=list)
+    private: set[bytes] = field(default_factory=set)
+    """Folders whose own ignore file leaves nothing of them, such as ``runs``."""
+    size_bytes: int = 0
+
+    @property
+    def too_large(self) -> bool:
+        return self.size_bytes > self.limits.size_bytes or len(self.entries) > self.limits.files
+
+    @property
+    def hopeless(self) -> bool:
+        """Far beyond the limit; what was seen is enough to say what is large."""
+        return len(self.entries) > 4 * self.limits.files
+
+
+def scan(root: bytes, limits: Limits) -> Tree:
+    """Everything below *root* that is not ignored, parents first. Links are not followed.
+
+    Raises WorkspaceTooLarge with the largest folders, FileFailed with what can't be read.
+    """
+    state = _Scan(root, limits)
+    todo: list[tuple[bytes, Rules]] = [(b"", Rules.defaults())]
+    while todo and not state.hopeless:
+        folder, rules = todo.pop()
+        todo += _scan_folder(state, folder, rules)
+    if state.too_large:
+        raise _too_large(state)
+    if state.unreadable:
+        raise _unreadable(state.unreadable)
+    entries = [entry for entry in state.entries if entry.path not in state.private]
+    entries.sort(key=lambda entry: entry.path)
+    return Tree(root=root, entries=tuple(entries), skipped=tuple(sorted(state.skipped)))
+
+
+def _scan_folder(state: _Scan, folder: bytes, rules: Rules) -> list[tuple[bytes, Rules]]:
+    """Add what lies in *folder* (``b"a/b/"``); return the folders in it."""
+    try:
+        with os.scandir(state.root + b"/" + folder) as found:
+            items = list(found)
+    except FileNotFoundError:
+        return []
+    except OSError as exc:
+        state.unreadable.append(f"{display(folder) or '.'} ({exc.strerror})")
+        return []
+    if any(item.name == FILE_NAME for item in items):
+        rules = rules.extended(folder, _read_rules(state, folder))
+    below: list[tuple[bytes, Rules]] = []
+    kept = 0
+    for item in items:
+        path = folder + item.name
+        is_folder = item.is_dir(follow_symlinks=False)
+        if rules.ignores(path, is_folder=is_folder):
+            continue
+        kept += 1
+        _add(state, path, item)
+        if is_folder:
+            below.append((path + b"/", rules))
+    if items and not kept and any(item.name == FILE_NAME for item in items):
+        state.private.add(folder.rstrip(b"/"))
+    return below
+
+
+def _read_rules(state: _Scan, folder: bytes) -> bytes:
+    try:
+        with open(state.root + b"/" + folder + FILE_NAME, "rb") as file:
+            return file.read(MIB)
+    except OSError as exc:
+        state.unreadable.append(f"{display(folder + FILE_NAME)} ({exc.strerror})")
+        return b""
+
+
+def _add(state: _Scan, path: bytes, item: os.DirEntry[bytes]) -> None:
+    try:
+        seen = item.stat(follow_symlinks=False)
+        target = os.readlink(item.path) if stat.S_ISLNK(seen.st_mode) else None
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        state.unreadable.append(f"{display(path)} ({exc.strerror})")
+        return
+    entry = _entry(path, seen, target)
+    if entry is None:
+        state.skipped.append(path)
+        return
+    state.entries.append(entry)
+    state.size_bytes += entry.size_bytes
+
+
+def _entry(path: bytes, seen: os.stat_result, target: bytes | None = None) -> Entry | None:
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
+    kind = kinds.get(stat.S_IFMT(seen.st_mode))
+    if kind is None:
+        return None
+    return Entry(
+        path,
+        kind,
+        stat.S_IMODE(seen.st_mode) & 0o777,
+        seen.st_size if kind == "file" else 0,
+        seen.st_mtime_ns,
+        seen.st_ctime_ns,
+        seen.st_ino,
+        target,
+    )
+
+
+def _too_large(state: _Scan) -> WorkspaceTooLarge:
+    sizes: Counter[bytes] = Counter()
+    counts: Counter[bytes] = Counter()
+    for entry in state.entries:
+        top = entry.path.partition(b"/")[0]
+        sizes[top] += entry.size_bytes
+        counts[top] += 1
+    by_size = state.size_bytes > state.limits.size_bytes
+    ranked = (sizes if by_size else counts).most_common(_NAMED)
+    largest = ", ".join(
+        f"{display(name)} ({format_bytes(amount) if by_size else f'{amount:,} files'})"
+        for name, amount in ranked
+    )
+    more = "more than " if state.hopeless else ""
+    text = (
+        f"the working directory {display(state.root)} has {more}{format_bytes(state.size_bytes)} "
+        f"in {len(state.entries):,} files; the limit is {format_bytes(state.limits.size_bytes)} "
+        f"in {state.limits.files:,}. Largest: {largest}. List what is not needed in "
+        ".madangignore, or use --no-sync."
+    )
+    return WorkspaceTooLarge(text, size_bytes=state.size_bytes, files=len(state.entries))
+
+
+def _unreadable(names: Sequence[str]) -> FileFailed:
+    shown = ", ".join(sorted(names)[:_NAMED])
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    text = (
+        f"the working directory holds what can't be read: {shown}{more}. Mend the permissions, "
+        "or list it in .madangignore."
+    )
+    return FileFailed(text)
+
+
+# Hashing
+
+
+def _digest(
+    root: bytes, entry: Entry, known: dict[str, tuple[list[int], str]]
+) -> tuple[Entry, str, bool]:
+    """The file as hashed, its digest, and whether the cache knew it."""
+    cached = known.get(to_wire(entry.path))
+    if cached is not None and cached[0] == entry.stamp:
+        return entry, cached[1], True
+    for _ in range(TRIES):
+        with open(_open_file(root, entry.path), "rb", buffering=0) as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            after = _entry(entry.path, os.fstat(file.fileno()))
+        if after is not None and after.stamp == entry.stamp:
+            return entry, digest, False
+        entry = after or entry
+    raise keeps_changing(FileChanged(entry.path))
+
+
+def _open_file(root: bytes, path: bytes) -> int:
+    """A descriptor of a regular file; never waits for a pipe that took its place."""
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(root + b"/" + path, flags)
+    except OSError as exc:
+        raise _unreadable([f"{display(path)} ({exc.strerror})"]) from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise FileFailed(f"{display(path)} was a file and is none any more. Try again.")
+    return fd
+
+
+def _read_cache(path: str | None) -> dict[str, tuple[list[int], str]]:
+    if path is None:
+        return {}
+    try:
+        with open(path, "rb") as file:
+            return from_json(dict[str, tuple[list[int], str]], file.read(GIB))
+    except (OSError, PlatformError):
+        return {}
+
+
+def _write_cache(path: str, known: dict[str, tuple[list[int], str]]) -> None:
+    """A cache that can't be written costs time only."""
+    part = f"{path}.{os.getpid()}"
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        with open(part, "wb") as file:
+            file.write(to_json(known))
+        os.replace(part, path)
+    except OSError:
+        if os.path.exists(part):
+            os.unlink(part)
+
+
+# Sending
+
+
+def send(
+    hashed: Hashed, missing: Sequence[str], progress: Progress | None = None
+) -> Iterator[bytes]:
+    """The body for ``PUT /v1/workspaces/blobs``. Raises FileChanged."""
+    wanted = [(digest, hashed.sources[digest]) for digest in missing if digest in hashed.sources]
+    total = sum(entry.size_bytes for _, entry in wanted)
+    done = 0
+    buffer = bytearray()
+    for digest, entry in wanted:
+        buffer += bytes.fromhex(digest) + entry.size_bytes.to_bytes(8, "little")
+        for chunk in _read_checked(hashed.tree.root, entry, digest):
+            buffer += chunk
+            done += len(chunk)
+            if len(buffer) >= _CHUNK:
+                yield bytes(buffer)
+                buffer.clear()
+                if progress is not None:
+                    progress(done, total)
+    yield bytes(buffer)
+
+
+def _read_checked(root: bytes, entry: Entry, digest: str) -> Iterator[bytes]:
+    """Exactly the bytes that have *digest*."""
+    seen, left = hashlib.sha256(), entry.size_bytes
+    with open(_open_file(root, entry.path), "rb", buffering=0) as file:
+        while left and (chunk := file.read(min(left, _CHUNK))):
+            seen.update(chunk)
+            left -= len(chunk)
+            yield chunk
+    if left or seen.hexdigest() != digest:
+        raise FileChanged(entry.path)
