@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from madang.wire.errors import SessionNotRunning
+from madang.wire.errors import SessionNotRunning, from_problem
 from madang.wire.link import Resize, Signal, StdinEnd
 
 SOCKET: Final = "keeper.sock"
@@ -45,7 +45,7 @@ class StdinWriter(Protocol):
 class Keepers(Protocol):
     """Ways to a keeper, which is named by its ``io`` folder.
 
-    All but ``watch`` raise SessionNotRunning when no keeper answers there.
+    All but ``watch`` raise SessionNotRunning when no keeper answers there, and what it refuses.
     """
 
     def watch(self, folder: str) -> AsyncIterator[KeeperNews]:
@@ -117,16 +117,20 @@ class _SocketStdin:
 
 
 async def _tell(folder: str, message: dict[str, object]) -> None:
+    """One request and its answer."""
     reader, writer = await _open(folder, message)
     try:
-        # The keeper closes when it has taken the message in, so that none is lost on its way.
-        writer.write_eof()
         async with asyncio.timeout(_PATIENCE_S):
-            await reader.read()
-    except OSError:  # TimeoutError is one: a keeper that hangs is for the caller's own deadline
-        pass
+            line = await reader.readline()
+        answer = json.loads(line) if line else {}
+    except (OSError, ValueError) as exc:  # TimeoutError is an OSError
+        raise SessionNotRunning("the program's keeper does not answer.") from exc
     finally:
         await _close(writer)
+    if "error" in answer:
+        raise from_problem(str(answer["error"]), str(answer.get("text", "")), {})
+    if not answer:
+        raise SessionNotRunning("the program has just ended.")
 
 
 async def _open(

@@ -1,0 +1,5 @@
+"""Bytes by their content: the files of working directories."""
+
+from madang.storage.blobs import BlobStore
+
+__all__ = ["BlobStore"]
