@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import madang
 from madang.agent.launcher.main import LauncherConfig
-from madang.daemon.children import Child, fork_launcher, fork_server, redirect
+from madang.daemon.children import Child, fork_launcher, fork_server, redirect, sweep_groups
 from madang.daemon.state import Owner, Running, StateFolder, born
 from madang.wire.errors import ConfigInvalid, HostLacks, PlatformError, PortTaken, from_problem
 
@@ -73,6 +73,7 @@ class Supervisor:
             self._end(self._server, STOP_SERVER_S)
             self._end(self._launcher, STOP_LAUNCHER_S)
             self._listener.close()
+            sweep_groups(self.folder.path)
 
     def _take_signals(self) -> int:
         wake, wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -204,6 +205,7 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         uid_count=node["uid_count"],
         slots=node["slots"],
         scratch_pool=node["scratch_pool"],
+        scratch_default_bytes=settings["defaults"]["disk_bytes"],
         host_paths=tuple(node["host_paths"]),
     )
 
