@@ -1,0 +1,55 @@
+"""Small messages with descriptors between launcher, keeper and init; large ones in a memory file.
+
+SEQPACKET sockets: a message arrives whole or not at all, and the end of the peer is seen at once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+Message = dict[str, Any]
+
+_MAX_MESSAGE = 64 * 1024
+_MAX_FDS = 8
+
+
+def pair() -> tuple[socket.socket, socket.socket]:
+    return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+
+
+def send(link: socket.socket, message: Message, fds: Sequence[int] = ()) -> bool:
+    """Whether the peer was there. Raises BlockingIOError on a full non-blocking socket."""
+    try:
+        socket.send_fds(link, [json.dumps(message).encode()], list(fds), socket.MSG_NOSIGNAL)
+    except (BrokenPipeError, ConnectionResetError):
+        return False
+    return True
+
+
+def receive(link: socket.socket) -> tuple[Message | None, list[int]]:
+    """The next message, or None once the peer is gone."""
+    try:
+        data, fds, _flags, _peer = socket.recv_fds(link, _MAX_MESSAGE, _MAX_FDS)
+    except ConnectionResetError:
+        return None, []
+    message: Message | None = json.loads(data) if data else None
+    return message, fds
+
+
+def to_memory(value: Message) -> int:
+    """A descriptor of an anonymous file that holds *value*."""
+    fd = os.memfd_create("madang", os.MFD_CLOEXEC)
+    with os.fdopen(os.dup(fd), "wb") as file:
+        file.write(json.dumps(value).encode())
+    return fd
+
+
+def from_memory(fd: int) -> Message:
+    """The value again; closes nothing, so that several processes can read it."""
+    size = os.fstat(fd).st_size
+    value: Message = json.loads(os.pread(fd, size, 0))
+    return value

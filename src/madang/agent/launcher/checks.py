@@ -1,0 +1,227 @@
+"""Requests are made by an unprivileged process: nothing in them is believed before it is checked.
+
+Each function returns a value of the right type or raises InvalidRequest that names the field.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
+
+from madang.wire.errors import InvalidRequest, SizeInvalid
+from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
+from madang.wire.size import Size
+from madang.wire.size import check as check_size
+
+T = TypeVar("T")
+
+MAX_ARGUMENTS_BYTES: Final = 1024 * 1024
+MAX_LAYERS: Final = 500
+"""What overlayfs stacks."""
+MIN_LOG_BYTES: Final = 64 * 1024
+
+_KERNEL: Final = re.compile(r"[0-9a-z]{10,40}\.[0-9]{1,6}", re.ASCII)
+_EXEC: Final = re.compile(r"[0-9a-z][0-9a-z-]{0,63}", re.ASCII)
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
+_HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
+
+
+def kernel_id(value: object) -> KernelId:
+    if not (isinstance(value, str) and _KERNEL.fullmatch(value)):
+        raise InvalidRequest(f"kernel: {str(value)[:60]!r} is no kernel id.")
+    return KernelId.parse(value)
+
+
+def exec_id(value: object) -> str:
+    """A name of an exec's folder; ``main`` is taken."""
+    if not (isinstance(value, str) and _EXEC.fullmatch(value)) or value == "main":
+        raise InvalidRequest(f"exec: {str(value)[:60]!r} is no id of an exec.")
+    return value
+
+
+def kernel_spec(value: object) -> KernelSpec:
+    fields = _Fields("spec", value)
+    spec = KernelSpec(
+        image=_image(fields.take("image")),
+        size=_size(fields.take("size")),
+        hostname=fields.pattern("hostname", _HOSTNAME, "session"),
+        workspace=fields.optional_text("workspace"),
+        grace_s=fields.number("grace_s", 0, 1e6, 10.0),
+        log_limit_bytes=int(fields.number("log_limit_bytes", MIN_LOG_BYTES, 2**50, 2**26)),
+        build=fields.flag("build"),
+        owner=fields.text("owner", 200, ""),
+        **_program(fields),
+    )
+    fields.end()
+    _check_arguments(spec.argv, spec.argv_encoding, spec.image.env, spec.env)
+    return spec
+
+
+def exec_spec(value: object) -> ExecSpec:
+    fields = _Fields("spec", value)
+    spec = ExecSpec(**_program(fields))
+    fields.end()
+    if not spec.argv:
+        raise InvalidRequest("spec.argv: an exec needs a program.")
+    _check_arguments(spec.argv, spec.argv_encoding, spec.env)
+    return spec
+
+
+def argv_bytes(argv: tuple[str, ...], encoding: str) -> list[bytes]:
+    """The arguments as the program gets them."""
+    return [argument.encode(encoding) for argument in argv]
+
+
+def _program(fields: _Fields) -> dict[str, Any]:
+    cwd = fields.text("cwd", 4096, "/work")
+    if not cwd.startswith("/") or "\0" in cwd:
+        raise InvalidRequest(f"spec.cwd: {cwd[:60]!r} must be an absolute path.")
+    return {
+        "argv": fields.texts("argv"),
+        "argv_encoding": fields.choice("argv_encoding", ("utf-8", "latin-1")),
+        "env": fields.environment("env"),
+        "cwd": cwd,
+        "tty": fields.flag("tty"),
+        "stdin": fields.flag("stdin"),
+        "rows": int(fields.number("rows", 1, 65535, 24)),
+        "cols": int(fields.number("cols", 1, 65535, 80)),
+    }
+
+
+def _image(value: object) -> ImageMount:
+    fields = _Fields("image", value)
+    image = ImageMount(
+        name=fields.text("name", 200, ""),
+        digest=fields.text("digest", 64, ""),
+        kind=fields.choice("kind", ("host", "layers")),
+        layers=fields.texts("layers"),
+        env=fields.environment("env"),
+    )
+    fields.end()
+    if image.kind == "host" and image.layers:
+        raise InvalidRequest("image.layers: the host image has none.")
+    if len(image.layers) > MAX_LAYERS:
+        raise InvalidRequest(f"image.layers: {len(image.layers)}; the most is {MAX_LAYERS}.")
+    for digest in image.layers:
+        if not _DIGEST.fullmatch(digest):
+            raise InvalidRequest(f"image.layers: {digest[:70]!r} is no digest.")
+    return image
+
+
+def _size(value: object) -> Size:
+    fields = _Fields("size", value)
+    time_s = fields.take("time_s", None)
+    size = Size(
+        cpu=_finite("size.cpu", fields.take("cpu")),
+        mem_bytes=int(_finite("size.mem_bytes", fields.take("mem_bytes"))),
+        pids=int(_finite("size.pids", fields.take("pids"))),
+        disk_bytes=int(_finite("size.disk_bytes", fields.take("disk_bytes"))),
+        time_s=None if time_s is None else _finite("size.time_s", time_s),
+    )
+    fields.end()
+    try:
+        return check_size(size)
+    except SizeInvalid as exc:
+        raise InvalidRequest(f"size.{exc.text}") from exc
+
+
+def _check_arguments(
+    argv: tuple[str, ...], encoding: str, *environments: Mapping[str, str]
+) -> None:
+    texts = [*argv]
+    for environment in environments:
+        for key, value in environment.items():
+            if not key or "=" in key:
+                raise InvalidRequest(f"env: {key[:60]!r} can't be a variable's name.")
+            texts += (key, value)
+    if any("\0" in text for text in texts):
+        raise InvalidRequest("argv and env: a NUL byte can't be in an argument or a variable.")
+    try:
+        argv_bytes(argv, encoding)
+        total = sum(len(text.encode()) for text in texts)
+    except UnicodeEncodeError as exc:
+        raise InvalidRequest(f"argv and env: can't be encoded as {encoding}.") from exc
+    if total > MAX_ARGUMENTS_BYTES:
+        raise InvalidRequest(
+            f"argv and env: {total} bytes; the most is {MAX_ARGUMENTS_BYTES}. Use a file."
+        )
+
+
+def _finite(name: str, value: object, low: float = 0, high: float = 1e18) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidRequest(f"{name}: must be a number.")
+    if not low <= value <= high or not math.isfinite(value):
+        raise InvalidRequest(f"{name}: must lie between {low:g} and {high:g}.")
+    return value
+
+
+class _Fields:
+    """Takes fields out of a JSON object; what is left at the end is unknown, thus an error."""
+
+    def __init__(self, name: str, value: object) -> None:
+        if not isinstance(value, dict):
+            raise InvalidRequest(f"{name}: must be an object.")
+        self.name = name
+        self.left = dict(value)
+
+    def take(self, key: str, *default: object) -> Any:
+        if key in self.left:
+            return self.left.pop(key)
+        if default:
+            return default[0]
+        raise InvalidRequest(f"{self.name}.{key}: is missing.")
+
+    def end(self) -> None:
+        if self.left:
+            raise InvalidRequest(f"{self.name}.{str(min(self.left))[:60]}: unknown field.")
+
+    def flag(self, key: str) -> bool:
+        return self._typed(key, bool, False)
+
+    def text(self, key: str, most: int, default: str) -> str:
+        found = self._typed(key, str, default)
+        if len(found) > most:
+            raise InvalidRequest(f"{self.name}.{key}: longer than {most} characters.")
+        return found
+
+    def optional_text(self, key: str) -> str | None:
+        return (
+            None
+            if self.left.get(key) is None and self.take(key, None) is None
+            else (self.text(key, 200, ""))
+        )
+
+    def pattern(self, key: str, pattern: re.Pattern[str], default: str) -> str:
+        found = self.text(key, 4096, default)
+        if not pattern.fullmatch(found):
+            raise InvalidRequest(f"{self.name}.{key}: {found[:60]!r} is not allowed.")
+        return found
+
+    def choice(self, key: str, allowed: tuple[str, ...]) -> str:
+        found = self.text(key, 64, allowed[0])
+        if found not in allowed:
+            raise InvalidRequest(f"{self.name}.{key}: must be one of {', '.join(allowed)}.")
+        return found
+
+    def number(self, key: str, low: float, high: float, default: float) -> float:
+        return _finite(f"{self.name}.{key}", self.take(key, default), low, high)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        found = self.take(key, ())
+        if not isinstance(found, list | tuple) or not all(isinstance(t, str) for t in found):
+            raise InvalidRequest(f"{self.name}.{key}: must be a list of texts.")
+        return tuple(found)
+
+    def environment(self, key: str) -> dict[str, str]:
+        found: dict[str, str] = self._typed(key, dict, {})
+        if not all(isinstance(value, str) for value in found.values()):
+            raise InvalidRequest(f"{self.name}.{key}: every value must be a text.")
+        return found
+
+    def _typed(self, key: str, kind: Callable[..., T], default: T) -> T:
+        found = self.take(key, default)
+        if not isinstance(found, type(default)):
+            raise InvalidRequest(f"{self.name}.{key}: must be {type(default).__name__}.")
+        return found

@@ -1,0 +1,148 @@
+"""Slow or dangerous work in forked processes, so that the launcher never waits."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
+
+from madang.agent.launcher import files, seccomp, syscalls
+from madang.wire.errors import PlatformError, RuntimeFailed, from_problem
+
+Done = Callable[[Any], None]
+"""Called with the result, or with the PlatformError that it ended with."""
+
+_MAX_RESULT: Final = 64 * 1024
+
+
+class Helpers:
+    """Forks helpers and file workers, hears how they end, and buries them."""
+
+    def __init__(self, selector: selectors.BaseSelector) -> None:
+        self._selector = selector
+
+    def run(self, work: Callable[[], Any], done: Done) -> None:
+        """*work* in a helper that shares our mount namespace; its result must fit JSON."""
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            os.close(reader)
+            os.close(writer)
+            done(RuntimeFailed(f"no process can be had for a helper: {exc.strerror}."))
+            return
+        if pid == 0:
+            _work(work, writer)
+        os.close(writer)
+
+        def heard(_events: int) -> None:
+            data = os.read(reader, _MAX_RESULT)
+            self._selector.unregister(reader)
+            os.close(reader)
+            os.waitpid(pid, 0)
+            done(_result(data))
+
+        self._selector.register(reader, selectors.EVENT_READ, heard)
+
+    def serve_files(
+        self, scratch: str, root: str, uid: int, over: Callable[[int], None]
+    ) -> tuple[socket.socket, int]:
+        """The client's socket to a new, confined file worker, and the worker's pidfd.
+
+        *over* is called with the pidfd, which is closed afterwards.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            ours.close()
+            theirs.close()
+            raise RuntimeFailed(f"no process can be had for files: {exc.strerror}.") from exc
+        if pid == 0:
+            _serve_files(theirs, scratch, root, uid)
+        theirs.close()
+        pidfd = os.pidfd_open(pid)
+
+        def ended(_events: int) -> None:
+            self._selector.unregister(pidfd)
+            os.waitpid(pid, 0)
+            over(pidfd)
+            os.close(pidfd)
+
+        self._selector.register(pidfd, selectors.EVENT_READ, ended)
+        return ours, pidfd
+
+
+def _work(work: Callable[[], Any], writer: int) -> NoReturn:
+    try:
+        _begin("madang-helper", writer)
+        try:
+            answer: dict[str, Any] = {"ok": work()}
+        except PlatformError as exc:
+            answer = {"error": exc.code, "text": exc.text}
+        except Exception as exc:  # Process root: whatever it is, the launcher is told.
+            answer = {"error": RuntimeFailed.code, "text": f"{type(exc).__name__}: {exc}"}
+        os.write(writer, json.dumps(answer).encode()[:_MAX_RESULT])
+    finally:
+        os._exit(0)
+
+
+def _serve_files(sock: socket.socket, scratch: str, root: str, uid: int) -> NoReturn:
+    try:
+        _begin("madang-files", sock.fileno())
+        confine(scratch, root, uid)
+        files.serve(sock, "/")
+    except BaseException as exc:
+        print(f"madang files: {exc!r}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _begin(name: str, kept: int) -> None:
+    gc.disable()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        signal.signal(number, signal.SIG_DFL)
+    syscalls.close_all_but(kept)
+    syscalls.set_process_name(name)
+    syscalls.die_with_parent(signal.SIGKILL)
+
+
+def confine(scratch: str, root: str, uid: int) -> None:
+    """See nothing but the scratch space, be nobody but the session."""
+    program = seccomp.program()
+    syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
+    syscalls.bind(os.fsencode(scratch), os.fsencode(root))
+    syscalls.mount_setattr(
+        os.fsencode(root), syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV, recursive=False
+    )
+    os.chdir(root)
+    syscalls.pivot_root(b".", b".")
+    syscalls.umount(b".", syscalls.MNT_DETACH)
+    os.chdir("/")
+    syscalls.drop_bounding_set()
+    if os.geteuid() != uid:
+        os.setgroups([])
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    syscalls.drop_capabilities()
+    syscalls.die_with_parent(signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.no_new_privileges()
+    seccomp.install(program)
+
+
+def _result(data: bytes) -> Any:
+    try:
+        answer = json.loads(data)
+    except ValueError:
+        return RuntimeFailed("a helper of the launcher was killed.")
+    if "error" in answer:
+        return from_problem(answer["error"], answer["text"], {})
+    return answer["ok"]

@@ -1,0 +1,393 @@
+"""Process 1 of a session: builds the sandbox, starts programs, reaps, forwards signals.
+
+It begins as root, in the slot's control group and in PID, network, IPC and UTS namespaces of its
+own. Once the sandbox stands it has the session's uid, no capability and the session's seccomp
+filter itself, so every program that it starts has them too. It starts the main program and, when
+the keeper asks, each exec: there is no way into a running session that keeps privileges.
+
+Its one connection is the keeper's. When the keeper dies, so does it, and the kernel kills all
+processes of the session with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import os
+import resource
+import selectors
+import signal
+import socket
+import struct
+import sys
+import termios
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+from madang.agent.launcher import channel, checks, mounts, seccomp, syscalls, truth
+from madang.agent.launcher.cgroups import Group
+from madang.agent.launcher.order import Order, View
+from madang.wire.kernel import (
+    DEFAULT_PATH,
+    HOME_DIR,
+    OUTPUT_DIR,
+    USER_NAME,
+    WORK_DIR,
+    ExecSpec,
+    KernelSpec,
+)
+
+MAIN: Final = "main"
+_OOM_SCORE: Final = b"300"
+"""The kernel's memory killer takes a program of the session before its init."""
+_NAMESPACES: Final = (
+    syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWCGROUP
+)
+_MAX_OPEN_FILES: Final = 1024 * 1024
+
+
+def run(link: socket.socket, group: Group | None) -> NoReturn:
+    """Life of an init, from the fork on. *group* None: no isolation (``process`` runtime)."""
+    try:
+        message, fds = channel.receive(link) if _ready(link, group) else (None, [])
+        if message is not None:
+            order = Order.from_json(channel.from_memory(fds[0]))
+            os.close(fds[0])
+            if _set_up(link, order):
+                _Init(link, order).serve()
+    except BaseException as exc:
+        with contextlib.suppress(OSError):
+            print(f"madang init: {exc!r}", file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
+
+
+def _ready(link: socket.socket, group: Group | None) -> bool:
+    """Do everything that needs no session; whether it could be done."""
+    for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_DFL)
+    syscalls.die_with_parent(signal.SIGKILL)
+    syscalls.set_process_name("madang-init")
+    gc.disable()
+    try:
+        if group is not None:
+            group.join()
+            syscalls.unshare(_NAMESPACES)
+            syscalls.loopback_up()
+        else:
+            syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+    except OSError as exc:
+        channel.send(link, {"failed": f"a slot can't be made: {exc}"})
+        return False
+    return channel.send(link, {"ready": True})
+
+
+def _set_up(link: socket.socket, order: Order) -> bool:
+    """Whether the sandbox stands; if not, the keeper is told why."""
+    try:
+        if order.view is not None:
+            _enter(order, order.view)
+        else:
+            os.umask(0o022)
+    except Exception as exc:
+        channel.send(link, {"failed": f"the sandbox can't be set up: {exc}"})
+        return False
+    return True
+
+
+def _enter(order: Order, view: View) -> None:
+    """Everything between root on the host and an ordinary program in the sandbox, in order."""
+    program = seccomp.program()
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    mounts.enter(order, view)
+    syscalls.sethostname(order.spec.hostname.encode())
+    _limit_resources()
+    os.umask(0o022)
+    syscalls.drop_bounding_set()
+    if order.nested:
+        _enter_user_namespace()
+    uid = mounts.shown_uid(order)
+    if not order.nested:
+        os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    syscalls.drop_capabilities()
+    syscalls.die_with_parent(signal.SIGKILL)  # Again: a change of uid clears it.
+    syscalls.no_new_privileges()
+    # We are a copy of the launcher, which has handled other sessions' secrets.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.close_on_exec_from(3)
+    _forget_standard_files()
+    seccomp.install(program)
+
+
+def _enter_user_namespace() -> None:
+    """Our only uid becomes an ordinary one in a namespace that owns nothing."""
+    uid, gid = os.geteuid(), os.getegid()
+    syscalls.unshare(syscalls.CLONE_NEWUSER)
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{mounts.NESTED_UID} {uid} 1"),
+        ("gid_map", f"{mounts.NESTED_UID} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
+            file.write(text)
+    syscalls.drop_bounding_set()
+
+
+def _forget_standard_files() -> None:
+    nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    os.close(nothing)
+
+
+def _limit_resources() -> None:
+    """No core files; as many open files as the hard limit allows, within reason."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+class _Init:
+    def __init__(self, link: socket.socket, order: Order) -> None:
+        self._link = link
+        self._order = order
+        self._programs: dict[int, str] = {}
+        """pid → ``main`` or an exec's id"""
+        self._selector = selectors.DefaultSelector()
+        self._wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_writer = wake_writer
+
+    def serve(self) -> None:
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
+        self._selector.register(self._link, selectors.EVENT_READ)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        spec = self._order.spec
+        if spec.argv:
+            self._start(MAIN, spec)
+        else:
+            channel.send(self._link, {"program": MAIN, "idle": True})
+        while self._step():
+            pass
+        if self._order.view is None:
+            _kill_descendants()
+
+    def _step(self) -> bool:
+        """One event; False once the session is over."""
+        for key, _ in self._selector.select():
+            if key.fileobj is self._link:
+                if not self._obey(*channel.receive(self._link)):
+                    return False
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(self._wake, 4096)
+        return self._reap()
+
+    def _obey(self, message: channel.Message | None, fds: list[int]) -> bool:
+        if message is None or message["do"] == "leave":
+            return False
+        if message["do"] == "signal":
+            self._signal(message["program"], message["signal"])
+        elif message["do"] == "exec":
+            spec = checks.exec_spec(channel.from_memory(fds[0]))
+            os.close(fds[0])
+            self._start(message["program"], spec)
+        return True
+
+    def _signal(self, program: str, number: int) -> None:
+        """To the program's process group; without a main program, to everything."""
+        if program == MAIN and not self._order.spec.argv:
+            if self._order.view is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(-1, number)
+            return
+        for pid, name in self._programs.items():
+            if name == program:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(pid, number)
+
+    def _reap(self) -> bool:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if pid == 0:
+                return True
+            program = self._programs.pop(pid, None)
+            if program is not None:
+                channel.send(self._link, {"program": program, "status": status})
+                if program == MAIN:
+                    return False
+
+    def _start(self, name: str, spec: KernelSpec | ExecSpec) -> None:
+        """Start a program; its ends of pipes or terminal go to the keeper at once."""
+        error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            inner, outer = _open_terminal(spec) if spec.tty else _open_pipes(spec)
+            channel.send(self._link, {"program": name, "tty": spec.tty}, outer)
+        except OSError as exc:
+            failure = {"program": name, "failure": [126, f"can't be started: {exc.strerror}"]}
+            channel.send(self._link, failure)
+            return
+        for fd in outer:
+            os.close(fd)
+        try:
+            pid = os.fork()
+        except OSError as exc:
+            text = f"can't be started: {exc.strerror}"
+            channel.send(self._link, {"program": name, "failure": [126, text]})
+            pid = -1
+        if pid == 0:
+            _execute(spec, self._order, inner, error_writer)
+        os.close(error_writer)
+        for fd in set(inner):
+            os.close(fd)
+        if pid > 0:
+            self._programs[pid] = name
+            self._report(name, pid, spec, error_reader)
+        os.close(error_reader)
+
+    def _report(self, name: str, pid: int, spec: KernelSpec | ExecSpec, error_reader: int) -> None:
+        error = os.read(error_reader, 4096)
+        if error:
+            failure = _explain(error, spec)
+            channel.send(self._link, {"program": name, "failure": failure})
+        else:
+            channel.send(self._link, {"program": name, "started": True})
+            _prefer_for_oom_kill(pid)
+
+
+def _open_pipes(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
+    """(the program's stdin, stdout, stderr; the keeper's other ends: out, err and, if fed, in)
+
+    Made by the session's uid, so that programs can open /dev/stdout again.
+    """
+    out_reader, out_writer = os.pipe2(os.O_CLOEXEC)
+    error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
+    if not spec.stdin:
+        nothing = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+        return [nothing, out_writer, error_writer], [out_reader, error_reader]
+    in_reader, in_writer = os.pipe2(os.O_CLOEXEC)
+    return [in_reader, out_writer, error_writer], [out_reader, error_reader, in_writer]
+
+
+def _open_terminal(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
+    """(the terminal three times; its other side)"""
+    master, slave = os.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", spec.rows, spec.cols, 0, 0))
+    return [slave, slave, slave], [master]
+
+
+def _execute(
+    spec: KernelSpec | ExecSpec, order: Order, inner: list[int], error_writer: int
+) -> NoReturn:
+    """In the child: become the program, or say why not."""
+    step = b"start"
+    try:
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        os.setsid()
+        if spec.tty:
+            fcntl.ioctl(inner[0], termios.TIOCSCTTY, 0)
+        for number, fd in enumerate(inner):
+            os.dup2(fd, number)
+        step = b"cwd"
+        os.chdir(_real_path(order, spec.cwd))
+        step = b"exec"
+        environment = _environment(order, spec)
+        argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
+        os.execvpe(argv[0], argv, environment)
+    except BaseException as exc:
+        number = exc.errno if isinstance(exc, OSError) and exc.errno else 0
+        os.write(error_writer, b"%s %d" % (step, number))
+    finally:
+        os._exit(127)
+
+
+def _prefer_for_oom_kill(pid: int) -> None:
+    """After its exec: before, the file is root's, because the process can't be dumped."""
+    with contextlib.suppress(OSError):
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(fd, _OOM_SCORE)
+        os.close(fd)
+
+
+def _explain(error: bytes, spec: KernelSpec | ExecSpec) -> list[object]:
+    """Exit code, as a shell's, and words."""
+    step, _, number = error.partition(b" ")
+    code = int(number or 0)
+    words = os.strerror(code) if code else "internal error"
+    program = spec.argv[0][:200]
+    if step == b"cwd":
+        return [126, f"can't enter the working directory {spec.cwd[:200]}: {words}"]
+    if step == b"exec" and code in {2, 20}:
+        return [127, f"no such program: {program}"]
+    if step == b"exec":
+        return [126, f"can't execute {program}: {words}"]
+    return [126, f"can't be started: {words}"]
+
+
+def _real_path(order: Order, path: str) -> str:
+    """Where a session's path lies; differs without isolation only."""
+    if order.view is not None:
+        return path
+    folders = {WORK_DIR: "work", OUTPUT_DIR: "outputs", HOME_DIR: "home"}
+    for shown, name in folders.items():
+        if path == shown or path.startswith(shown + "/"):
+            return f"{order.scratch}/{name}{path[len(shown) :]}"
+    return path
+
+
+def _environment(order: Order, spec: KernelSpec | ExecSpec) -> dict[bytes, bytes]:
+    """Ours, then the image's, then the user's, which win except over MADANG_*."""
+    found: dict[str, str] = {
+        "PATH": DEFAULT_PATH,
+        "HOME": _real_path(order, HOME_DIR),
+        "USER": USER_NAME,
+        "LOGNAME": USER_NAME,
+        "SHELL": mounts.shell(),
+        "LANG": "C.UTF-8",
+        **truth.environment(order.spec.size.cpu),
+    }
+    if spec.tty:
+        found["TERM"] = "xterm-256color"
+    if order.view is None:
+        found["TMPDIR"] = f"{order.scratch}/tmp"
+    found |= _without_ours(order.spec.image.env)
+    found |= _without_ours(order.spec.env)
+    if spec is not order.spec:
+        found |= _without_ours(spec.env)
+    found |= {
+        "MADANG": "1",
+        "MADANG_SESSION": order.spec.hostname,
+        "MADANG_OUTPUTS": _real_path(order, OUTPUT_DIR),
+    }
+    return {os.fsencode(key): os.fsencode(value) for key, value in found.items()}
+
+
+def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
+    return {
+        key: value
+        for key, value in environment.items()
+        if key != "MADANG" and not key.startswith("MADANG_")
+    }
+
+
+def _kill_descendants() -> None:
+    """Without a PID namespace: kill children until none is left; orphans become our children."""
+    while True:
+        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
+            children = [int(pid) for pid in file.read().split()]
+        for pid in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return

@@ -1,0 +1,441 @@
+"""Keeps one session: its output, its input, its time limit and its end.
+
+An unprivileged process outside of the sandbox, parent of the session's init. It outlives launcher
+and agent; whoever wants to know something connects to ``keeper.sock`` (see ``clients``) or reads
+the files it leaves. Nothing that it is connected to can make it wait: programs, disks that are
+full, clients that don't read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import selectors
+import signal
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final, NoReturn
+
+from madang.agent.launcher import channel, checks, clients, init, scratch, syscalls, verdict
+from madang.agent.launcher.cgroups import Counters, Group
+from madang.agent.launcher.clients import Client
+from madang.agent.launcher.order import Order
+from madang.agent.launcher.program import CLAIMED, ENDED, Program
+from madang.wire.errors import (
+    Conflict,
+    InvalidRequest,
+    PlatformError,
+    RuntimeFailed,
+    SessionNotRunning,
+)
+from madang.wire.session import Reason
+
+_LONGEST_WAIT_S: Final = 20.0
+"""A suspended machine's sleep counts against the time limit: look at the clock now and then."""
+_DISK_CHECK_S: Final = 1.0
+_QUIET_S: Final = 1.0
+"""An exec is over this long after its program ended, even if others hold its output open."""
+_FULL_BYTES: Final = 64 * 1024
+_MAX_CLIENTS: Final = 256
+
+
+def run(launcher: socket.socket, group: Group | None, uid: int, gid: int) -> NoReturn:
+    """Life of a keeper, from the fork on: a slot, then a session's keeper."""
+    try:
+        os.setsid()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
+            signal.signal(number, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        syscalls.set_process_name("madang-keeper")
+        gc.disable()
+        order = _wait_as_slot(launcher, group, uid, gid)
+        if order is not None:
+            _Keeper(*order, launcher).serve()
+    finally:
+        os._exit(0)
+
+
+def _wait_as_slot(
+    launcher: socket.socket, group: Group | None, uid: int, gid: int
+) -> tuple[Order, int, int, socket.socket] | None:
+    """Make the init, drop all privileges, wait to be claimed; None: the launcher has left."""
+    ours, theirs = channel.pair()
+    if group is not None:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        syscalls.close_all_but(theirs.fileno())
+        init.run(theirs, group)
+    theirs.close()
+    channel.send(launcher, {"init": pid})
+    if group is not None:
+        _drop(uid, gid)
+    ready, _ = channel.receive(ours)
+    if ready is None or not channel.send(launcher, ready) or "failed" in ready:
+        return None
+    claim, fds = channel.receive(launcher)
+    if claim is None:
+        return None
+    channel.send(ours, {}, fds)  # First of all: the init has the longer way to go.
+    order = Order.from_json(channel.from_memory(fds[0]))
+    os.close(fds[0])
+    return order, pid, os.pidfd_open(pid), ours
+
+
+def _drop(uid: int, gid: int) -> None:
+    syscalls.drop_bounding_set()
+    if os.geteuid() != uid:
+        os.setgroups([])
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+    syscalls.drop_capabilities()
+    syscalls.no_new_privileges()
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+
+
+class _Keeper:
+    def __init__(
+        self,
+        order: Order,
+        init_pid: int,
+        init_fd: int,
+        init_link: socket.socket,
+        launcher: socket.socket,
+    ) -> None:
+        self._order = order
+        self._init_pid = init_pid
+        self._init = init_link
+        self._launcher = launcher
+        self._selector = selectors.DefaultSelector()
+        self._programs: dict[str, Program] = {}
+        self._asked: dict[str, Client] = {}
+        """Exec id → who waits to hear that it runs."""
+        self._stop: tuple[Reason, str] | None = None
+        self._leave_at: float | None = None
+        self._deadline: float | None = None
+        self._disk_at = 0.0
+        self._disk_full = False
+        self._failed = False
+        self._over = False
+        self._selector.register(init_link, selectors.EVENT_READ, self._hear_init)
+        self._selector.register(init_fd, selectors.EVENT_READ, self._bury_init)
+
+    def serve(self) -> None:
+        try:
+            self._add(init.MAIN, f"{self._order.io}/{init.MAIN}")
+        except OSError as exc:
+            channel.send(self._launcher, {"failed": f"its output can't be kept: {exc}"})
+            return
+        while not self._over:
+            for key, events in self._selector.select(self._wait_s()):
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data(events)
+            self._keep_time()
+            for program in list(self._programs.values()):
+                program.tell_watchers()
+                self._arm(program)
+
+    # -- the session -------------------------------------------------------------------------
+
+    def _hear_init(self, _events: int = 0) -> bool:
+        """Whether there may be more to hear."""
+        message, fds = channel.receive(self._init)
+        if message is None:
+            self._unregister(self._init.fileno())
+            return False
+        if "failed" in message:
+            self._failed = True
+            channel.send(self._launcher, message)
+        else:
+            self._hear_of_program(message, fds)
+        return True
+
+    def _hear_of_program(self, message: channel.Message, fds: list[int]) -> None:
+        program = self._programs.get(message["program"])
+        if program is None:
+            return
+        if fds:
+            program.connect(fds, tty=message["tty"])
+        elif "status" in message:
+            program.status = message["status"]
+            program.exited_at = time.monotonic()
+        else:
+            self._began(program, message)
+
+    def _began(self, program: Program, message: dict[str, Any]) -> None:
+        """The program runs, or could not be executed."""
+        program.started_at = time.time()
+        program.started_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if "failure" in message:
+            code, text = message["failure"]
+            program.failure = (code, text)
+            program.exited_at = time.monotonic()
+        if program.name == init.MAIN:
+            limit = self._order.spec.size.time_s
+            self._deadline = None if limit is None else program.started_boot + limit
+            channel.send(self._launcher, {"started": program.started_at})
+        elif client := self._asked.pop(program.name, None):
+            client.tell({"ok": True, "at": program.started_at})
+
+    def _bury_init(self, _events: int) -> None:
+        """The session is over: no process of it lives, whatever they wrote is in the pipes."""
+        os.waitpid(self._init_pid, 0)
+        while self._hear_init():
+            pass
+        self._over = True
+        if self._failed:  # Nothing has run: it may be started again.
+            os.unlink(f"{self._programs[init.MAIN].folder}/{CLAIMED}")
+            return
+        for program in reversed(list(self._programs.values())):
+            program.drain()
+            self._finish(program)
+
+    def _finish(self, program: Program) -> None:
+        for fd in (*program.outputs, program.stdin, program.listener.fileno()):
+            self._unregister(fd)
+        for fd in program.clients:
+            self._unregister(fd)
+        program.finish(verdict.derive(self._look(program)))
+        if program.name != init.MAIN:
+            del self._programs[program.name]
+
+    def _look(self, program: Program) -> verdict.Seen:
+        is_main = program.name == init.MAIN
+        order = self._order
+        if is_main:
+            self._check_disk()
+        counters = order.group.counters() if is_main else Counters()
+        used = None
+        if is_main and order.scratch_enforced == "quota":
+            with contextlib.suppress(OSError):
+                used = scratch.usage(order.scratch)[0]
+        return verdict.Seen(
+            status=program.status,
+            counters=counters,
+            size=order.spec.size if is_main else None,
+            stop=self._stop,
+            failure=program.failure,
+            disk_full=self._disk_full,
+            disk_used_bytes=used,
+            dropped_bytes=program.log.dropped_bytes,
+            at=time.time(),
+            duration_s=time.clock_gettime(time.CLOCK_BOOTTIME) - program.started_boot,
+        )
+
+    # -- time --------------------------------------------------------------------------------
+
+    def _wait_s(self) -> float | None:
+        now, boot = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        waits = []
+        if self._leave_at is not None:
+            waits.append(self._leave_at - now)
+        elif self._deadline is not None:
+            waits.append(min(self._deadline - boot, _LONGEST_WAIT_S))
+        if self._order.scratch_enforced == "quota":
+            waits.append(self._disk_at - now)
+        waits += [
+            program.exited_at + _QUIET_S - now
+            for program in self._programs.values()
+            if program.name != init.MAIN and program.exited_at is not None
+        ]
+        return max(0.0, min(waits)) if waits else None
+
+    def _keep_time(self) -> None:
+        now, boot = time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        if self._leave_at is not None and now >= self._leave_at:
+            self._tell_init({"do": "leave"})
+            self._leave_at = now + _LONGEST_WAIT_S
+        elif self._deadline is not None and self._stop is None and self._deadline <= boot:
+            limit = self._order.spec.size.time_s
+            text = f"time limit {limit:g} s reached; ask for more with --time"
+            self._stop_session(Reason.TIMEOUT, text, self._order.spec.grace_s)
+        if now >= self._disk_at:
+            self._disk_at = now + _DISK_CHECK_S
+            self._check_disk()
+        for program in list(self._programs.values()):
+            if self._exec_is_over(program, now):
+                self._finish(program)
+
+    def _exec_is_over(self, program: Program, now: float) -> bool:
+        if program.exited_at is None or program.ended or program.name == init.MAIN:
+            return False
+        return not program.outputs or now >= program.exited_at + _QUIET_S
+
+    def _check_disk(self) -> None:
+        if self._order.scratch_enforced == "quota" and not self._disk_full:
+            with contextlib.suppress(OSError):
+                found = os.statvfs(self._order.scratch)
+                self._disk_full = (
+                    found.f_bavail * found.f_frsize < _FULL_BYTES or not found.f_favail
+                )
+
+    def _stop_session(self, reason: Reason, text: str, grace_s: float) -> None:
+        """SIGTERM now, SIGKILL after the grace; the first reason stays, the shortest grace wins."""
+        if self._stop is None:
+            self._stop = (reason, text)
+            numbers = [signal.SIGTERM, signal.SIGCONT]
+            if self._order.spec.tty:
+                numbers.insert(0, signal.SIGHUP)  # Shells ignore SIGTERM at a terminal.
+            for number in numbers:
+                self._tell_init({"do": "signal", "program": init.MAIN, "signal": number})
+        leave_at = time.monotonic() + grace_s
+        self._leave_at = min(leave_at, self._leave_at or leave_at)
+
+    def _tell_init(self, message: channel.Message, fds: tuple[int, ...] = ()) -> None:
+        channel.send(self._init, message, fds)
+
+    # -- clients -----------------------------------------------------------------------------
+
+    def _add(self, name: str, folder: str) -> Program:
+        program = Program(name, folder, self._order.spec.log_limit_bytes)
+        self._programs[name] = program
+        accept = partial(self._accept, program)
+        self._selector.register(program.listener, selectors.EVENT_READ, accept)
+        return program
+
+    def _accept(self, program: Program, _events: int) -> None:
+        try:
+            link, _ = program.listener.accept()
+        except OSError:
+            return
+        if len(program.clients) >= _MAX_CLIENTS:
+            link.close()
+            return
+        client = Client(link)
+        program.clients[link.fileno()] = client
+
+    def _arm(self, program: Program) -> None:
+        """Wait for what this program and its clients can do next."""
+        if program.ended:
+            return
+        for fd in program.outputs:
+            events = selectors.EVENT_READ
+            if fd == program.stdin and program.has_input:
+                events |= selectors.EVENT_WRITE
+            self._wait_for(fd, events, partial(self._move, program, fd))
+        stdin = program.stdin
+        if stdin is not None and stdin not in program.outputs:
+            events = selectors.EVENT_WRITE if program.has_input else 0
+            self._wait_for(stdin, events, partial(self._move, program, stdin))
+        for fd, client in program.clients.items():
+            reads = not client.feeding or program.takes_input
+            events = selectors.EVENT_READ * reads | selectors.EVENT_WRITE * client.waiting
+            self._wait_for(fd, events, partial(self._serve, program, client))
+
+    def _wait_for(self, fd: int, events: int, callback: Callable[[int], None]) -> None:
+        key = self._selector.get_map().get(fd)
+        if key is None:
+            if events:
+                self._selector.register(fd, events, callback)
+        elif not events:
+            self._selector.unregister(fd)
+        elif key.events != events:
+            self._selector.modify(fd, events, callback)
+
+    def _unregister(self, fd: int | None) -> None:
+        if fd is not None and fd >= 0 and fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    def _move(self, program: Program, fd: int, events: int) -> None:
+        """Bytes from or to the program."""
+        if events & selectors.EVENT_WRITE:
+            if fd not in program.outputs:
+                self._unregister(fd)
+            program.write_input()
+        if events & selectors.EVENT_READ and fd in program.outputs:
+            self._unregister(fd)
+            program.read(fd)
+
+    def _serve(self, program: Program, client: Client, events: int) -> None:
+        if events & selectors.EVENT_WRITE:
+            client.flush()
+        alive = not events & selectors.EVENT_READ or client.read()
+        try:
+            for request in client.lines():
+                self._answer(program, client, request)
+            if client.feeding:
+                self._feed(program, client)
+        except PlatformError as exc:
+            client.refuse(exc)
+            alive = alive and not client.feeding
+        if not alive:
+            self._forget(program, client)
+
+    def _forget(self, program: Program, client: Client) -> None:
+        fd = client.link.fileno()
+        self._unregister(fd)
+        program.clients.pop(fd, None)
+        self._asked = {name: asked for name, asked in self._asked.items() if asked is not client}
+        client.link.close()
+
+    def _answer(self, program: Program, client: Client, request: dict[str, Any]) -> None:
+        op = request.get("op")
+        if op == "watch":
+            client.watching = True
+            client.tell_end(program.log.end)
+        elif op == "stdin":
+            client.feeding = True
+        elif op == "signal":
+            self._signal(program, request.get("signal"))
+            client.tell({"ok": True})
+        elif op == "stop":
+            self._stop_session(*_stop_request(request, self._order.spec.grace_s))
+            client.tell({"ok": True})
+        elif op == "exec" and program.name == init.MAIN:
+            self._exec(client, request)
+        else:
+            raise InvalidRequest(f"op: {str(op)[:40]!r} is unknown.")
+
+    def _signal(self, program: Program, number: object) -> None:
+        message = {"do": "signal", "program": program.name}
+        self._tell_init(message | {"signal": clients.signal_number(number)})
+
+    def _exec(self, client: Client, request: dict[str, Any]) -> None:
+        name = checks.exec_id(request.get("exec"))
+        spec = checks.exec_spec(request.get("spec"))
+        folder = f"{self._order.io}/{name}"
+        running = self._programs.get(name)
+        if running is not None and name not in self._asked:
+            client.tell({"ok": True, "at": running.started_at})
+            return
+        if running is not None or os.path.exists(f"{folder}/{ENDED}"):
+            raise Conflict(f"exec {name} was started before.")
+        if self._stop is not None or self._programs[init.MAIN].exited_at is not None:
+            raise SessionNotRunning(f"{self._order.kernel} is ending.")
+        try:
+            self._add(name, folder)
+        except OSError as exc:
+            raise RuntimeFailed(f"exec {name}: its output can't be kept: {exc}") from exc
+        self._asked[name] = client
+        fd = channel.to_memory({
+            "argv": spec.argv, "argv_encoding": spec.argv_encoding, "env": spec.env,
+            "cwd": spec.cwd, "tty": spec.tty, "stdin": spec.stdin,
+            "rows": spec.rows, "cols": spec.cols,
+        })  # fmt: skip
+        self._tell_init({"do": "exec", "program": name}, (fd,))
+        os.close(fd)
+
+    def _feed(self, program: Program, client: Client) -> None:
+        for kind, payload in client.frames():
+            if kind == clients.DATA:
+                program.feed(payload)
+            elif kind == clients.END:
+                program.end_input()
+            elif kind == clients.RESIZE:
+                program.resize(*clients.resize(payload))
+            else:
+                self._signal(program, payload[0] if len(payload) == 1 else None)
+
+
+def _stop_request(request: dict[str, Any], grace_s: float) -> tuple[Reason, str, float]:
+    try:
+        reason = Reason(request.get("reason", Reason.USER))
+        grace = float(request.get("grace_s", grace_s))
+    except (TypeError, ValueError) as exc:
+        raise InvalidRequest(f"stop: {exc}") from exc
+    if not 0 <= grace <= 1e6:
+        raise InvalidRequest(f"stop: a grace of {grace:g} s makes no sense.")
+    return reason, str(request.get("text", ""))[:2000], grace

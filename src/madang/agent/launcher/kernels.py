@@ -1,0 +1,653 @@
+"""The life of kernels in the launcher: prepare, start, settle, remove; one step after the other.
+
+Each kernel has a queue: a request waits until the one before it has been answered. Nothing here
+waits itself: keepers answer through the selector, slow work is done by helpers.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from madang.agent.launcher import processes, registry, scratch, slots
+from madang.agent.launcher.cgroups import Group, Hierarchies
+from madang.agent.launcher.helpers import Helpers
+from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.order import Order
+from madang.agent.launcher.processes import ProcessId
+from madang.agent.launcher.program import CLAIMED, ENDED
+from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Record
+from madang.agent.launcher.slots import Slot
+from madang.agent.launcher.timers import Timers
+from madang.wire.errors import Conflict, NotFound, PlatformError, RuntimeFailed
+from madang.wire.kernel import KernelId, KernelSpec
+
+Answer = Callable[[Any], None]
+"""Called once, with a result (a JSON object) or a PlatformError."""
+
+START_S: Final = 30.0
+"""A start that takes longer is given up."""
+END_S: Final = 15.0
+"""A keeper that has not left so long after its init was killed is killed."""
+_EMPTY_S: Final = 10.0
+"""Groups must be empty so long after the last process was killed."""
+_RETRY_S: Final = 0.005
+_REFILL_S: Final = 0.03
+"""Slots are made so long after the last start, not to be in its way."""
+_MAX_FILE_WORKERS: Final = 32
+"""At once, for one kernel."""
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class Kernel:
+    folder: str
+    record: Record
+    keeper_fd: int = -1
+    init_fd: int = -1
+    slot: Slot | None = None
+    queue: deque[Callable[[], None]] = field(default_factory=deque)
+    busy: bool = False
+    at_end: list[Callable[[], None]] = field(default_factory=list)
+    """Called once the keeper has left."""
+    workers: set[int] = field(default_factory=set)
+    """pidfds of file workers."""
+
+    @property
+    def running(self) -> bool:
+        return self.keeper_fd >= 0
+
+    @property
+    def io(self) -> str:
+        return f"{self.folder}/io"
+
+
+class Kernels:
+    """All kernels of this state folder."""
+
+    def __init__(
+        self,
+        *,
+        state: str,
+        owner: tuple[int, int],
+        uids: registry.Uids | None,
+        ready_slots: int,
+        hierarchies: Hierarchies,
+        templates: Templates,
+        pool: scratch.Pool,
+        selector: selectors.BaseSelector,
+        timers: Timers,
+        changed: Callable[[str], None],
+    ) -> None:
+        """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours."""
+        self._state = state
+        self._folder = f"{state}/kernels"
+        self._owner = owner
+        self._uids = uids
+        self._ready_slots = ready_slots
+        self._hierarchies = hierarchies
+        self._templates = templates
+        self._pool = pool
+        self._selector = selector
+        self._timers = timers
+        self._changed = changed
+        self._helpers = Helpers(selector)
+        cpus = os.sched_getaffinity(0) if "cpuset" in hierarchies.bases else ()
+        self._processors = registry.Processors(cpus)
+        self._kernels: dict[KernelId, Kernel] = {}
+        self._slots: list[Slot] = []
+        self._filling = False
+
+    # -- what is there -----------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Take over what an older launcher left; sweep what nobody owns."""
+        os.makedirs(self._folder, 0o711, exist_ok=True)
+        self._templates.open()
+        for kernel_id, folder in registry.folders(self._folder):
+            self._adopt(kernel_id, folder)
+        kept = {k.record.slot for k in self._kernels.values() if k.record.slot}
+        for name in self._hierarchies.names() - kept:
+            self._clear_group(self._hierarchies.group(name), lambda _: None)
+        self._helpers.run(self._pool.sweep, lambda _: self.refill())
+
+    def _adopt(self, kernel_id: KernelId, folder: str) -> None:
+        record = registry.load(folder)
+        if record is None:
+            self._sweep_folder(folder)
+            return
+        kernel = self._kernels[kernel_id] = Kernel(folder=folder, record=record)
+        if self._uids is not None:
+            self._uids.adopt(record.uid)
+        if record.state == STARTED:
+            self._processors.adopt(record.cpu, record.cpus)
+            kernel.init_fd = _open(record.init)
+            kernel.keeper_fd = _open(record.keeper)
+            if kernel.running:
+                self._watch_keeper(kernel, child=False)
+            elif kernel.init_fd >= 0:
+                processes.kill(kernel.init_fd)
+
+    def _sweep_folder(self, folder: str) -> None:
+        """A folder that was never finished, or torn by a crash: nothing in it is of use."""
+        self._helpers.run(partial(self._delete, folder), lambda _: None)
+
+    def list(self) -> list[dict[str, Any]]:
+        return [self._describe(kernel) for kernel in self._kernels.values()]
+
+    def _describe(self, kernel: Kernel) -> dict[str, Any]:
+        record = kernel.record
+        group = record.group
+        return {
+            "kernel": record.kernel,
+            "state": record.state,
+            "running": kernel.running,
+            "started_at": record.started_at,
+            "group": {"version": group.version, "paths": group.paths} if group else None,
+        }
+
+    # -- requests ----------------------------------------------------------------------------
+
+    def prepare(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            try:
+                kernel = self._make_folder(kernel_id)
+            except OSError as exc:
+                answer(RuntimeFailed(f"{kernel_id}: its folder can't be made: {exc}."))
+                return
+        self._queue(kernel, answer, partial(self._take_scratch, kernel, spec))
+
+    def start(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
+        if kernel := self._find(kernel_id, answer):
+            self._queue(kernel, answer, partial(self._start, kernel, spec))
+
+    def settle(self, kernel_id: KernelId, answer: Answer) -> None:
+        if kernel := self._find(kernel_id, answer):
+            self._queue(kernel, answer, partial(self._settle, kernel))
+
+    def remove(self, kernel_id: KernelId, answer: Answer) -> None:
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            answer({})
+            return
+        self._end_workers(kernel)
+        self._queue(kernel, answer, partial(self._settle_and_remove, kernel_id, kernel))
+
+    def kill(self, kernel_id: KernelId, answer: Answer) -> None:
+        if kernel := self._kernels.get(kernel_id):
+            self._kill(kernel)
+        answer({})
+
+    def freeze(self, kernel_id: KernelId, answer: Answer, *, frozen: bool) -> None:
+        kernel = self._find(kernel_id, answer)
+        if kernel is None:
+            return
+        group = kernel.record.group
+        if not kernel.running or group is None:
+            answer(Conflict(f"{kernel_id} does not run."))
+        elif group.freeze() if frozen else group.thaw():
+            answer({})
+        else:
+            answer(RuntimeFailed("this machine's control groups can't freeze."))
+
+    def files(self, kernel_id: KernelId, answer: Answer) -> None:
+        """Answers with a socket."""
+        if kernel := self._find(kernel_id, answer):
+            self._queue(kernel, answer, partial(self._files, kernel))
+
+    # -- one after the other -----------------------------------------------------------------
+
+    def _find(self, kernel_id: KernelId, answer: Answer) -> Kernel | None:
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            answer(NotFound(f"{kernel_id} is not on this machine."))
+        return kernel
+
+    def _queue(self, kernel: Kernel, answer: Answer, step: Callable[[Answer], None]) -> None:
+        """Do *step* when the ones before it are done; errors it raises are its answer."""
+
+        def finish(result: Any) -> None:
+            kernel.busy = False
+            answer(result)
+            self._next(kernel)
+
+        def begin() -> None:
+            try:
+                step(finish)
+            except PlatformError as exc:
+                finish(exc)
+            except OSError as exc:
+                finish(RuntimeFailed(f"{kernel.record.kernel}: {exc}."))
+
+        kernel.queue.append(begin)
+        self._next(kernel)
+
+    @staticmethod
+    def _next(kernel: Kernel) -> None:
+        if kernel.queue and not kernel.busy:
+            kernel.busy = True
+            kernel.queue.popleft()()
+
+    # -- prepare -----------------------------------------------------------------------------
+
+    def _make_folder(self, kernel_id: KernelId) -> Kernel:
+        folder = f"{self._folder}/{kernel_id}"
+        uid = self._uids.take() if self._uids is not None else os.geteuid()
+        try:
+            if os.path.lexists(folder):
+                raise FileExistsError(f"{folder} is being removed")
+            os.mkdir(folder, 0o755)
+            for name in ("io", "service"):
+                os.mkdir(f"{folder}/{name}", 0o755)
+                os.chown(f"{folder}/{name}", *self._owner)
+            record = Record(kernel=str(kernel_id), uid=uid, boot=processes.boot_id())
+            record.save(folder)
+        except OSError:
+            if self._uids is not None:
+                self._uids.free(uid)
+            raise
+        kernel = self._kernels[kernel_id] = Kernel(folder=folder, record=record)
+        return kernel
+
+    def _take_scratch(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
+        if kernel.record.state == SETTLED:
+            raise Conflict(f"{kernel.record.kernel} has ended.")
+        take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
+
+        def took(result: Any) -> None:
+            if isinstance(result, PlatformError):
+                answer(result)
+                return
+            kernel.record.scratch_enforced = result
+            kernel.record.save(kernel.folder)
+            answer({"enforced": {"disk": result}})
+            self._fill_pool()
+
+        if self._pool.images and not self._at_hand(kernel, spec):
+            self._helpers.run(lambda: take().enforced, took)
+        else:
+            took(take().enforced)
+
+    def _at_hand(self, kernel: Kernel, spec: KernelSpec) -> bool:
+        if os.path.ismount(f"{kernel.folder}/{scratch.MOUNT}"):
+            return True
+        ready = self._pool.missing() < self._pool.ready
+        return ready and spec.size.disk_bytes == self._pool.default_bytes
+
+    # -- start -------------------------------------------------------------------------------
+
+    def _start(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
+        record = kernel.record
+        if record.state == STARTED and not self._never_ran(kernel):
+            answer({"at": record.started_at or 0.0})
+            return
+        if record.state == SETTLED:
+            raise Conflict(f"{record.kernel} has ended.")
+        self._with_scratch(kernel, answer, partial(self._claim, kernel, spec))
+
+    def _never_ran(self, kernel: Kernel) -> bool:
+        """A launcher died between writing the record and handing the session over."""
+        main = f"{kernel.io}/main"
+        return not kernel.running and not any(
+            os.path.exists(f"{main}/{name}") for name in (CLAIMED, ENDED)
+        )
+
+    def _with_scratch(self, kernel: Kernel, answer: Answer, step: Callable[[Answer], None]) -> None:
+        """*step* once the scratch space is mounted in our namespace."""
+        if not self._pool.images or os.path.ismount(f"{kernel.folder}/{scratch.MOUNT}"):
+            step(answer)
+            return
+
+        def mounted(result: Any) -> None:
+            if isinstance(result, PlatformError):
+                answer(result)
+                return
+            try:
+                step(answer)
+            except PlatformError as exc:
+                answer(exc)
+            except OSError as exc:
+                answer(RuntimeFailed(f"{kernel.record.kernel}: {exc}."))
+
+        self._helpers.run(lambda: self._pool.mount_again(kernel.folder).path, mounted)
+
+    def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
+        record, image = kernel.record, spec.image
+        view = self._templates.view(
+            image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
+        )
+        slot = self._slots.pop(0) if self._slots else self._make_slot()
+        cpus = self._processors.take(spec.size.cpu)
+        record.cpu, record.cpus = spec.size.cpu, cpus
+        record.slot, record.group, record.template = slot.name, slot.group, view.template
+        kernel.slot = slot
+        begin = _Begin(kernel=kernel, slot=slot, answer=answer)
+        begin.timer = self._timers.after(START_S, partial(self._give_up, begin))
+        order = Order(
+            kernel=record.kernel,
+            spec=spec,
+            io=kernel.io,
+            scratch=f"{kernel.folder}/{scratch.MOUNT}",
+            scratch_enforced=record.scratch_enforced,
+            group=slot.group,
+            cpus=cpus,
+            uid=record.uid,
+            nested=self._uids is None,
+            view=view,
+        )
+        begin.order = order
+        self._selector.modify(slot.link, selectors.EVENT_READ, partial(self._starting, begin))
+        if slot.ready:
+            self._hand_over(begin)
+
+    def _hand_over(self, begin: _Begin) -> None:
+        kernel, slot, order = begin.kernel, begin.slot, begin.order
+        assert order is not None
+        record = kernel.record
+        try:
+            slot.group.limit(order.spec.size, order.cpus)
+            record.keeper, record.init, record.state = slot.keeper, slot.init, STARTED
+            record.started_at = time.time()
+            record.save(kernel.folder)
+        except OSError as exc:
+            slot.failure = f"limits can't be set: {exc}"
+            slot.abandon()
+            return
+        slot.claim(order)
+
+    def _starting(self, begin: _Begin, _events: int) -> None:
+        """A message of a claimed slot: ready at last, started, failed, or gone."""
+        message = begin.slot.hear()
+        if message is None:
+            self._selector.unregister(begin.slot.link)
+            begin.slot.link.close()
+            if not begin.done:
+                self._start_failed(begin)
+        elif "ready" in message:
+            self._hand_over(begin)
+        elif "started" in message and not begin.done:
+            self._started(begin)
+
+    def _started(self, begin: _Begin) -> None:
+        kernel, slot = begin.kernel, begin.slot
+        begin.done = True
+        self._timers.cancel(begin.timer)
+        kernel.keeper_fd, kernel.init_fd = slot.keeper_fd, slot.init_fd
+        self._watch_keeper(kernel, child=True)
+        timings = {"sandbox": round((time.monotonic() - begin.began) * 1000, 3)}
+        begin.answer({"at": kernel.record.started_at, "timings_ms": timings})
+        self._changed(kernel.record.kernel)
+        self._fill_slots()
+
+    def _start_failed(self, begin: _Begin) -> None:
+        kernel, slot = begin.kernel, begin.slot
+        begin.done = True
+        self._timers.cancel(begin.timer)
+        words = slot.failure or "its processes were killed while it was started"
+        self._processors.free(kernel.record.cpu, kernel.record.cpus)
+        record = kernel.record
+        record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
+        record.cpus, record.slot, record.group, kernel.slot = [], "", None, None
+        record.save(kernel.folder)
+        self._bury_slot(slot)
+        begin.answer(RuntimeFailed(f"{record.kernel} could not be started: {words}."))
+
+    def _give_up(self, begin: _Begin) -> None:
+        begin.slot.failure = f"not ready after {START_S:.0f} s"
+        begin.slot.abandon()
+
+    def _watch_keeper(self, kernel: Kernel, *, child: bool) -> None:
+        self._selector.register(
+            kernel.keeper_fd, selectors.EVENT_READ, partial(self._keeper_left, kernel, child)
+        )
+
+    def _keeper_left(self, kernel: Kernel, child: bool, _events: int) -> None:
+        self._selector.unregister(kernel.keeper_fd)
+        if child and kernel.record.keeper is not None:
+            os.waitpid(kernel.record.keeper.pid, 0)
+        if kernel.init_fd >= 0:
+            processes.kill(kernel.init_fd)
+            os.close(kernel.init_fd)
+        os.close(kernel.keeper_fd)
+        kernel.keeper_fd = kernel.init_fd = -1
+        waiting, kernel.at_end = kernel.at_end, []
+        for call in waiting:
+            call()
+        self._changed(kernel.record.kernel)
+
+    # -- slots -------------------------------------------------------------------------------
+
+    def _make_slot(self) -> Slot:
+        try:
+            slot = slots.make(self._hierarchies, *self._owner, self._selector)
+        except OSError as exc:
+            raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
+        self._selector.register(slot.link, selectors.EVENT_READ, partial(self._hear_slot, slot))
+        return slot
+
+    def _hear_slot(self, slot: Slot, _events: int) -> None:
+        """News of a slot that waits."""
+        if slot.hear() is None:
+            self._selector.unregister(slot.link)
+            slot.link.close()
+            self._slots.remove(slot)
+            print(f"launcher: slot lost: {slot.failure or 'killed'}", file=sys.stderr, flush=True)
+            self._bury_slot(slot)
+            self._timers.after(1.0, self._fill_slots)
+
+    def _bury_slot(self, slot: Slot) -> None:
+        """Both processes leave or are killed; then the group goes."""
+        slot.abandon()
+        pid, keeper_fd = slot.keeper.pid, slot.keeper_fd
+
+        def left(_events: int) -> None:
+            self._selector.unregister(keeper_fd)
+            os.waitpid(pid, 0)
+            os.close(keeper_fd)
+            if slot.init_fd >= 0:
+                os.close(slot.init_fd)
+            self._clear_group(slot.group, lambda _: None)
+
+        self._selector.register(keeper_fd, selectors.EVENT_READ, left)
+
+    def _fill_slots(self) -> None:
+        if not self._filling and len(self._slots) < self._ready_slots:
+            self._filling = True
+            self._timers.after(_REFILL_S, self.refill)
+
+    def refill(self) -> None:
+        """One slot at a time, so that requests in between are not kept waiting."""
+        self._filling = False
+        if len(self._slots) < self._ready_slots:
+            try:
+                self._slots.append(self._make_slot())
+            except RuntimeFailed as exc:
+                print(f"launcher: {exc.text}", file=sys.stderr, flush=True)
+                self._timers.after(1.0, self._fill_slots)
+                return
+            self._fill_slots()
+        else:
+            self._fill_pool()
+
+    def _fill_pool(self) -> None:
+        if self._pool.missing() > 0 and not self._pool_filling:
+            self._pool_filling = True
+
+            def filled(result: Any) -> None:
+                self._pool_filling = False
+                if isinstance(result, PlatformError):
+                    print(f"launcher: {result.text}", file=sys.stderr, flush=True)
+
+            self._helpers.run(self._pool.refill, filled)
+
+    _pool_filling = False
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _kill(self, kernel: Kernel) -> None:
+        """Everything in it, now. A version 1 freezer holds even SIGKILL back."""
+        if kernel.record.group is not None:
+            kernel.record.group.thaw()
+        slot = kernel.slot
+        init_fd = kernel.init_fd if kernel.init_fd >= 0 else slot.init_fd if slot else -1
+        if init_fd >= 0:
+            processes.kill(init_fd)
+
+    def _settle(self, kernel: Kernel, answer: Answer) -> None:
+        if not kernel.running:
+            self._free_limits(kernel, answer)
+            return
+        self._kill(kernel)
+        force = self._timers.after(END_S, partial(_kill_keeper, kernel))
+
+        def ended() -> None:
+            self._timers.cancel(force)
+            self._free_limits(kernel, answer)
+
+        kernel.at_end.append(ended)
+
+    def _free_limits(self, kernel: Kernel, answer: Answer) -> None:
+        group = kernel.record.group
+        if group is None:
+            self._release(kernel, answer)
+        else:
+            self._clear_group(group, partial(self._cleared, kernel, answer))
+
+    def _cleared(self, kernel: Kernel, answer: Answer, empty: bool) -> None:
+        if not empty:
+            answer(RuntimeFailed(f"{kernel.record.kernel}: some of its processes can't be ended."))
+            return
+        self._release(kernel, answer)
+
+    def _release(self, kernel: Kernel, answer: Answer) -> None:
+        record = kernel.record
+        if record.state == STARTED:
+            self._processors.free(record.cpu, record.cpus)
+        record.state, record.group, record.slot, record.cpus = SETTLED, None, "", []
+        record.keeper = record.init = kernel.slot = None
+        try:
+            record.save(kernel.folder)
+        except OSError as exc:
+            print(f"launcher: {record.kernel}: {exc}", file=sys.stderr, flush=True)
+        self._unmount(kernel, answer)
+
+    def _unmount(self, kernel: Kernel, answer: Answer) -> None:
+        if kernel.workers or not os.path.ismount(f"{kernel.folder}/{scratch.MOUNT}"):
+            answer({})
+            return
+        self._helpers.run(
+            partial(self._pool.release, kernel.folder),
+            lambda result: answer(result if isinstance(result, PlatformError) else {}),
+        )
+
+    def _settle_and_remove(self, kernel_id: KernelId, kernel: Kernel, answer: Answer) -> None:
+        def settled(result: Any) -> None:
+            if isinstance(result, PlatformError):
+                answer(result)
+                return
+            self._helpers.run(partial(self._delete, kernel.folder), deleted)
+
+        def deleted(result: Any) -> None:
+            if isinstance(result, PlatformError):
+                answer(result)
+                return
+            self._kernels.pop(kernel_id, None)
+            if self._uids is not None:
+                self._uids.free(kernel.record.uid)
+            self._forget_templates()
+            answer({})
+            self._changed(str(kernel_id))
+
+        self._settle(kernel, settled)
+
+    def _delete(self, folder: str) -> None:
+        """In a helper. The record goes last: a torn removal is found and done again."""
+        self._pool.remove(folder)
+        scratch.remove_tree(folder)
+
+    def _forget_templates(self) -> None:
+        kept = {kernel.record.template for kernel in self._kernels.values()}
+        self._templates.forget(kept)
+
+    def _clear_group(self, group: Group, done: Callable[[bool], None]) -> None:
+        """Remove a group once its processes are gone; they were killed, or their init was."""
+        group.thaw()
+        deadline = time.monotonic() + _EMPTY_S
+
+        def attempt() -> None:
+            if group.remove():
+                done(True)
+            elif time.monotonic() > deadline:
+                done(False)
+            else:
+                for pid in group.processes():
+                    _kill_stray(pid)
+                self._timers.after(_RETRY_S, attempt)
+
+        attempt()
+
+    # -- files -------------------------------------------------------------------------------
+
+    def _files(self, kernel: Kernel, answer: Answer) -> None:
+        if len(kernel.workers) >= _MAX_FILE_WORKERS:
+            raise Conflict(f"{kernel.record.kernel}: too many file operations at once; try again.")
+        self._with_scratch(kernel, answer, partial(self._open_files, kernel))
+
+    def _open_files(self, kernel: Kernel, answer: Answer) -> None:
+        sock, pidfd = self._helpers.serve_files(
+            f"{kernel.folder}/{scratch.MOUNT}",
+            f"{self._state}/mounts/root",
+            kernel.record.uid,
+            partial(self._worker_left, kernel),
+        )
+        kernel.workers.add(pidfd)
+        answer(sock)
+
+    def _worker_left(self, kernel: Kernel, pidfd: int) -> None:
+        kernel.workers.discard(pidfd)
+        if kernel.record.state == SETTLED and not kernel.workers:
+            self._queue(kernel, lambda _: None, partial(self._unmount, kernel))
+
+    @staticmethod
+    def _end_workers(kernel: Kernel) -> None:
+        for pidfd in kernel.workers:
+            processes.kill(pidfd)
+
+
+@dataclass(eq=False, slots=True, kw_only=True)
+class _Begin:
+    """A start under way."""
+
+    kernel: Kernel
+    slot: Slot
+    answer: Answer
+    order: Order | None = None
+    timer: int = -1
+    began: float = field(default_factory=time.monotonic)
+    done: bool = False
+
+
+def _open(process: ProcessId | None) -> int:
+    fd = process.open() if process is not None else None
+    return -1 if fd is None else fd
+
+
+def _kill_keeper(kernel: Kernel) -> None:
+    if kernel.keeper_fd >= 0:
+        processes.kill(kernel.keeper_fd)
+
+
+def _kill_stray(pid: int) -> None:
+    """A process in one of our groups, seen a moment ago."""
+    found = ProcessId.of(pid)
+    fd = found.open() if found is not None else None
+    if fd is not None:
+        processes.kill(fd)
+        os.close(fd)

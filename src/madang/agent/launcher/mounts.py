@@ -1,0 +1,352 @@
+"""A session's file system: image templates, and the root that each session gets.
+
+A *template* is made once per image, in the launcher's private mount namespace: a read-only tmpfs
+with the host's allow-listed folders bound in and an empty folder for everything of ours. A
+session's init binds the whole template in one call and mounts on it what is the session's own.
+
+The launcher is privileged and the state folder belongs partly to the server, which may be
+hostile: image layers are opened without following links and named by descriptor from then on.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Sequence
+from typing import Final
+
+from madang.agent.launcher import syscalls, truth
+from madang.agent.launcher.order import Order, View
+from madang.agent.launcher.syscalls import (
+    MOUNT_ATTR_NODEV,
+    MOUNT_ATTR_NOSUID,
+    MOUNT_ATTR_RDONLY,
+    MS_BIND,
+    MS_NODEV,
+    MS_NOEXEC,
+    MS_NOSUID,
+    MS_RDONLY,
+    MS_REMOUNT,
+)
+from madang.wire.errors import RuntimeFailed
+from madang.wire.kernel import HOME_DIR, OUTPUT_DIR, SERVICE_DIR, TOOLS_DIR, USER_NAME, WORK_DIR
+
+HOST_FOLDERS: Final = ("bin", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr")
+_FOLDERS: Final = (
+    "dev etc env home home/user madang madang/bin madang/run madang/tools mnt outputs proc root "
+    "run srv sys tmp var var/cache var/lib var/tmp work"
+).split()
+_SCRATCH: Final = {
+    "work": WORK_DIR,
+    "outputs": OUTPUT_DIR,
+    "home": HOME_DIR,
+    "tmp": "/tmp",
+    "var_tmp": "/var/tmp",
+}
+_OWN_ETC: Final = ("group", "hostname", "hosts", "passwd", "resolv.conf")
+_DEVICES: Final = {
+    "null": (1, 3), "zero": (1, 5), "full": (1, 7),
+    "random": (1, 8), "urandom": (1, 9), "tty": (5, 0),
+}  # fmt: skip
+_DEVICE_MODE: Final = 0o666
+_DEVICE_LINKS: Final = {
+    "fd": "/proc/self/fd",
+    "stdin": "/proc/self/fd/0",
+    "stdout": "/proc/self/fd/1",
+    "stderr": "/proc/self/fd/2",
+    "ptmx": "pts/ptmx",
+}
+_PROC_HIDDEN_FILES: Final = ("kcore", "keys", "timer_list", "sysrq-trigger", "sched_debug")
+_PROC_HIDDEN_FOLDERS: Final = ("acpi", "scsi")
+_PROC_READ_ONLY: Final = ("bus", "fs", "irq", "sys")
+_STANDARD_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_QUIET: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
+_READ_ONLY: Final = MOUNT_ATTR_RDONLY | _QUIET
+
+
+class Templates:
+    """Makes templates on first use and keeps them."""
+
+    def __init__(self, state: str, *, rootless: bool, extra: Sequence[str] = ()) -> None:
+        """*extra*: further folders of the host to show, absolute."""
+        self._state = state
+        self._folder = f"{state}/mounts"
+        self._rootless = rootless
+        self._extra = tuple(extra)
+        self._made: dict[str, str] = {}
+
+    def open(self) -> None:
+        """Make our folders; nobody but us may enter them."""
+        for name in ("", "/root", "/private"):
+            os.makedirs(self._folder + name, 0o700, exist_ok=True)
+
+    def view(self, kind: str, layers: Sequence[str], service: str, *, build: bool) -> View:
+        """Of one session. Raises RuntimeFailed if a layer is missing."""
+        return View(
+            template=self.template(kind, layers),
+            root=f"{self._folder}/root",
+            private=f"{self._folder}/private",
+            service=service,
+            tools=f"{self._state}/tools" if build else None,
+        )
+
+    def template(self, kind: str, layers: Sequence[str]) -> str:
+        name = kind if kind == "host" else hashlib.sha256("\n".join(layers).encode()).hexdigest()
+        if name not in self._made:
+            self._made[name] = self._make(name, layers)
+        return self._made[name]
+
+    def forget(self, kept: set[str]) -> None:
+        """Unmount layered templates that are not *kept* (their paths)."""
+        for name, path in list(self._made.items()):
+            if name != "host" and path not in kept:
+                del self._made[name]
+                _discard(path)
+
+    def _make(self, name: str, layers: Sequence[str]) -> str:
+        path = f"{self._folder}/template-{name}"
+        os.makedirs(path, 0o700, exist_ok=True)
+        root = os.fsencode(path)
+        syscalls.mount(b"tmpfs", root, b"tmpfs", MS_NOSUID, b"mode=755,size=1m")
+        try:
+            self._furnish(root, layers)
+        except BaseException:
+            _discard(path)
+            raise
+        return path
+
+    def _furnish(self, root: bytes, layers: Sequence[str]) -> None:
+        for name in _FOLDERS:
+            os.makedirs(root + b"/" + name.encode(), 0o755, exist_ok=True)
+        os.symlink("../run", root + b"/var/run")
+        for name in (*HOST_FOLDERS, *(path.strip("/") for path in self._extra)):
+            _show_host(root, name.encode())
+        _mount_etc(root)
+        _link_python(root)
+        if layers:
+            self._mount_layers(root + b"/env", layers)
+        syscalls.mount(None, root, None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        syscalls.mount_setattr(root, _READ_ONLY)
+        self._make_devices(root + b"/dev")
+
+    def _mount_layers(self, target: bytes, layers: Sequence[str]) -> None:
+        fds: list[int] = []
+        try:
+            parent = os.open(f"{self._state}/layers", _PATH_ONLY)
+            fds.append(parent)
+            fds.extend(_open_layer(parent, digest) for digest in layers)
+            if len(layers) == 1:
+                syscalls.bind(b"/proc/self/fd/%d" % fds[1], target)
+                return
+            # Relative to /proc/self/fd names are short: an options page holds 800 of them.
+            lower = b":".join(b"%d" % fd for fd in fds[1:])
+            here = os.open(".", _PATH_ONLY)
+            fds.append(here)
+            os.chdir("/proc/self/fd")
+            try:
+                flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+                syscalls.mount(b"overlay", target, b"overlay", flags, b"lowerdir=" + lower)
+            finally:
+                os.fchdir(here)
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+    def _make_devices(self, dev: bytes) -> None:
+        flags = MS_NOSUID | MS_NOEXEC
+        syscalls.mount(b"tmpfs", dev, b"tmpfs", flags, b"mode=755,size=64k")
+        for name, (major, minor) in _DEVICES.items():
+            node = dev + b"/" + name.encode()
+            if self._rootless:
+                _touch(node)
+                syscalls.bind(b"/dev/" + name.encode(), node)
+            else:
+                os.mknod(node, stat.S_IFCHR, os.makedev(major, minor))
+                os.chmod(node, _DEVICE_MODE)
+        for name, target in _DEVICE_LINKS.items():
+            os.symlink(target, dev + b"/" + name.encode())
+        for name in ("pts", "shm"):
+            os.mkdir(dev + b"/" + name.encode())
+        syscalls.mount_setattr(dev, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
+
+
+_PATH_ONLY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _open_layer(parent: int, digest: str) -> int:
+    try:
+        return os.open(digest, _PATH_ONLY, dir_fd=parent)
+    except OSError as exc:
+        raise RuntimeFailed(
+            f"image layer {digest[:16]}… is missing on this machine; build the image again."
+        ) from exc
+
+
+def _discard(path: str) -> None:
+    syscalls.umount(os.fsencode(path))
+    os.rmdir(path)
+
+
+def _touch(path: bytes) -> None:
+    os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
+
+
+def _show_host(root: bytes, name: bytes) -> None:
+    source, target = b"/" + name, root + b"/" + name
+    try:
+        if stat.S_ISLNK(os.lstat(source).st_mode):
+            os.symlink(os.readlink(source), target)
+            return
+    except FileNotFoundError:
+        return
+    os.makedirs(target, 0o755, exist_ok=True)
+    syscalls.bind(source, target, recursive=True)
+
+
+def _mount_etc(root: bytes) -> None:
+    """The host's /etc with empty files on top where each session's own are bound over."""
+    top = root + b"/madang/etc"
+    os.makedirs(top, 0o755)
+    for name in _OWN_ETC:
+        _touch(top + b"/" + name.encode())
+    try:
+        options = b"lowerdir=" + top + b":/etc"
+        flags = MS_RDONLY | MS_NOSUID | MS_NODEV
+        syscalls.mount(b"overlay", root + b"/etc", b"overlay", flags, options)
+    except OSError as exc:
+        if exc.errno not in {errno.EPERM, errno.EINVAL, errno.ENODEV}:
+            raise
+        # No overlay here: what the host's /etc lacks stays missing.
+        syscalls.bind(b"/etc", root + b"/etc", recursive=True)
+
+
+def _link_python(root: bytes) -> None:
+    """``python`` for hosts that only have ``python3``."""
+    python3 = shutil.which("python3", path=_STANDARD_PATH)
+    if python3 and not shutil.which("python", path=_STANDARD_PATH):
+        os.symlink(python3, root + b"/madang/bin/python")
+
+
+def enter(order: Order, view: View) -> None:
+    """Make the session's root and move into it; the caller has a mount namespace of its own.
+
+    The old root is let go of at the end, with everything that was mounted for this.
+    """
+    root, private = os.fsencode(view.root), os.fsencode(view.private)
+    syscalls.bind(os.fsencode(view.template), root, recursive=True)
+    _bind_scratch(order, root)
+    _bind_quiet(os.fsencode(view.service), root + SERVICE_DIR.encode(), MOUNT_ATTR_RDONLY)
+    if view.tools is not None:
+        _bind_quiet(os.fsencode(view.tools), root + TOOLS_DIR.encode(), MOUNT_ATTR_RDONLY)
+    _mount_proc(root + b"/proc")
+    _mount_own_files(order, root, private)
+    flags = MS_NOSUID | MS_NOEXEC
+    options = b"newinstance,ptmxmode=0666,mode=0620"
+    syscalls.mount(b"devpts", root + b"/dev/pts", b"devpts", flags, options)
+    options = b"mode=1777,size=%d" % order.spec.size.mem_bytes
+    syscalls.mount(b"tmpfs", root + b"/dev/shm", b"tmpfs", MS_NOSUID | MS_NODEV, options)
+    os.chdir(root)
+    syscalls.pivot_root(b".", b".")
+    syscalls.umount(b".", syscalls.MNT_DETACH)
+    os.chdir("/")
+
+
+def _bind_scratch(order: Order, root: bytes) -> None:
+    for name, target in _SCRATCH.items():
+        _bind_quiet(os.fsencode(f"{order.scratch}/{name}"), root + target.encode())
+
+
+def _bind_quiet(source: bytes, target: bytes, attributes: int = 0) -> None:
+    syscalls.bind(source, target)
+    syscalls.mount_setattr(target, _QUIET | attributes, recursive=False)
+
+
+def _mount_proc(proc: bytes) -> None:
+    syscalls.mount(b"proc", proc, b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+    for name in _PROC_HIDDEN_FILES:
+        _ignore_missing(syscalls.bind, b"/dev/null", proc + b"/" + name.encode())
+    flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+    for name in _PROC_HIDDEN_FOLDERS:
+        target = proc + b"/" + name.encode()
+        _ignore_missing(syscalls.mount, b"tmpfs", target, b"tmpfs", flags, b"size=4k,mode=555")
+    for name in _PROC_READ_ONLY:
+        target = proc + b"/" + name.encode()
+        _ignore_missing(syscalls.bind, target, target)
+        remount = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+        _ignore_missing(syscalls.mount, None, target, None, remount)
+
+
+def _ignore_missing(call: object, *arguments: object) -> None:
+    assert callable(call)
+    try:
+        call(*arguments)
+    except FileNotFoundError:
+        pass
+
+
+def _mount_own_files(order: Order, root: bytes, private: bytes) -> None:
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    syscalls.mount(b"tmpfs", private, b"tmpfs", flags, b"mode=755,size=4m")
+    size = order.spec.size
+    files = _etc_files(order) | truth.files(size.cpu, order.cpus, size.mem_bytes)
+    for path, content in files.items():
+        target = private + path.encode()
+        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
+        with open(target, "wb") as file:
+            file.write(content)
+    groups = _make_group_folders(order, private)
+    syscalls.mount(None, private, None, MS_REMOUNT | MS_RDONLY | flags)
+    for path in files:
+        if not path.startswith("/sys/"):
+            _ignore_missing(syscalls.bind, private + path.encode(), root + path.encode())
+    for source, target in groups:
+        syscalls.bind(source, target)
+        syscalls.mount_setattr(target, _READ_ONLY | syscalls.MOUNT_ATTR_NOEXEC)
+    syscalls.bind(private + b"/sys", root + b"/sys", recursive=True)
+
+
+def _make_group_folders(order: Order, private: bytes) -> list[tuple[bytes, bytes]]:
+    """Where the session's own control group is shown: (source, target)."""
+    base = private + b"/sys/fs/cgroup"
+    os.makedirs(base, 0o755)
+    if order.group.version == 2:
+        return [(os.fsencode(folder), base) for folder in order.group.folders]
+    pairs = []
+    for controller, folder in order.group.paths.items():
+        target = base + b"/" + controller.encode()
+        os.mkdir(target)
+        pairs.append((os.fsencode(folder), target))
+    return pairs
+
+
+def _etc_files(order: Order) -> dict[str, bytes]:
+    name, uid = order.spec.hostname, shown_uid(order)
+    passwd = (
+        "root:x:0:0:root:/root:/usr/sbin/nologin\n"
+        f"{USER_NAME}:x:{uid}:{uid}::{HOME_DIR}:{shell()}\n"
+        "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
+    )
+    group = f"root:x:0:\n{USER_NAME}:x:{uid}:\nnogroup:x:65534:\n"
+    hosts = f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"
+    return {
+        "/etc/passwd": passwd.encode(),
+        "/etc/group": group.encode(),
+        "/etc/hostname": f"{name}\n".encode(),
+        "/etc/hosts": hosts.encode(),
+        "/etc/resolv.conf": b"",
+    }
+
+
+NESTED_UID: Final = 1000
+
+
+def shown_uid(order: Order) -> int:
+    """The uid that the session's programs see."""
+    return NESTED_UID if order.nested else order.uid
+
+
+def shell() -> str:
+    return "/bin/bash" if os.path.exists("/bin/bash") else "/bin/sh"

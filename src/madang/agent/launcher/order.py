@@ -1,0 +1,59 @@
+"""What the launcher tells a slot: everything about the session that it becomes."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from madang.agent.launcher import checks
+from madang.agent.launcher.cgroups import Group
+from madang.wire.kernel import KernelSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Where the parts of the session's file system lie in the launcher's mount namespace."""
+
+    template: str
+    """Root of the image, read-only; see ``mounts``."""
+    root: str
+    """An empty folder; the session's root is put together there."""
+    private: str
+    """Another; a tmpfs with the session's own small files goes there."""
+    service: str
+    tools: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    kernel: str
+    spec: KernelSpec
+    io: str
+    """Folder of the kernel's ``io``."""
+    scratch: str
+    """Folder that holds ``scratch.FOLDERS``."""
+    scratch_enforced: str
+    group: Group
+    cpus: list[int]
+    """The session's processors; empty: no cpuset."""
+    uid: int
+    """As the launcher's user namespace counts."""
+    nested: bool = False
+    """There is one uid only (rootless): the session gets a user namespace inside of ours, where
+    it is nobody special."""
+    view: View | None = None
+    """None: no isolation at all (the ``process`` runtime)."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Order:
+        value = dict(value)
+        view = value.pop("view")
+        return cls(
+            spec=checks.kernel_spec(value.pop("spec")),
+            group=Group(**value.pop("group")),
+            view=View(**view) if view else None,
+            **value,
+        )

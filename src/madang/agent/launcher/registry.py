@@ -1,0 +1,129 @@
+"""What the launcher knows of each kernel: ``kernel.json``, uids, processors.
+
+The files are written before the acts that they tell of, so that a new launcher finds whatever an
+older one made. They are not synced: after a crash of the machine no process of theirs lives.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from madang.agent.launcher.cgroups import Group
+from madang.agent.launcher.processes import ProcessId, boot_id
+from madang.wire.errors import RuntimeFailed
+from madang.wire.kernel import KernelId
+
+FILE: Final = "kernel.json"
+
+PREPARED, STARTED, SETTLED = "prepared", "started", "settled"
+
+
+@dataclass(slots=True, kw_only=True)
+class Record:
+    """One kernel, as the next launcher must know it."""
+
+    kernel: str
+    uid: int
+    state: str = PREPARED
+    scratch_enforced: str = "watch"
+    cpu: float = 0.0
+    cpus: list[int] = field(default_factory=list)
+    slot: str = ""
+    group: Group | None = None
+    keeper: ProcessId | None = None
+    init: ProcessId | None = None
+    template: str = ""
+    started_at: float | None = None
+    boot: str = ""
+
+    def save(self, folder: str) -> None:
+        temporary = f"{folder}/{FILE}.new"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(temporary, flags, 0o644)
+        try:
+            os.write(fd, json.dumps(asdict(self)).encode())
+        finally:
+            os.close(fd)
+        os.rename(temporary, f"{folder}/{FILE}")
+
+
+def load(folder: str) -> Record | None:
+    """None if the file is missing or torn by a crash of the machine."""
+    try:
+        with open(f"{folder}/{FILE}", encoding="ascii") as file:
+            return _parse(json.load(file))
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _parse(value: dict[str, Any]) -> Record:
+    group, keeper, init = value.pop("group"), value.pop("keeper"), value.pop("init")
+    record = Record(**value)
+    record.group = Group(**group) if group else None
+    if record.boot == boot_id():
+        record.keeper = ProcessId(**keeper) if keeper else None
+        record.init = ProcessId(**init) if init else None
+    return record
+
+
+def folders(kernels: str) -> Iterator[tuple[KernelId, str]]:
+    """Every kernel's id and folder."""
+    with os.scandir(kernels) as entries:
+        for entry in entries:
+            try:
+                yield KernelId.parse(entry.name), entry.path
+            except ValueError:
+                continue
+
+
+class Uids:
+    """One uid for each kernel whose files exist."""
+
+    def __init__(self, first: int, count: int) -> None:
+        self._range = range(first, first + count)
+        self._taken: set[int] = set()
+        self._next = first
+
+    def take(self) -> int:
+        """The next free one, in turn: a uid that was given back is used again late."""
+        for _ in self._range:
+            uid = self._next
+            self._next = uid + 1 if uid + 1 in self._range else self._range.start
+            if uid not in self._taken:
+                self._taken.add(uid)
+                return uid
+        raise RuntimeFailed("every uid for sessions is in use. Remove ended sessions: `madang rm`.")
+
+    def adopt(self, uid: int) -> None:
+        self._taken.add(uid)
+
+    def free(self, uid: int) -> None:
+        self._taken.discard(uid)
+
+
+class Processors:
+    """Gives each session the least-loaded processors, as many as its size rounds up to."""
+
+    def __init__(self, available: Iterable[int]) -> None:
+        self._load: dict[int, float] = dict.fromkeys(sorted(available), 0.0)
+
+    def take(self, cpu: float) -> list[int]:
+        count = min(math.ceil(cpu), len(self._load))
+        chosen = sorted(sorted(self._load, key=lambda number: self._load[number])[:count])
+        self.adopt(cpu, chosen)
+        return chosen
+
+    def adopt(self, cpu: float, chosen: Sequence[int]) -> None:
+        for number in chosen:
+            if number in self._load:
+                self._load[number] += cpu / len(chosen)
+
+    def free(self, cpu: float, chosen: Sequence[int]) -> None:
+        for number in chosen:
+            if number in self._load:
+                self._load[number] -= cpu / len(chosen)
