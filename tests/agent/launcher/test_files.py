@@ -104,6 +104,7 @@ def kernel(tmp_path: Path) -> Iterator[Kernel]:
         made.own(made.root / name, make=True).chmod(mode)
     let_in(tmp_path)
     yield made
+    subprocess.run(["rm", "-rf", made.root], check=True)
     for worker in made.workers:
         worker.wait(10)
         assert worker.returncode == 0

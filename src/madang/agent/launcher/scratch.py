@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import shutil
 import struct
@@ -363,41 +364,40 @@ def remove_tree(path: str | bytes, parent: int | None = None) -> None:
     """Delete a folder that a hostile program filled: any depth, any modes, links not followed.
 
     Subfolders are moved up to the top before they are emptied, so no path and no recursion grows.
+    Their new names can't be guessed, so none of them is taken.
     """
     try:
         top = os.open(path, _FOLDER, dir_fd=parent)
     except FileNotFoundError:
         return
+    names = (f".removed-{os.urandom(8).hex()}-{number}" for number in itertools.count())
     try:
-        _empty(top, top, 0)
-        count = 0
-        while names := os.listdir(top):
-            for name in names:
-                count = _remove_folder(top, name, count)
+        _empty(top, top, names)
+        while folders := os.listdir(top):
+            for name in folders:
+                _remove_folder(top, name, names)
     finally:
         os.close(top)
     os.rmdir(path, dir_fd=parent)
 
 
-def _remove_folder(top: int, name: str, count: int) -> int:
+def _remove_folder(top: int, name: str, names: Iterator[str]) -> None:
     os.chmod(name, 0o700, dir_fd=top)
     folder = os.open(name, _FOLDER, dir_fd=top)
     try:
-        count = _empty(folder, top, count)
+        _empty(folder, top, names)
     finally:
         os.close(folder)
     os.rmdir(name, dir_fd=top)
-    return count
 
 
-def _empty(folder: int, top: int, count: int) -> int:
-    """Delete the files of *folder*, move its subfolders to *top*; the next free number."""
+def _empty(folder: int, top: int, names: Iterator[str]) -> None:
+    """Delete the files of *folder*; move its subfolders to *top* under new *names*."""
     with os.scandir(folder) as entries:
         found = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
     for name, is_folder in found:
         if not is_folder:
             os.unlink(name, dir_fd=folder)
         elif folder != top:
-            count += 1
-            os.rename(name, f".removed-{count}", src_dir_fd=folder, dst_dir_fd=top)
-    return count
+            os.chmod(name, 0o700, dir_fd=folder)
+            os.rename(name, next(names), src_dir_fd=folder, dst_dir_fd=top)
