@@ -1,0 +1,245 @@
+"""The manager, put together.
+
+Start: ``open`` (database, loops), ``web_app`` into an aiohttp runner, ``serve_agent`` a link each.
+Stop: the runner's clean-up tells all streams (``server.stopping``), then ``close``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from aiohttp import web
+
+import madang
+from madang.kit.clock import Clock
+from madang.kit.codec import from_json
+from madang.kit.loop import Loop
+from madang.kit.secret import Secret
+from madang.manager.db import open_database
+from madang.manager.db.events import EventFeed, last_event
+from madang.manager.db.loops import Checkpointer
+from madang.manager.fleet.api import FleetApi
+from madang.manager.fleet.loops import NodeWatch
+from madang.manager.fleet.service import FleetService
+from madang.manager.fleet.types import FleetSettings
+from madang.manager.http import build_app
+from madang.manager.identity.api import IdentityApi
+from madang.manager.identity.service import IdentityService
+from madang.manager.identity.types import Principal, Role
+from madang.manager.image.api import ImageApi
+from madang.manager.image.loops import BuildWatcher, Collector
+from madang.manager.image.service import ImageService
+from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.metrics import Metrics
+from madang.manager.session import store as session_store
+from madang.manager.session.api import EventApi, FileApi, SessionApi, StreamApi, WorkspaceApi
+from madang.manager.session.loops import Reaper, Retention, Scheduler
+from madang.manager.session.service import AgentService, SessionService
+from madang.manager.session.service.kernels import KernelService, kernel_of
+from madang.manager.session.types import Blobs, SessionSettings
+from madang.manager.system import SystemApi
+from madang.wire.api import Defaults, Event, ServerInfo
+from madang.wire.errors import NotFound, TooLarge
+from madang.wire.kernel import ImageMount
+from madang.wire.link import ManagerEnd, ReadFile
+from madang.wire.session import Session, SessionKind, SessionSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ManagerSettings:
+    """All that the manager needs to know."""
+
+    database_url: str
+    """``sqlite:////absolute/path`` or ``postgresql://…``."""
+    durable: bool = False
+    """SQLite: whether each commit also survives a power cut (slower)."""
+    state: str = ""
+    """The state folder, for showing."""
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    images: ImageSettings = field(default_factory=ImageSettings)
+    fleet: FleetSettings = field(default_factory=FleetSettings)
+
+
+class Manager:
+    """See the module."""
+
+    def __init__(self, settings: ManagerSettings, blobs: Blobs, clock: Clock) -> None:
+        self._settings: Final = settings
+        self._clock: Final = clock
+        self._blobs: Final = blobs
+        self.database: Final = open_database(settings.database_url, durable=settings.durable)
+        self.feed: Final = EventFeed(self.database, clock)
+        self.metrics: Final = Metrics()
+        self.identity: Final = IdentityService(self.database, clock)
+        self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
+        self.images: Final = ImageService(
+            self.database, clock, settings.images, layers_changed=self.fleet.send_all
+        )
+        limits = settings.sessions
+        self.agents: Final = AgentService(self.database, self.feed, self.images, clock, limits)
+        self.fleet.bind(self.agents)
+        self.sessions: Final = SessionService(
+            self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
+        )
+        self.kernels: Final = KernelService(self.fleet)
+        self.images.sessions = _Builds(self)
+        self._scheduler: Final = Scheduler(self.database, self.feed, self.fleet, clock, limits)
+        self._builds: Final = BuildWatcher(self.images, clock)
+        self._loops: Final[tuple[Loop, ...]] = (
+            self.feed,
+            self._scheduler,
+            Reaper(self.database, self.feed, self.fleet, self.agents, clock, limits),
+            Retention(self.database, self.feed, clock, limits),
+            Checkpointer(self.database, clock),
+            NodeWatch(self.fleet, clock),
+            self._builds,
+            Collector(self.images, clock),
+        )
+        self.feed.listen(self._wake)
+        self.feed.listen(self._builds.listen)
+        self.feed.listen(self.metrics.event)
+
+    async def open(self) -> None:
+        """Database up to date, loops running. Raises StateVersion, DatabaseUnavailable, …"""
+        await self.database.open()
+        for loop in self._loops:
+            loop.start()
+
+    async def close(self) -> None:
+        """Sessions and agents go on."""
+        self.feed.release()
+        await self.fleet.close()
+        for loop in reversed(self._loops):
+            await loop.stop()
+        await self.database.close()
+
+    async def ensure_admin(self) -> Secret | None:
+        """The first token ever; None if one was made before."""
+        return await self.identity.ensure_admin()
+
+    async def new_admin_token(self, name: str) -> Secret:
+        return await self.identity.new_admin_token(name)
+
+    async def serve_agent(self, link: ManagerEnd) -> None:
+        """Work with one agent until its link ends."""
+        await self.fleet.serve(link)
+
+    def web_app(self) -> web.Application:
+        """All endpoints; its shutdown tells open streams."""
+        app = build_app(
+            [
+                SystemApi(self._health, self._info, self.metrics, self._fill_metrics),
+                IdentityApi(),
+                FleetApi(self.fleet, self._count_by_node),
+                ImageApi(self.images),
+                SessionApi(self.sessions, self.kernels),
+                StreamApi(self.sessions, self.kernels, self.feed, self._clock),
+                FileApi(self.sessions, self.kernels, self._clock),
+                WorkspaceApi(self._blobs, self._settings.sessions),
+                EventApi(self.database, self.feed, self._clock),
+            ],
+            authenticate=self.identity.authenticate,
+            observe=self.metrics.request,
+            title="Madang",
+            version=madang.__version__,
+        )
+
+        async def release(_app: web.Application) -> None:
+            self.feed.release()
+
+        app.on_shutdown.append(release)
+        return app
+
+    def _wake(self, event: Event) -> None:
+        """Who has to look because of *event*; each would look by itself later."""
+        if event.kind == "session.removed":
+            self.agents.forget(event.object)
+        if event.kind in {"session.moved", "session.changed", "session.removed"}:
+            if node := event.payload.get("node"):
+                self.fleet.wake(node)
+            if event.kind == "session.moved":
+                self._scheduler.wake()
+        elif event.kind == "node.connected":
+            self._scheduler.wake()
+
+    async def _health(self) -> None:
+        async with self.database.read() as tx:
+            await last_event(tx)
+
+    async def _count_by_node(self) -> dict[str, int]:
+        async with self.database.read() as tx:
+            return await session_store.count_by_node(tx)
+
+    async def _info(self) -> ServerInfo:
+        limits = self._settings.sessions
+        return ServerInfo(
+            version=madang.__version__,
+            api="v1",
+            node_count=len(await self.fleet.nodes()),
+            database=self.database.name,
+            state=self._settings.state,
+            defaults=Defaults(
+                cpu=limits.cpu,
+                mem_bytes=limits.mem_bytes,
+                pids=limits.pids,
+                disk_bytes=limits.disk_bytes,
+                time_s=limits.time_s,
+                workspace_limit_bytes=limits.workspace_limit_bytes,
+                log_limit_bytes=limits.log_limit_bytes,
+            ),
+        )
+
+    async def _fill_metrics(self) -> None:
+        async with self.database.read() as tx:
+            statuses = await session_store.count_by_status(tx)
+        self.metrics.fill(statuses, await self.fleet.nodes(), self.fleet.online())
+
+
+class _Builds:
+    """What the session slice does for builds (``image.types.Sessions``)."""
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager: Final = manager
+
+    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
+        caller = Principal(
+            user_id=owner.user_id,
+            user=owner.user,
+            role=Role.USER,
+            token_id="",
+            token="",
+            project_id=owner.project_id,
+        )
+        sessions = self._manager.sessions
+        created = await sessions.create(caller, spec, key=key, kind=SessionKind.BUILD)
+        return sessions.view(created.row)
+
+    async def find(self, session_id: str) -> Session | None:
+        async with self._manager.database.read() as tx:
+            row = await session_store.find(tx, session_id)
+        return None if row is None else self._manager.sessions.view(row)
+
+    async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
+        async with self._manager.database.read() as tx:
+            row = await session_store.find(tx, session_id)
+        if row is None:
+            raise NotFound(f"session {session_id} was removed.")
+        request = ReadFile(kernel=kernel_of(row), path=path, length=limit_bytes + 1)
+        found = b""
+        async with self._manager.kernels.open(row, request) as stream:
+            async for item in stream:
+                found += item if isinstance(item, bytes) else b""
+        if len(found) > limit_bytes:
+            raise TooLarge(f"{path} has more than {limit_bytes} bytes.")
+        return found
+
+    async def live_images(self) -> Mapping[str, int]:
+        counts: dict[str, int] = {}
+        async with self._manager.database.read() as tx:
+            mounts = await session_store.list_live_mounts(tx)
+        for text in mounts:
+            digest = from_json(ImageMount, text).digest
+            counts[digest] = counts.get(digest, 0) + 1
+        return counts

@@ -1,0 +1,74 @@
+"""Values of the fleet slice."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from madang.wire.kernel import Capacity, Desired, Hello, KernelReport
+from madang.wire.size import Size
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Amounts in the ledger's units; see ``tables.SLOTS``."""
+
+    cpu_milli: int
+    mem_bytes: int
+    disk_bytes: int
+    pids: int
+
+    @classmethod
+    def of(cls, size: Size | Capacity) -> Slots:
+        """Cores are rounded up to thousandths."""
+        cpu = math.ceil(round(size.cpu * 1000, 6))
+        return cls(cpu, size.mem_bytes, size.disk_bytes, size.pids)
+
+    def capacity(self) -> Capacity:
+        return Capacity(
+            cpu=self.cpu_milli / 1000,
+            mem_bytes=self.mem_bytes,
+            disk_bytes=self.disk_bytes,
+            pids=self.pids,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRow:
+    """A node with its ledger."""
+
+    name: str
+    incarnation: int
+    revision: int
+    facts: str
+    seen_at: int
+    capacity: Slots
+    used: Slots
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetSettings:
+    """How the manager notices that an agent is gone."""
+
+    hello_within_s: float = 10.0
+    """Until a new link must have said who it is."""
+    lost_after_s: float = 15.0
+    """Seconds of silence until a link is given up. Three heartbeats: one may come late."""
+    seen_every_s: float = 10.0
+    """How exact ``seen_at`` is kept in the database."""
+
+
+class Duties(Protocol):
+    """What the links need from the session slice, which lies above this one."""
+
+    async def desired(self, node: str, since: int | None) -> Desired | None:
+        """The full desired state (*since* None), or what changed after that revision, if any."""
+        ...
+
+    async def adopt(self, hello: Hello) -> None:
+        """Compare all that a node runs with the rows."""
+        ...
+
+    async def observe(self, node: str, reports: Sequence[KernelReport]) -> None: ...

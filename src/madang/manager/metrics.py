@@ -1,0 +1,74 @@
+"""``/metrics`` in Prometheus' text format, in a registry of its own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from madang.manager.fleet.types import NodeRow
+from madang.wire.api import Event
+
+_LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
+
+
+class Metrics:
+    """Counters fed as things happen; gauges filled when somebody looks."""
+
+    def __init__(self) -> None:
+        self.registry: Final = CollectorRegistry()
+        self.requests: Final = Histogram(
+            "madang_http_request_seconds",
+            "Time of an HTTP request, streams to their end.",
+            ("method", "path", "status"),
+            buckets=_LATENCY,
+            registry=self.registry,
+        )
+        self.moves: Final = Counter(
+            "madang_session_moves",
+            "Moves of sessions.",
+            ("target", "result"),
+            registry=self.registry,
+        )
+        self.sessions: Final = Gauge(
+            "madang_sessions", "Sessions by status.", ("status",), registry=self.registry
+        )
+        self.capacity: Final = Gauge(
+            "madang_node_capacity", "What a node has.", ("node", "slot"), registry=self.registry
+        )
+        self.allocated: Final = Gauge(
+            "madang_node_allocated", "What is allocated.", ("node", "slot"), registry=self.registry
+        )
+        self.online: Final = Gauge(
+            "madang_node_online", "1 while its agent is linked.", ("node",), registry=self.registry
+        )
+
+    def request(self, method: str, path: str, status: int, seconds: float) -> None:
+        self.requests.labels(method, path, str(status)).observe(seconds)
+
+    def event(self, event: Event) -> None:
+        if event.kind == "session.moved":
+            result = event.payload.get("result") or ""
+            self.moves.labels(event.payload["target"], result).inc()
+
+    def fill(self, statuses: dict[str, int], nodes: list[NodeRow], online: set[str]) -> None:
+        for gauge in (self.sessions, self.capacity, self.allocated, self.online):
+            gauge.clear()
+        for status, count in statuses.items():
+            self.sessions.labels(status).set(count)
+        for node in nodes:
+            self.online.labels(node.name).set(node.name in online)
+            for gauge, slots in ((self.capacity, node.capacity), (self.allocated, node.used)):
+                gauge.labels(node.name, "cpu").set(slots.cpu_milli / 1000)
+                gauge.labels(node.name, "mem_bytes").set(slots.mem_bytes)
+                gauge.labels(node.name, "disk_bytes").set(slots.disk_bytes)
+                gauge.labels(node.name, "pids").set(slots.pids)
+
+    def text(self) -> bytes:
+        return generate_latest(self.registry)
+
+
+def as_response(metrics: Metrics) -> web.Response:
+    return web.Response(body=metrics.text(), headers={"Content-Type": CONTENT_TYPE_LATEST})

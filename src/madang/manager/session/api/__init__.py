@@ -1,0 +1,8 @@
+"""Sessions over HTTP and WebSockets."""
+
+from madang.manager.session.api.events import EventApi
+from madang.manager.session.api.files import FileApi, WorkspaceApi
+from madang.manager.session.api.sessions import SessionApi
+from madang.manager.session.api.streams import StreamApi
+
+__all__ = ["EventApi", "FileApi", "SessionApi", "StreamApi", "WorkspaceApi"]

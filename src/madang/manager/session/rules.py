@@ -1,0 +1,250 @@
+"""Decisions about sessions, pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from madang.kit.codec import from_json, to_json
+from madang.kit.ids import MAX_NAME, valid_name
+from madang.manager.db import micros, seconds
+from madang.manager.session.types import LIFE, SessionRow, SessionSettings
+from madang.wire.errors import InvalidRequest
+from madang.wire.kernel import Assignment, ImageMount, KernelReport, KernelSpec, Wanted
+from madang.wire.session import (
+    Ended,
+    Pending,
+    Phase,
+    Reason,
+    Result,
+    Session,
+    SessionKind,
+    SessionSpec,
+    SessionStatus,
+)
+from madang.wire.size import Size, check
+
+S = SessionStatus
+
+MAX_ARGV_BYTES: Final = 1 << 20
+MAX_ENV_BYTES: Final = 1 << 18
+MAX_LABELS: Final = 32
+MAX_GRACE_S: Final = 3600.0
+_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_PHASE: Final = {
+    S.PENDING: "queue",
+    S.SCHEDULED: "prepare",
+    S.RUNNING: "run",
+    S.TERMINATING: "stop",
+}
+_RESULTS: Final = {
+    Reason.USER: Result.CANCELLED,
+    Reason.LOST: Result.LOST,
+    Reason.NODE_LOST: Result.LOST,
+}
+_NO_SPEC: Final = KernelSpec(
+    argv=(),
+    image=ImageMount(name="", digest="", kind="host"),
+    size=Size(cpu=0, mem_bytes=0, pids=0, disk_bytes=0),
+)
+
+
+def check_spec(spec: SessionSpec) -> SessionSpec:
+    """Raises InvalidRequest that names what is wrong; sizes are checked by ``resolve_size``."""
+    if spec.name is not None and not valid_name(spec.name):
+        raise _invalid(
+            "name",
+            f"{spec.name[:60]!r} is no name: 2 to {MAX_NAME} lower-case letters, digits and "
+            "single dashes, beginning with a letter.",
+        )
+    _check_argv(spec.argv, spec.argv_encoding)
+    _check_env(spec.env)
+    _check_labels(spec.labels)
+    if not (math.isfinite(spec.grace_s) and 0 <= spec.grace_s <= MAX_GRACE_S):
+        raise _invalid("grace_s", f"{spec.grace_s:g} is not between 0 and {MAX_GRACE_S:g} seconds.")
+    if not (1 <= spec.rows <= 10_000 and 1 <= spec.cols <= 10_000):
+        raise _invalid("rows", "a terminal has 1 to 10000 rows and columns.")
+    if spec.workspace is not None and not _DIGEST.fullmatch(spec.workspace):
+        raise _invalid("workspace", "is not a digest that POST /v1/workspaces gave.")
+    if not spec.image or len(spec.image) > 200 or "\0" in spec.image:
+        raise _invalid("image", "has no sensible name.")
+    return spec
+
+
+def _invalid(field: str, text: str) -> InvalidRequest:
+    return InvalidRequest(f"{field}: {text}", field=field)
+
+
+def _check_argv(argv: Sequence[str], encoding: str) -> None:
+    if encoding not in {"utf-8", "latin-1"}:
+        raise _invalid("argv_encoding", f"{encoding[:40]!r} is neither utf-8 nor latin-1.")
+    total = 0
+    for argument in argv:
+        if "\0" in argument:
+            raise _invalid("argv", "an argument has a NUL byte; no program can be given one.")
+        try:
+            total += len(argument.encode(encoding)) + 1
+        except UnicodeEncodeError as exc:
+            raise _invalid("argv", f"an argument can't be written as {encoding}.") from exc
+    if total > MAX_ARGV_BYTES:
+        text = f"{total} bytes of arguments; the limit is {MAX_ARGV_BYTES}. Put them into a file."
+        raise _invalid("argv", text)
+    if argv and not argv[0]:
+        raise _invalid("argv", "the program's name is empty.")
+
+
+def _check_env(env: dict[str, str]) -> None:
+    for name, value in env.items():
+        if not _ENV_NAME.fullmatch(name):
+            raise _invalid("env", f"{name[:60]!r} is no name of a variable.")
+        if "\0" in value:
+            raise _invalid("env", f"the value of {name} has a NUL byte.")
+    if sum(len(name) + 4 * len(value) for name, value in env.items()) > 4 * MAX_ENV_BYTES:
+        raise _invalid("env", f"more than {MAX_ENV_BYTES} bytes of variables.")
+
+
+def _check_labels(labels: dict[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise _invalid("labels", f"{len(labels)} of them; the limit is {MAX_LABELS}.")
+    for name, value in labels.items():
+        if not _LABEL.fullmatch(name) or len(value) > 256 or "\0" in value:
+            raise _invalid("labels", f"{name[:60]!r} is no label (letters, digits, ._/-).")
+
+
+def resolve_size(spec: SessionSpec, settings: SessionSettings) -> Size:
+    """What was asked for, with defaults filled in. Raises SizeInvalid."""
+    ask = spec.size
+    return check(
+        Size(
+            cpu=settings.cpu if ask.cpu is None else ask.cpu,
+            mem_bytes=settings.mem_bytes if ask.mem_bytes is None else ask.mem_bytes,
+            pids=settings.pids if ask.pids is None else ask.pids,
+            disk_bytes=settings.disk_bytes if ask.disk_bytes is None else ask.disk_bytes,
+            time_s=settings.time_s if ask.time_s is None else ask.time_s,
+        )
+    )
+
+
+def size_of(row: SessionRow) -> Size:
+    return Size(
+        cpu=row.cpu_milli / 1000,
+        mem_bytes=row.mem_bytes,
+        pids=row.pids,
+        disk_bytes=row.disk_bytes,
+        time_s=None if row.time_us is None else seconds(row.time_us),
+    )
+
+
+def result_of(ended: Ended) -> Result:
+    if ended.reason is Reason.EXIT and ended.exit_code == 0:
+        return Result.SUCCESS
+    return _RESULTS.get(ended.reason, Result.FAILURE)
+
+
+def deadline_of(status: SessionStatus, at: int, grace_us: int = 0) -> int | None:
+    """Until when the status must have changed."""
+    limit = LIFE[status].deadline_s
+    if limit is None:
+        return None
+    return at + micros(limit) + (grace_us if status is S.TERMINATING else 0)
+
+
+def next_phases(text: str, target: SessionStatus, at: int) -> str:
+    """End the current phase and begin the one of *target*; same phase: unchanged."""
+    phases = from_json(list[Phase], text)
+    name = _PHASE.get(target)
+    if target is S.PREPARING or (phases and phases[-1].name == name):
+        return text
+    if phases and phases[-1].ended_at is None:
+        phases[-1] = replace(phases[-1], ended_at=seconds(at))
+    if name is not None:
+        phases.append(Phase(name=name, started_at=seconds(at)))
+    return to_json(phases).decode()
+
+
+_WANTED: Final = {
+    S.SCHEDULED: Wanted.RUN,
+    S.PREPARING: Wanted.RUN,
+    S.RUNNING: Wanted.RUN,
+    S.TERMINATING: Wanted.STOP,
+    S.TERMINATED: Wanted.KEEP,
+}
+
+
+def assignment_of(row: SessionRow, settings: SessionSettings) -> Assignment:
+    """What the node that holds the session shall do with it."""
+    wanted = _WANTED[S(row.status)]
+    return Assignment(
+        kernel=row.kernel,
+        nonce=row.nonce,
+        revision=row.revision,
+        wanted=wanted,
+        spec=_kernel_spec(row, settings) if wanted is not Wanted.KEEP else _NO_SPEC,
+        stop_reason=row.stop_reason,
+        stop_text=row.stop_text,
+    )
+
+
+def _kernel_spec(row: SessionRow, settings: SessionSettings) -> KernelSpec:
+    spec = from_json(SessionSpec, row.spec)
+    return KernelSpec(
+        argv=spec.argv,
+        argv_encoding=spec.argv_encoding,
+        env=spec.env,
+        image=from_json(ImageMount, row.image_mount),
+        size=size_of(row),
+        tty=spec.tty,
+        stdin=spec.stdin,
+        rows=spec.rows,
+        cols=spec.cols,
+        hostname=row.name,
+        workspace=spec.workspace,
+        grace_s=seconds(row.grace_us),
+        log_limit_bytes=settings.log_limit_bytes,
+        build=row.kind == SessionKind.BUILD,
+        owner=row.owner_id,
+    )
+
+
+def view(row: SessionRow, live: KernelReport | None) -> Session:
+    """The session as the API returns it; *live* is its kernel's newest report, if any."""
+    spec = from_json(SessionSpec, row.spec)
+    status = S(row.status)
+    return Session(
+        id=row.id,
+        name=row.name,
+        kind=SessionKind(row.kind),
+        owner=row.owner,
+        status=status,
+        result=None if row.result is None else Result(row.result),
+        image=row.image,
+        image_digest=row.image_digest,
+        argv=spec.argv,
+        argv_encoding=spec.argv_encoding,
+        size=size_of(row),
+        env=spec.env,
+        tty=spec.tty,
+        stdin=spec.stdin,
+        labels=spec.labels,
+        node=row.node,
+        attempt=row.attempt,
+        created_at=seconds(row.created_at),
+        started_at=None if row.started_at is None else seconds(row.started_at),
+        ended_at=None if row.ended_at is None else seconds(row.ended_at),
+        status_since=seconds(row.status_since),
+        deadline=None if row.deadline is None else seconds(row.deadline),
+        status_owner=LIFE[status].owner,
+        pending=None if row.pending is None else from_json(Pending, row.pending),
+        ended=None if row.ended is None else from_json(Ended, row.ended),
+        phases=from_json(tuple[Phase, ...], row.phases),
+        enforced=from_json(dict, row.enforced),
+        warnings=from_json(tuple[str, ...], row.warnings),
+        usage=None if live is None or status is S.TERMINATED else live.usage,
+        log_end=row.log_end if live is None or live.log_end is None else live.log_end,
+        version=row.version,
+    )

@@ -1,0 +1,163 @@
+"""What agents are told, and what they say. A report counts only if it is about the row's kernel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from madang.kit.clock import Clock
+from madang.kit.codec import to_json
+from madang.manager.db import Database, Transaction, micros
+from madang.manager.db.events import EventFeed
+from madang.manager.fleet import store as ledger
+from madang.manager.session import store
+from madang.manager.session.rules import assignment_of
+from madang.manager.session.service import moves
+from madang.manager.session.types import Images, SessionRow, SessionSettings
+from madang.wire.kernel import Desired, Hello, KernelReport, KernelState
+from madang.wire.session import Reason, SessionStatus
+
+log = logging.getLogger(__name__)
+S = SessionStatus
+
+_BEFORE_RUNNING: Final = frozenset({S.SCHEDULED, S.PREPARING})
+
+
+class AgentService:
+    """``fleet.Duties``."""
+
+    def __init__(
+        self,
+        database: Database,
+        feed: EventFeed,
+        images: Images,
+        clock: Clock,
+        settings: SessionSettings,
+    ) -> None:
+        self._database: Final = database
+        self._feed: Final = feed
+        self._images: Final = images
+        self._clock: Final = clock
+        self._settings: Final = settings
+        self.live: Final[dict[str, KernelReport]] = {}
+        """Newest report of each unfinished session: usage is shown, not stored."""
+
+    async def desired(self, node: str, since: int | None) -> Desired | None:
+        """Read the revision first: what is newer comes again with the next delta."""
+        keep = None if since is not None else await self._images.wanted_layers()
+        async with self._database.read() as tx:
+            known = await ledger.find_node(tx, node)
+            if known is None or known.revision == since:
+                return None
+            rows = await store.list_held(tx, node, -1 if since is None else since)
+            forget = () if since is None else await ledger.list_forgotten(tx, node, since)
+        if since is None:
+            async with self._database.begin() as tx:
+                await ledger.prune_forgotten(tx, node, known.revision)
+        return Desired(
+            revision=known.revision,
+            full=since is None,
+            set=tuple(assignment_of(row, self._settings) for row in rows),
+            forget=tuple(forget),
+            keep_layers=keep,
+        )
+
+    async def adopt(self, hello: Hello) -> None:
+        """Take the inventory as truth: what began there and is no longer there is lost."""
+        await self.observe(hello.node, hello.inventory)
+        there = {report.kernel for report in hello.inventory}
+        async with self._database.read() as tx:
+            rows = await store.list_placed_on(tx, hello.node)
+        gone = [row for row in rows if row.kernel not in there and row.status != S.SCHEDULED]
+        for row in gone:
+            ended = moves.lost(f"{hello.node} came back and knows nothing of it.")
+            async with self._database.begin() as tx:
+                if (current := await store.find(tx, row.id)) and current.kernel == row.kernel:
+                    at = micros(self._clock.now())
+                    await moves.end(tx, current, ended, at=at, actor="agent", keep=False)
+        self._feed.wake()
+
+    async def observe(self, node: str, reports: Sequence[KernelReport]) -> None:
+        for report in reports:
+            await self._take(node, report)
+
+    async def _take(self, node: str, report: KernelReport) -> None:
+        async with self._database.read() as tx:
+            row = await store.find(tx, report.kernel.session)
+        if row is not None and _same(row, node, report) and not _news(row, report):
+            self._remember(row, report)
+            return
+        async with self._database.begin() as tx:
+            row = await store.find(tx, report.kernel.session)
+            if row is None or not _same(row, node, report):
+                await self._disown(tx, row, node, report)
+                row = None
+            else:
+                row = await self._apply(tx, row, report) or row
+        if row is not None:
+            self._remember(row, report)
+        self._feed.wake()
+
+    def _remember(self, row: SessionRow, report: KernelReport) -> None:
+        if row.status == S.TERMINATED:
+            self.live.pop(row.id, None)
+        else:
+            self.live[row.id] = report
+
+    def forget(self, session_id: str) -> None:
+        self.live.pop(session_id, None)
+
+    async def _disown(
+        self, tx: Transaction, row: SessionRow | None, node: str, report: KernelReport
+    ) -> None:
+        """Not this row's kernel: the node shall remove it."""
+        if row is not None and row.held_by == node and row.kernel == report.kernel:
+            log.warning("report with a wrong nonce", extra={"kernel": report.kernel, "node": node})
+            return
+        await ledger.forget(tx, node, report.kernel, micros(self._clock.now()))
+
+    async def _apply(
+        self, tx: Transaction, row: SessionRow, report: KernelReport
+    ) -> SessionRow | None:
+        at = micros(self._clock.now())
+        match report.state:
+            case KernelState.PREPARING if row.status == S.SCHEDULED:
+                return await moves.advance(tx, row, S.PREPARING, at=at, cause="being prepared")
+            case KernelState.RUNNING if row.status in _BEFORE_RUNNING:
+                began = at if report.started_at is None else micros(report.started_at)
+                return await moves.advance(
+                    tx, row, S.RUNNING, at=at, cause="started", started_at=began, **_facts(report)
+                )
+            case KernelState.ENDED:
+                ended = report.ended or moves.lost("nobody saw how it ended.")
+                columns = _facts(report)
+                if row.started_at is None and ended.reason is not Reason.START_FAILED:
+                    columns["started_at"] = moves.to_stored(report.started_at)
+                return await moves.end(
+                    tx, row, ended, at=at, actor="agent", log_end=report.log_end, **columns
+                )
+            case _:
+                return None
+
+
+def _same(row: SessionRow, node: str, report: KernelReport) -> bool:
+    return row.held_by == node and row.kernel == report.kernel and row.nonce == report.nonce
+
+
+def _news(row: SessionRow, report: KernelReport) -> bool:
+    """Whether the report asks for a move."""
+    match report.state:
+        case KernelState.PREPARING:
+            return row.status == S.SCHEDULED
+        case KernelState.RUNNING:
+            return row.status in _BEFORE_RUNNING
+        case KernelState.ENDED:
+            return row.status != S.TERMINATED
+
+
+def _facts(report: KernelReport) -> dict[str, Any]:
+    return {
+        "enforced": to_json(report.enforced).decode(),
+        "warnings": to_json(report.warnings).decode(),
+    }
