@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
+from collections.abc import Callable
 
 from madang.daemon import server
 from madang.daemon.settings import Settings
@@ -27,6 +29,20 @@ def run(settings: Settings) -> None:
                 folder.write_token(token)
             print(f"✓ ready: http://{host}:{port}  token: {folder.join('token')}", flush=True)
 
-        asyncio.run(_serve(settings, listener, ready, wanted=not folder.read_token()))
+        asyncio.run(_serve(settings, listener, ready, not folder.read_token()))
     finally:
         folder.close()
+
+
+async def _serve(
+    settings: Settings,
+    listener: socket.socket,
+    ready: Callable[[str | None], None],
+    token_wanted: bool,
+) -> None:
+    stop = asyncio.Event()
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(signum, stop.set)
+    await server.serve(
+        settings, listener, stop=stop, ready=ready, token_wanted=token_wanted, with_node=False
+    )

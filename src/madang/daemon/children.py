@@ -126,7 +126,7 @@ def sweep_groups(state: str) -> None:
     unused = groups.names() - used
     late = time.monotonic() + SWEEP_S
     # Their processes end with the launcher, each in its own time.
-    while not all([groups.group(name).remove() for name in unused]) and time.monotonic() < late:
+    while not all(groups.group(name).remove() for name in unused) and time.monotonic() < late:
         time.sleep(0.02)
     if not used:
         groups.remove()

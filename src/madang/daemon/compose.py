@@ -5,18 +5,24 @@ from __future__ import annotations
 import os
 import socket
 from dataclasses import dataclass
+from typing import Final
 
 from madang.agent.build import Builds
 from madang.agent.registry import registry
 from madang.agent.runtime.contract import Runtime
 from madang.agent.runtime.native import NativeRuntime
-from madang.agent.runtime.process import ProcessRuntime
 from madang.agent.service import Agent
 from madang.agent.settings import AgentSettings
 from madang.daemon.settings import Settings
 from madang.kit.clock import Clock
 from madang.manager.app import Manager, ManagerSettings
+from madang.manager.image.types import ImageSettings
+from madang.manager.session.types import SessionSettings
 from madang.storage import BlobStore
+from madang.wire.size import GIB
+
+BUILD_CPU: Final = 2.0
+BUILD_MEM_BYTES: Final = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +48,38 @@ def build(settings: Settings, clock: Clock) -> Parts:
 def make_runtime(settings: Settings, clock: Clock) -> Runtime:
     state = settings.server.state
     if settings.server.runtime == "process":
+        from madang.agent.runtime.process import ProcessRuntime  # tests alone load it
+
         return ProcessRuntime(os.path.join(state, "kernels"))
     return NativeRuntime(os.path.join(state, "run", "launcher.sock"), state, clock)
+
+
+def manager_settings(settings: Settings) -> ManagerSettings:
+    sizes, limits, retention = settings.defaults, settings.limits, settings.retention
+    state = settings.server.state
+    half = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    sessions = SessionSettings(
+        cpu=sizes.cpu,
+        mem_bytes=min(sizes.mem_bytes, half),
+        pids=sizes.pids,
+        disk_bytes=sizes.disk_bytes,
+        time_s=sizes.time_s,
+        log_limit_bytes=limits.log_bytes,
+        workspace_limit_bytes=limits.workspace_bytes,
+        retention_s=retention.keep_s,
+        retention_count=retention.count,
+    )
+    url = settings.database.url or f"sqlite:///{os.path.join(state, 'server', 'madang.db')}"
+    return ManagerSettings(
+        database_url=url,
+        durable=settings.database.durable,
+        state=state,
+        sessions=sessions,
+        images=ImageSettings(
+            mem_bytes=min(BUILD_MEM_BYTES, half),
+            cpu=min(BUILD_CPU, os.cpu_count() or 1),
+        ),
+    )
 
 
 def agent_settings(settings: Settings) -> AgentSettings:

@@ -58,6 +58,8 @@ class Key:
 
     def _parse(self, value: object) -> Any:
         text = str(value) if isinstance(value, (str, int, float)) else None
+        if self.kinds[0] is bool:
+            return _truth(value)
         if isinstance(value, bool) or (text is None and not isinstance(value, list)):
             raise ValueError(f"{value!r} has the wrong type")
         if NoneType in self.kinds and text is not None and text.lower() in NOT_SET:
@@ -104,6 +106,8 @@ class Key:
             return size.format_duration(value)
         if self._is_list:
             return ":".join(value)
+        if isinstance(value, bool):
+            return str(value).lower()
         return f"{value:g}" if isinstance(value, float) else hide_password(str(value))
 
 
@@ -179,6 +183,14 @@ def _build(values: dict[str, dict[str, Any]], env: Mapping[str, str]) -> Setting
         raise ConfigInvalid(f"server.port: {server['port']} is no TCP port (0 to 65535).")
     types = typing.get_type_hints(Settings)
     return Settings(**{name: types[name](**values.get(name, {})) for name in types})
+
+
+def _truth(value: object) -> bool:
+    known = {"true": True, "false": False}
+    text = str(value).lower()
+    if text not in known:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return known[text]
 
 
 def _from_file(path: str, *, must_exist: bool) -> dict[str, object]:

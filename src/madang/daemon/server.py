@@ -79,6 +79,7 @@ async def serve(
     stop: asyncio.Event,
     ready: Callable[[str | None], None],
     token_wanted: bool = True,
+    with_node: bool = True,
     clock: Clock | None = None,
 ) -> None:
     """Run everything until *stop*; *ready* is told the new admin token, if one was made.
@@ -86,18 +87,21 @@ async def serve(
     Sessions go on afterwards. Raises what makes this machine unable to serve.
     """
     clock = clock or SystemClock()
-    parts = await compose.build(settings, clock)
+    parts = compose.build(settings, clock)
     async with contextlib.AsyncExitStack() as opened:
+        await parts.blobs.open()
         await parts.manager.open()
         opened.push_async_callback(parts.manager.close)
         token = await parts.manager.ensure_admin()
         if token is None and token_wanted:
             token = await parts.manager.new_admin_token("state folder")
-        await parts.agent.open()
-        opened.push_async_callback(parts.agent.close)
-        node = asyncio.create_task(Node(parts.agent, parts.manager, clock).run(), name="node")
-        opened.push_async_callback(end_task, node)
-        runner = web.AppRunner(parts.manager.web_app(), access_log=None, shutdown_timeout=GOODBYE_S)
+        if with_node:
+            await parts.agent.open()
+            opened.push_async_callback(parts.agent.close)
+            node = asyncio.create_task(Node(parts.agent, parts.manager, clock).run(), name="node")
+            opened.push_async_callback(end_task, node)
+        app = parts.manager.web_app()
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=GOODBYE_S)
         await runner.setup()
         opened.push_async_callback(runner.cleanup)
         await web.SockSite(runner, listener).start()
@@ -141,6 +145,7 @@ def main() -> int:
         word = json.load(file)
     settings = codec.convert(Settings, word["settings"])
     logs.configure(settings.server.log_level)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     listener = socket.socket(fileno=listener_fd)
     try:
         asyncio.run(run(settings, listener, report, word["token_wanted"]))

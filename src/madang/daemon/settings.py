@@ -40,6 +40,9 @@ class DatabaseSettings:
 
     url: str = ""
     """``postgresql://user:password@host/name``. Empty: SQLite in the state folder."""
+    durable: bool = False
+    """SQLite: whether each change also survives a power cut, which makes it slower. A crash of the
+    server loses nothing either way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
