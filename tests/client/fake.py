@@ -40,6 +40,7 @@ from madang.wire.api import (
     WorkspaceState,
 )
 from madang.wire.errors import (
+    FileMissing,
     IdempotencyMismatch,
     ImageUnknown,
     NotFound,
@@ -52,7 +53,7 @@ from madang.wire.kernel import ExecSpec
 from madang.wire.link import FileEntry
 from madang.wire.log import LogRecord, Stream
 from madang.wire.log import pack as pack_record
-from madang.wire.paths import from_wire
+from madang.wire.paths import from_wire, to_wire
 from madang.wire.session import (
     Ended,
     HistoryEntry,
@@ -409,7 +410,7 @@ class FakeServer:
             await socket.send_str(_text(op=ServerOp.SESSION, session=job.session))
             while job.program is None and job.session.status is not SessionStatus.TERMINATED:
                 async with job.changed:
-                    if job.program is None and job.session.status is SessionStatus.PENDING:
+                    if job.session.status is SessionStatus.PENDING:
                         await job.changed.wait()
                 await socket.send_str(_text(op=ServerOp.SESSION, session=job.session))
             if job.program is not None:
@@ -539,7 +540,7 @@ class FakeServer:
     async def _live(self, job: Job) -> None:
         while not self.hold.is_set() and not job.stopped:
             await asyncio.sleep(0.01)
-        if job.stopped:
+        if job.stopped and job.program is None:
             await self._move(job, SessionStatus.TERMINATED, result=Result.CANCELLED)
             return
         begun = time.time()
@@ -663,11 +664,15 @@ class FakeServer:
     async def _files(self, request: web.Request) -> web.Response:
         path = self._path(request)
         entries = []
-        for name in sorted(os.listdir(path)) if os.path.isdir(path) else []:
-            seen = os.lstat(os.path.join(path, name))
+        if not os.path.lexists(path):
+            raise FileMissing(f"{path!r}: no such file.")
+        names = sorted(os.listdir(path)) if os.path.isdir(path) else [b""]
+        for name in names:
+            whole = os.path.join(path, name) if name else path
+            seen = os.lstat(whole)
             entry = FileEntry(
-                path=name.decode("latin-1"),
-                kind="dir" if os.path.isdir(os.path.join(path, name)) else "file",
+                path=to_wire(os.path.basename(whole)),
+                kind="dir" if os.path.isdir(whole) else "file",
                 size_bytes=seen.st_size,
                 mode=seen.st_mode & 0o777,
                 modified_at=seen.st_mtime,
@@ -685,14 +690,16 @@ class FakeServer:
         data = await request.read()
         with open(self._path(request), "wb") as file:
             file.write(data)
-        os.chmod(self._path(request), int(request.query["mode"], 8))
+        os.chmod(self._path(request), int(request.query["mode"]))
         return web.Response(status=204)
 
     async def _read_archive(self, request: web.Request) -> web.Response:
         path = self._path(request)
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
-            tar.add(os.fsdecode(path), os.fsdecode(os.path.basename(path)))
+            for name in sorted(os.listdir(path)) if os.path.isdir(path) else [b""]:
+                whole = os.path.join(path, name) if name else path
+                tar.add(os.fsdecode(whole), os.fsdecode(os.path.basename(whole)))
         return web.Response(body=buffer.getvalue())
 
     async def _write_archive(self, request: web.Request) -> web.Response:

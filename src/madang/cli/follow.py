@@ -55,6 +55,7 @@ class Follower:
         tty: bool,
         on_session: Callable[[Session], None] | None = None,
         on_tick: Callable[[], None] | None = None,
+        stop_on_interrupt: bool = False,
     ) -> None:
         self._stream = stream
         self._notes = notes
@@ -62,6 +63,7 @@ class Follower:
         self._raw = tty and stdin and is_terminal(0)
         self._on_session = on_session
         self._on_tick = on_tick
+        self._stop_on_interrupt = stop_on_interrupt
         self._keys = DetachKeys()
         self._answer_fd: int | None = None
         self._interrupts = 0
@@ -162,6 +164,8 @@ class Follower:
             if self._interrupts > 2:
                 self._leave(exits.INTERRUPTED, "interrupted")
             self._stream.signal(signal.SIGINT)
+        elif self._stop_on_interrupt and self._interrupts == 1:
+            self._stop(self._stream)
         elif self._interrupts == 1 and self._ask():
             text = (
                 f"\n{self._name or 'the session'}: [s]top, [d]etach, or [Enter] to keep waiting? "

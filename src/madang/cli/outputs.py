@@ -25,7 +25,7 @@ def fetch_outputs(client: Client, session: Session, target: str, notes: Notes) -
             return
         if not target:
             _make_private(RUNS)
-        got = client.get(session.id, OUTPUT_DIR, where, strip=1)
+        got = client.get(session.id, OUTPUT_DIR, where)
     except (PlatformError, OSError) as exc:
         hint = f"They are kept: madang get {session.name}:{OUTPUT_DIR} DIR"
         notes.line("note", f"outputs could not be brought back: {exc} {hint}")

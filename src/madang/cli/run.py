@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import replace
 
 import click
 
 from madang.cli import exits
-from madang.cli.config import ClientConfig, load
+from madang.cli.config import load
 from madang.cli.context import connect, print_json
 from madang.cli.follow import Follower, feeds_stdin
+from madang.cli.options import environment, parse_environment, parse_grace, parse_labels
 from madang.cli.outputs import fetch_outputs
 from madang.cli.phases import Phases, describe_size, show_end
 from madang.cli.syncing import Syncing
@@ -19,7 +19,7 @@ from madang.cli.terminal import Notes, is_terminal, window
 from madang.client.requests import session_spec, size_request
 from madang.client.sync import Client
 from madang.kit.codec import to_json
-from madang.wire.errors import InvalidRequest, WorkspaceIncomplete
+from madang.wire.errors import WorkspaceIncomplete
 from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 
 
@@ -32,7 +32,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--time", "time_limit", metavar="TIME", help="Stop it after this long, like 2h.")
 @click.option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL when it is stopped.")
 @click.option("--name", help="Name of the session; made up if not given.")
-@click.option("-e", "--env", "env", multiple=True, metavar="K=V", help="Environment; K takes ours.")
+@environment
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
@@ -82,17 +82,18 @@ def run(
     madang run -t -- bash
     """
     config = load()
+    grace_s = parse_grace(grace)
     spec = session_spec(
         command,
         name=name,
         image=image,
         size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
-        env=_env(env, tty=tty, config=config),
-        labels=_pairs(labels, "--label"),
+        env=parse_environment(env, terminal=config.terminal if tty else None),
+        labels=parse_labels(labels),
         tty=tty,
-        stdin=not detach and (tty or feeds_stdin(stdin)) and stdin is not False,
+        stdin=not detach and stdin is not False and (tty or feeds_stdin(stdin)),
         window=window(0) if is_terminal(0) else window(2),
-        grace_s=_grace(grace),
+        grace_s=10.0 if grace_s is None else grace_s,
     )
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
@@ -160,26 +161,3 @@ def _finish(session: Session, *, as_json: bool) -> int:
     if as_json:
         sys.stderr.write(to_json(session).decode() + "\n")
     return exits.of_session(session)
-
-
-def _grace(text: str | None) -> float:
-    from madang.wire.size import parse_duration
-
-    if text is None:
-        return 10.0
-    return 0.0 if text.strip() in {"0", "0s"} else parse_duration(text, field="grace")
-
-
-def _env(items: tuple[str, ...], *, tty: bool, config: ClientConfig) -> dict[str, str]:
-    env = {"TERM": config.terminal} if tty else {}
-    for item in items:
-        key, given, value = item.partition("=")
-        env[key] = value if given else os.environ.get(key, "")
-    return env
-
-
-def _pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
-    for item in items:
-        if "=" not in item:
-            raise InvalidRequest(f"{option}: {item!r} must look like KEY=VALUE.")
-    return {key: value for key, _, value in (item.partition("=") for item in items)}

@@ -10,13 +10,14 @@ import click
 
 from madang.cli import exits
 from madang.cli.context import connect, json_option, print_json, print_table
+from madang.cli.options import parse_grace
 from madang.cli.phases import describe_end, describe_size
 from madang.cli.terminal import is_terminal
 from madang.client.sync import Client
 from madang.wire.api import Page
 from madang.wire.errors import PlatformError
 from madang.wire.session import HistoryEntry, Session, SessionStatus
-from madang.wire.size import format_bytes, format_duration, parse_duration
+from madang.wire.size import format_bytes, format_duration
 
 _FAR = 60
 """Longest command shown in a table."""
@@ -159,7 +160,7 @@ def _moment(entry: HistoryEntry) -> str:
 @json_option
 def stop(names: Sequence[str], grace: str | None, wait: bool, as_json: bool) -> int:
     """Stop sessions. Stopping one that has ended is fine."""
-    grace_s = _parse_grace(grace)
+    grace_s = parse_grace(grace)
     with connect() as client:
         asked: list[Session] = []
 
@@ -174,12 +175,6 @@ def stop(names: Sequence[str], grace: str | None, wait: bool, as_json: bool) -> 
     for session in ended:
         print(f"{session.name} {_state(session)}")
     return code
-
-
-def _parse_grace(text: str | None) -> float | None:
-    if text is None:
-        return None
-    return 0.0 if text.strip() in {"0", "0s"} else parse_duration(text, field="grace")
 
 
 @click.command()

@@ -464,22 +464,21 @@ class AsyncClient:
         """Replace one file, all at once or not at all."""
         await self.call(calls.write_file(ref, _wire(path), data, mode=mode))
 
-    async def put(self, ref: str, sources: Sequence[str | bytes], path: str) -> None:
-        """Send local files and folders into the session's folder *path*."""
-        body = archive.packer(sources)
+    async def put(
+        self, ref: str, sources: Sequence[str | bytes], path: str, *, name: str | None = None
+    ) -> None:
+        """Send local files and folders into the session's folder *path*; the only one as *name*."""
+        body = archive.packer(sources, name)
         await self.call(calls.write_archive(ref, _wire(path), body))
 
-    async def get(
-        self, ref: str, path: str, target: str | bytes = ".", *, strip: int = 0
-    ) -> Unpacked:
-        """Bring a file or folder of the session into the local folder *target*.
+    async def get(self, ref: str, path: str, target: str | bytes = ".") -> Unpacked:
+        """Bring a file, or what lies in a folder, of the session into the local folder *target*.
 
-        Never writes outside *target*, whatever the session sends. *strip* leaves out that many
-        leading names: 1 brings what is in a folder instead of the folder.
+        Never writes outside *target*, whatever the session sends.
         """
         async with self._transport.stream(calls.read_archive(ref, _wire(path))) as chunks:
             blocking = _blocking(chunks, asyncio.get_running_loop())
-            return await asyncio.to_thread(archive.unpack, blocking, target, strip=strip)
+            return await asyncio.to_thread(archive.unpack, blocking, target)
 
     # Working directory
 

@@ -22,19 +22,25 @@ _NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXE
 # Packing
 
 
-def packer(sources: Sequence[str | bytes]) -> Callable[[], Iterator[bytes]]:
-    """A body with *sources*, each under its own last name. Raises FileMissing at once."""
+def packer(
+    sources: Sequence[str | bytes], name: str | bytes | None = None
+) -> Callable[[], Iterator[bytes]]:
+    """A body with *sources*, each under its own last name, or the only one under *name*.
+
+    Raises FileMissing at once.
+    """
     paths = [os.fsencode(source) for source in sources]
     for path in paths:
         if not os.path.lexists(path):
             raise FileMissing(f"{display(path)}: no such file here.")
-    return lambda: _pack(paths)
+    return lambda: _pack(paths, None if name is None else os.fsencode(name))
 
 
-def _pack(paths: Sequence[bytes]) -> Iterator[bytes]:
+def _pack(paths: Sequence[bytes], given: bytes | None) -> Iterator[bytes]:
     for path in paths:
         last = os.path.basename(path.rstrip(b"/"))
-        name = os.path.basename(os.path.realpath(path)) if last in {b"", b".", b".."} else last
+        own = os.path.basename(os.path.realpath(path)) if last in {b"", b".", b".."} else last
+        name = own if given is None else given
         for where, below in _walk(path, b""):
             full = b"/".join(part for part in (name, below) if part)
             if full:
@@ -118,8 +124,8 @@ class _Reader(io.BufferedIOBase):
         return data[:size]
 
 
-def unpack(chunks: Iterator[bytes], target: str | bytes, *, strip: int = 0) -> Unpacked:
-    """Write the archive's members below the folder *target*, without their first *strip* names.
+def unpack(chunks: Iterator[bytes], target: str | bytes) -> Unpacked:
+    """Write the archive's members below the folder *target*.
 
     Nothing is ever written outside: each folder on the way is opened by itself and links are not
     followed. Left out are devices, pipes, links that lead out, and names with ``..``. Modes lose
@@ -137,7 +143,7 @@ def unpack(chunks: Iterator[bytes], target: str | bytes, *, strip: int = 0) -> U
             errors="surrogateescape",
         ) as tar:
             for member in tar:
-                _unpack_member(tar, member, root_fd, done, strip)
+                _unpack_member(tar, member, root_fd, done)
     except tarfile.TarError as exc:
         raise FileFailed(f"the archive from the session is damaged: {exc}.") from exc
     finally:
@@ -146,7 +152,7 @@ def unpack(chunks: Iterator[bytes], target: str | bytes, *, strip: int = 0) -> U
 
 
 def _unpack_member(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, root_fd: int, done: Unpacked, strip: int
+    tar: tarfile.TarFile, member: tarfile.TarInfo, root_fd: int, done: Unpacked
 ) -> None:
     parts = [part for part in os.fsencode(member.name).split(b"/") if part not in {b"", b"."}]
     shown = display(b"/".join(parts))
@@ -154,7 +160,6 @@ def _unpack_member(
     if reason:
         done.skipped.append(f"{shown} ({reason})")
         return
-    del parts[:strip]
     if not parts:
         return
     try:

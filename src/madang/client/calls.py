@@ -185,7 +185,7 @@ def read_file(ref: str, path: str, *, start: int, length: int | None) -> Call[by
 
 
 def write_file(ref: str, path: str, body: bytes | Body, *, mode: int) -> Call[None]:
-    where = query(session_path(ref, "/file"), path=path, mode=f"{mode:o}")
+    where = query(session_path(ref, "/file"), path=path, mode=mode)
     return Call(method="PUT", path=where, body=body, decode=_nothing)
 
 

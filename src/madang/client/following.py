@@ -132,7 +132,8 @@ class LogReading:
         self.ref = ref
         self.follow = follow
         self._tail, self._since = tail, since
-        self._frames = Frames(offset)
+        begin = 0 if tail is None and since is None else None
+        self._frames = Frames(begin if offset is None else offset)
 
     def call(self) -> Call[bytes]:
         """The next request."""

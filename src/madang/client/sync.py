@@ -319,23 +319,24 @@ class Client:
         """Replace one file, all at once or not at all."""
         self.call(calls.write_file(ref, _wire(path), data, mode=mode))
 
-    def put(self, ref: str, sources: Sequence[str | bytes], path: str) -> None:
-        """Send local files and folders into the session's folder *path*."""
+    def put(
+        self, ref: str, sources: Sequence[str | bytes], path: str, *, name: str | None = None
+    ) -> None:
+        """Send local files and folders into the session's folder *path*; the only one as *name*."""
         from madang.client import archive
 
-        body = archive.packer(sources)
+        body = archive.packer(sources, name)
         self.call(calls.write_archive(ref, _wire(path), body))
 
-    def get(self, ref: str, path: str, target: str | bytes = ".", *, strip: int = 0) -> Unpacked:
-        """Bring a file or folder of the session into the local folder *target*.
+    def get(self, ref: str, path: str, target: str | bytes = ".") -> Unpacked:
+        """Bring a file, or what lies in a folder, of the session into the local folder *target*.
 
-        Never writes outside *target*, whatever the session sends. *strip* leaves out that many
-        leading names: 1 brings what is in a folder instead of the folder.
+        Never writes outside *target*, whatever the session sends.
         """
         from madang.client import archive
 
         with self._transport.stream(calls.read_archive(ref, _wire(path))) as chunks:
-            return archive.unpack(chunks, target, strip=strip)
+            return archive.unpack(chunks, target)
 
     # Working directory
 

@@ -1,0 +1,184 @@
+"""``madang image ls|show|build|rm``."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import click
+
+from madang.cli import exits
+from madang.cli.config import load
+from madang.cli.context import connect, json_option, print_json, print_table
+from madang.cli.follow import Follower
+from madang.cli.options import parse_labels
+from madang.cli.phases import show_end
+from madang.cli.terminal import Notes
+from madang.client.sync import Client
+from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
+from madang.wire.image import Image, ImageStatus
+from madang.wire.session import Result
+from madang.wire.size import format_bytes
+
+_SETTLE_S = 60.0
+"""For the server to take the layers of a finished build over."""
+
+
+@click.group()
+def image() -> None:
+    """List, build and remove images."""
+
+
+@image.command("ls")
+@json_option
+def list_images(as_json: bool) -> None:
+    """List images."""
+    with connect() as client:
+        images = client.list_images()
+    if as_json:
+        print_json(images)
+        return
+    rows = [
+        (
+            image.name,
+            image.status.value.lower(),
+            format_bytes(image.size_bytes) if image.size_bytes else "-",
+            str(image.used_by),
+            ", ".join(image.requirements) or "(this machine's own system)",
+        )
+        for image in images
+    ]
+    print_table(("NAME", "STATUS", "SIZE", "SESSIONS", "REQUIREMENTS"), rows)
+
+
+@image.command()
+@click.argument("name")
+@json_option
+def show(name: str, as_json: bool) -> None:
+    """Show an image with its layers."""
+    with connect() as client:
+        found = client.get_image(name)
+    if as_json:
+        print_json(found)
+        return
+    for label, value in _facts(found):
+        if value:
+            print(f"{label:<9} {value}")
+    if found.layers:
+        rows = [(layer.name, layer.version, format_bytes(layer.size_bytes), layer.digest[:12])
+                for layer in found.layers]  # fmt: skip
+        print_table(("LAYER", "VERSION", "SIZE", "DIGEST"), rows)
+
+
+def _facts(image: Image) -> list[tuple[str, str]]:
+    made = time.strftime("%Y-%m-%d %H:%M", time.localtime(image.created_at))
+    return [
+        ("name", image.name),
+        ("status", image.status.value.lower()),
+        ("digest", image.digest),
+        ("python", image.python),
+        ("size", format_bytes(image.size_bytes) if image.size_bytes else ""),
+        ("asked for", ", ".join(image.requirements)),
+        ("built by", image.build or ""),
+        ("made", made if image.created_at else ""),
+        ("sessions", str(image.used_by)),
+        ("labels", ", ".join(f"{key}={value}" for key, value in sorted(image.labels.items()))),
+    ]
+
+
+@image.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("-f", "--force", is_flag=True, help="Also while sessions run from it; they go on.")
+def rm(names: tuple[str, ...], force: bool) -> int:
+    """Remove images."""
+    code = 0
+    with connect() as client:
+        for name in names:
+            try:
+                client.remove_image(name, force=force)
+                print(name)
+            except PlatformError as exc:
+                sys.stderr.write(f"error: {exc.text}\n")
+                code = exits.of_error(exc)
+    return code
+
+
+@image.command()
+@click.argument("name")
+@click.option(
+    "--pip", "requirements", multiple=True, metavar="REQ", help="Like numpy or torch==2.9."
+)
+@click.option("-r", "--requirement", "files", multiple=True, type=click.Path(dir_okay=False),
+              help="File with one requirement a line.")  # fmt: skip
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
+@click.option("-d", "--detach", is_flag=True, help="Start the build and print its session's name.")
+def build(
+    name: str,
+    requirements: tuple[str, ...],
+    files: tuple[str, ...],
+    labels: tuple[str, ...],
+    detach: bool,
+) -> int:
+    """Build an image from Python packages, one shared layer for each.
+
+    The build is a session: its log comes live, Ctrl-C cancels it.
+
+    \b
+    madang image build digits --pip numpy --pip scikit-learn==1.5.2
+    """
+    wanted = [*requirements, *(line for file in files for line in read_requirements(file))]
+    if not wanted:
+        raise InvalidRequest("nothing to install: give --pip REQUIREMENT or -r FILE.")
+    config = load()
+    notes = Notes(plain=config.plain)
+    with connect(config) as client:
+        session = client.build_image(name, wanted, labels=parse_labels(labels))
+        if detach:
+            print(session.name)
+            return 0
+        notes.line("build", f"{name} in session {session.name}; Ctrl-C cancels")
+        with client.attach(session.id) as stream:
+            left = Follower(stream, notes, stdin=False, tty=False, stop_on_interrupt=True).follow()
+            if left is not None:
+                return left
+            session = stream.wait()
+        if session.result is not Result.SUCCESS:
+            show_end(notes, session)
+            raise BuildFailed(
+                f"image {name} was not built; madang logs {session.name} has its log."
+            )
+        done = _settled(client, name, session.name)
+    size = format_bytes(done.size_bytes)
+    notes.line(
+        "done", f"image {name}: {len(done.layers)} layers, {size}. madang run --image {name} …"
+    )
+    return 0
+
+
+def _settled(client: Client, name: str, build: str) -> Image:
+    """The image once the server has taken it over. Raises BuildFailed."""
+    give_up = time.monotonic() + _SETTLE_S
+    while (found := client.get_image(name)).status is ImageStatus.BUILDING:
+        if time.monotonic() > give_up:
+            raise BuildFailed(f"image {name} is not ready though its build {build} ended well.")
+        time.sleep(0.05)
+    if found.status is not ImageStatus.READY:
+        raise BuildFailed(f"image {name} was not taken over; madang show {build} says more.")
+    return found
+
+
+def read_requirements(path: str) -> list[str]:
+    """The requirements in a file; options of pip have no meaning here and are refused."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().replace("\\\n", " ").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidRequest(f"{path} can't be read ({exc}).") from exc
+    found = []
+    for line in lines:
+        text = line.split(" #")[0].split(" --hash")[0].strip()
+        if text.startswith("-"):
+            raise InvalidRequest(f"{path}: {text!r} is an option of pip; list requirements alone.")
+        if text and not text.startswith("#"):
+            found.append(text)
+    return found
