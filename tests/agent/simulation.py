@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import glob
+import os
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Final
 
 from madang.agent.service import Agent
@@ -80,21 +84,28 @@ class ModelManager:
     revision: int = 0
     link: ManagerEnd | None = None
     incarnation: int = 0
-    ends: dict[KernelId, str] = field(default_factory=dict)
-    violations: list[str] = field(default_factory=list)
+    given_up: dict[KernelId, float] = field(default_factory=dict)
+    failing: Callable[[], bool] = lambda: False
+    """Whether its database fails just now: what an agent says is not taken in."""
+    behind: Callable[[], bool] = lambda: False
+    """Whether another manager that is behind answers first."""
+    old: Desired | None = None
 
     async def serve(self, link: ManagerEnd) -> None:
         try:
             while True:
                 message = await link.receive()
                 if isinstance(message, Hello):
+                    if self.behind() and self.old is not None:
+                        await link.send(self.old)
                     if message.incarnation < self.incarnation:
                         return
                     self.incarnation, self.link = message.incarnation, link
                     self.revision = max(self.revision, message.revision)
                     self._note(message.inventory)
-                    await link.send(self._full())
-                else:
+                    self.old = self._full()
+                    await link.send(self.old)
+                elif not self.failing():
                     known, strangers = self._note(message.kernels)
                     await self.say(*known, forget=strangers)
         except ConnectionError:
@@ -119,7 +130,6 @@ class ModelManager:
                 continue
             row.state = report.state
             if report.state is KernelState.ENDED and report.ended is not None:
-                self.ends[report.kernel] = report.ended.reason.value
                 row.ended = True
                 row.assignment = replace(row.assignment, wanted=Wanted.KEEP)
                 ended.append(report.kernel.session)
@@ -164,6 +174,7 @@ class ModelManager:
         row = self.rows[session]
         if not row.ended and row.state is KernelState.PREPARING:
             old = row.assignment.kernel
+            self.given_up[old] = self.clock.now()
             new = assignment(session, attempt=old.attempt + 1)
             self.rows[session] = Row(new, self.clock.now())
             await self.say(session, forget=(old,))
@@ -187,12 +198,19 @@ class Simulation:
         self.faults = faults or Faults()
         self.clock = LoopClock()
         self.machine = FakeMachine(self.clock)
-        self.manager = ModelManager(self.clock)
+        self.manager = ModelManager(
+            self.clock,
+            failing=lambda: self._bad and self.rng.random() < 0.1,
+            behind=lambda: self._bad and not seed % 2 and self.rng.random() < 0.3,
+        )
         self.settings = AgentSettings(
             node="n1", state_dir=root, disk_reserve_bytes=0, heartbeat_s=5.0, boot_id="boot-1"
         )
+        self._seed = seed
         self._root = root
         self._bad = True
+        self._opened_at = 0.0
+        self._wrong: list[str] = []
         self._tasks = TaskSet()
         self._agent: Agent | None = None
         self._link: FaultyLink | None = None
@@ -213,7 +231,12 @@ class Simulation:
             await self._connect()
         await asyncio.sleep(self.faults.calm_s)
         programs.cancel()
-        found = [*self.machine.violations, *self._unfinished(), *await self._clean_up()]
+        found = [
+            *self._wrong,
+            *self.machine.violations,
+            *self._unfinished(),
+            *await self._clean_up(),
+        ]
         await self._stop_agent()
         await self._tasks.close()
         await self.machine.tasks.close()
@@ -222,6 +245,7 @@ class Simulation:
     # --- the parts
 
     async def _start_agent(self) -> None:
+        self._opened_at = self.clock.now()
         settings = replace(self.settings, boot_id=f"boot-{self.machine.boots}")
         runtime = FakeRuntime(self.machine, self._root, delay=self._delay, failure=self._failure)
         agent = Agent(settings, runtime, NoBlobs(), self.clock, keepers=runtime)
@@ -258,10 +282,20 @@ class Simulation:
         return 2.0 * self.rng.random() ** 4 if self._bad else 0.001
 
     def _failure(self, operation: str, kernel: KernelId) -> PlatformError | None:
+        self._judge(operation, kernel)
         if self._bad and self.rng.random() < self.faults.failing:
             kind = self.rng.choice((LauncherUnavailable, RuntimeFailed))
             return kind(f"{operation} fails in the test")
         return None
+
+    def _judge(self, operation: str, kernel: KernelId) -> None:
+        """What the agent must not even ask for."""
+        if operation == "start" and self.manager.given_up.get(kernel, inf) < self._opened_at:
+            self._wrong.append(f"{kernel} is started, given up before the agent itself started")
+        row = self.manager.rows.get(kernel.session)
+        wanted = row is not None and row.assignment.kernel == kernel
+        if operation == "remove" and wanted:
+            self._wrong.append(f"{kernel} is removed but wanted")
 
     # --- what happens to them
 
@@ -282,6 +316,11 @@ class Simulation:
                 await self._stop_agent()
                 self.machine.reboot()
                 await self._start_agent()
+            elif chance < 0.8 and self._seed % 2:  # an old list could not be told then
+                await self._stop_agent()
+                for path in glob.glob(self.settings.journal + "*"):
+                    os.unlink(path)
+                await self._start_agent()
             elif self.machine.live:
                 self.machine.lose_keeper(self.rng.choice(self.machine.live))
 
@@ -300,8 +339,14 @@ class Simulation:
     async def _programs(self) -> None:
         while True:
             await asyncio.sleep(self.rng.uniform(1, 10))
-            if self.machine.live:
-                self.machine.exit(self.rng.choice(self.machine.live), self.rng.randrange(3))
+            live = [kernel for kernel in self.machine.live if not self._is_stopping(kernel)]
+            if live:
+                self.machine.exit(self.rng.choice(live), self.rng.randrange(3))
+
+    def _is_stopping(self, kernel: KernelId) -> bool:
+        """Then it is the agent that must end it."""
+        row = self.manager.rows.get(kernel.session)
+        return row is not None and row.assignment.wanted is Wanted.STOP
 
     # --- what must be true at the end
 

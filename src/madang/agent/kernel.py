@@ -118,6 +118,11 @@ class Kernel:
         return self._reached and not self._settled and not self.removed
 
     @property
+    def settled(self) -> bool:
+        """It has ended, and nothing of it may be alive."""
+        return self._settled
+
+    @property
     def ended(self) -> Ended | None:
         return self._report.ended
 
@@ -176,6 +181,11 @@ class Kernel:
         ):
             self.phase = Phase.RUNNING
             self._gone = True
+
+    def lose(self) -> None:
+        """Its program has ended, or its keeper is away."""
+        self._gone = True
+        self.wake()
 
     def wake(self) -> None:
         """Look again whether there is something to do."""
@@ -316,11 +326,7 @@ class Kernel:
 
     def _open_watch(self) -> None:
         self.watch = Watch(self.folder(), self._around.keepers, self._clock)
-        self._around.tasks.spawn(self.watch.run(self._program_gone), f"watch:{self.id}")
-
-    def _program_gone(self) -> None:
-        self._gone = True
-        self.wake()
+        self._around.tasks.spawn(self.watch.run(self.lose), f"watch:{self.id}")
 
     async def _stop(self) -> None:
         order = self._stop_order()

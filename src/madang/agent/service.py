@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable
 from typing import Final
 
+from madang.agent.audit import Audit
 from madang.agent.build import BuildHook
 from madang.agent.capacity import capacity, facts_as_text
 from madang.agent.journal import Journal, boot_id, ensure_folder
@@ -20,7 +21,7 @@ from madang.agent.keepers import Keepers, SocketKeepers
 from madang.agent.kernel import Kernel, Surroundings, found_record, new_record
 from madang.agent.meter import Meter
 from madang.agent.reconcile import Phase
-from madang.agent.runtime.contract import Runtime, RuntimeFacts
+from madang.agent.runtime.contract import Found, Runtime, RuntimeFacts
 from madang.agent.settings import AgentSettings
 from madang.agent.streams import Streams
 from madang.kit.broadcast import Broadcast
@@ -65,6 +66,7 @@ class Agent:
         self._synced = False
         self._link: AgentEnd | None = None
         self._meter = Meter(settings, runtime, clock, lambda: list(self._kernels.values()))
+        self._audit = Audit(runtime, clock, settings.audit_s, self._kernels, self._meet)
         self._streams = Streams(self._find, runtime, self._keepers, clock, self._tasks)
 
     # --- life
@@ -78,6 +80,7 @@ class Agent:
             await self._hook.open()
         await self._adopt()
         self._meter.start()
+        self._audit.start()
         for kernel in list(self._kernels.values()):
             kernel.wake()
 
@@ -116,6 +119,7 @@ class Agent:
         if self._link is not None:
             await self._link.close()
         await self._meter.stop()
+        await self._audit.stop()
         await self._tasks.close()
         if self._hook is not None:
             await self._hook.close()
@@ -260,6 +264,12 @@ class Agent:
             if kernel.assignment is not None:
                 wanted.update(kernel.assignment.spec.image.layers)
         self._tasks.spawn(self._hook.collect(wanted), "collect layers")
+
+    def _meet(self, found: Found) -> None:
+        """A kernel that neither the journal nor the manager named until now."""
+        kernel = self._kernels[found.kernel] = Kernel(found_record(found), self._around)
+        kernel.recover(found, rebooted=False)
+        kernel.wake()
 
     # --- what kernels tell
 

@@ -32,6 +32,8 @@ class AgentSettings:
     """A start slower than this is reported as PREPARING; a faster one shows RUNNING at once."""
     stream_patience_s: float = 5.0
     """How long a stream waits for a kernel that the agent has not been told of yet."""
+    audit_s: float = 30.0
+    """Between two comparisons with all that the runtime has."""
     watch_period_s: float = 0.25
     """Between two looks at memory and disk where no kernel feature holds the limit."""
 
