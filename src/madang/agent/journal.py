@@ -44,8 +44,8 @@ class Record:
 class Journal:
     """Calls are short and block; used by the agent's event loop alone."""
 
-    def __init__(self, path: str, boot_id: str) -> None:
-        """Open or make the file; counts up the incarnation."""
+    def __init__(self, path: str, boot_id: str, now: float) -> None:
+        """Open or make the file; counts up the incarnation, whatever *now* (Unix time) says."""
         with _errors(path):
             self._db = sqlite3.connect(path, isolation_level=None, timeout=10)
             self._db.execute("PRAGMA journal_mode=WAL")
@@ -53,7 +53,9 @@ class Journal:
         try:
             self._path = path
             self._prepare()
-            self.incarnation = int(self._meta("incarnation", "0")) + 1
+            last = int(self._meta("incarnation", "0"))
+            # From the time, so that it grows also when the file was lost.
+            self.incarnation = max(last + 1, int(now))
             self.boot_changed = self._meta("boot_id", boot_id) != boot_id
             """The machine was restarted since: nothing of what was running can be."""
             self.revision = int(self._meta("revision", "0"))

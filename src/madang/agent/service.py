@@ -74,7 +74,8 @@ class Agent:
     async def open(self) -> None:
         """Read the journal, adopt what runs, go on with what was begun."""
         ensure_folder(self.settings.journal)
-        self._journal = Journal(self.settings.journal, self.settings.boot_id or boot_id())
+        boot = self.settings.boot_id or boot_id()
+        self._journal = Journal(self.settings.journal, boot, self._clock.now())
         self._facts: RuntimeFacts = await self._runtime.open()
         if self._hook is not None:
             await self._hook.open()

@@ -24,20 +24,26 @@ class FaultyLink:
         self._delay = delay
         self._tasks = TaskSet()
         self._broken = False
+        self._ways: dict[asyncio.Queue[object], asyncio.Queue[tuple[float, object]]] = {}
         self.manager = FaultyManagerEnd(self)
         self.agent = FaultyAgentEnd(self)
 
-    def carry(self, queue: asyncio.Queue[object], last: list[float], message: object) -> None:
-        """Deliver *message* after the ones before it."""
+    def carry(self, inbox: asyncio.Queue[object], message: object) -> None:
+        """Bring *message* to *inbox* some time after those before it."""
         if self._broken:
             return
-        at = max(last[0], self._clock.monotonic() + self._delay())
-        last[0] = at
-        self._tasks.spawn(self._deliver(queue, at, message), "message")
+        if (way := self._ways.get(inbox)) is None:
+            way = self._ways[inbox] = asyncio.Queue()
+            self._tasks.spawn(self._move(way, inbox), "way")
+        way.put_nowait((self._clock.monotonic() + self._delay(), message))
 
-    async def _deliver(self, queue: asyncio.Queue[object], at: float, message: object) -> None:
-        await self._clock.sleep(max(0.0, at - self._clock.monotonic()))
-        queue.put_nowait(message)
+    async def _move(
+        self, way: asyncio.Queue[tuple[float, object]], inbox: asyncio.Queue[object]
+    ) -> None:
+        while True:
+            at, message = await way.get()
+            await self._clock.sleep(max(0.0, at - self._clock.monotonic()))
+            inbox.put_nowait(message)
 
     async def break_it(self, *, agent_after_s: float = 0.0, manager_after_s: float = 0.0) -> None:
         """Nothing more gets through; each end notices after its own time."""
@@ -58,7 +64,6 @@ class _End:
         self._link = link
         self._inbox: asyncio.Queue[object] = asyncio.Queue()
         self._streams: asyncio.Queue[object] = asyncio.Queue()
-        self._last = [0.0]
         self._closed = False
 
     async def close(self) -> None:
@@ -81,7 +86,7 @@ class _End:
 class FaultyManagerEnd(_End):
     async def send(self, message: Desired) -> None:
         self._check()
-        self._link.carry(self._link.agent._inbox, self._last, message)
+        self._link.carry(self._link.agent._inbox, message)
 
     async def receive(self) -> Hello | Reports:
         message = await self._take()
@@ -91,14 +96,14 @@ class FaultyManagerEnd(_End):
     async def open(self, request: StreamRequest) -> MemoryStream:
         self._check()
         ours, theirs = stream_pair()
-        self._link.carry(self._link.agent._streams, self._last, (request, theirs))
+        self._link.carry(self._link.agent._streams, (request, theirs))
         return ours
 
 
 class FaultyAgentEnd(_End):
     async def send(self, message: Hello | Reports) -> None:
         self._check()
-        self._link.carry(self._link.manager._inbox, self._last, message)
+        self._link.carry(self._link.manager._inbox, message)
 
     async def receive(self) -> Desired:
         message = await self._take()
