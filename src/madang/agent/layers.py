@@ -165,8 +165,8 @@ class _Unpacker:
                 self._add(info)
         except tarfile.TarError as exc:
             raise BuildFailed(f"a layer's archive is damaged: {exc}") from exc
-        while self._archive.read(CHUNK):
-            self._spend(CHUNK)  # padding; the writer waits for us to take it
+        while padding := self._archive.read(CHUNK):
+            self._spend(len(padding))  # the writer waits for us to take it
         return tree.digest(self._lines), self._size
 
     def _next(self) -> tarfile.TarInfo | None:

@@ -19,6 +19,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
+from stat import S_ISDIR, S_ISREG
 
 ENVIRONMENT = "/env"
 MODIFIED_AT = 315532800
@@ -78,19 +79,19 @@ def _move_scripts(folder: str, python: str) -> Iterator[str]:
     """Replace *python* in the first line of scripts; the paths of the changed ones."""
     if not os.path.isdir(folder):
         return
-    for entry in os.scandir(folder):
-        if not entry.is_file(follow_symlinks=False):
+    for path in (os.path.join(folder, name) for name in sorted(os.listdir(folder))):
+        stat = os.lstat(path)
+        if not S_ISREG(stat.st_mode):
             continue
-        with open(entry.path, "rb") as file:
+        with open(path, "rb") as file:
             content = file.read()
-        mode = entry.stat(follow_symlinks=False).st_mode
         first, _, rest = content.partition(b"\n")
         if first.startswith(b"#!") and python.encode() in first:
-            os.unlink(entry.path)  # it may be a hard link into a cache
-            with open(entry.path, "wb") as file:
+            os.unlink(path)  # it may be a hard link into a cache
+            with open(path, "wb") as file:
                 file.write(f"#!{ENVIRONMENT}/bin/python\n".encode() + rest)
-            os.chmod(entry.path, mode & 0o777)
-            yield entry.path
+            os.chmod(path, stat.st_mode & 0o777)
+            yield path
 
 
 def _records(root: str) -> Iterator[str]:
@@ -158,9 +159,9 @@ def pack(root: str, target: str) -> tuple[str, int]:
 
 
 def _walk(root: bytes, folder: bytes = b"") -> Iterator[bytes]:
-    for entry in os.scandir(os.path.join(root, folder)):
-        path = os.path.join(folder, entry.name)
-        if entry.is_dir(follow_symlinks=False):
+    for name in os.listdir(os.path.join(root, folder)):
+        path = os.path.join(folder, name)
+        if S_ISDIR(os.lstat(os.path.join(root, path)).st_mode):
             yield path
             yield from _walk(root, path)
         elif not is_byte_code(path):
