@@ -23,6 +23,7 @@ import struct
 import sys
 import termios
 from collections.abc import Mapping
+from functools import cache
 from typing import Final, NoReturn
 
 from madang.agent.launcher import channel, checks, mounts, seccomp, syscalls, truth
@@ -68,11 +69,11 @@ def _ready(link: socket.socket, group: Group | None) -> bool:
     for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
-    syscalls.die_with_parent(signal.SIGKILL)
     syscalls.set_process_name("madang-init")
     gc.disable()
     try:
         if group is not None:
+            syscalls.die_with_parent(signal.SIGKILL)
             group.join()
             syscalls.unshare(_NAMESPACES)
             syscalls.loopback_up()
@@ -97,9 +98,20 @@ def _set_up(link: socket.socket, order: Order) -> bool:
     return True
 
 
+@cache
+def filter_program() -> bytes:
+    """Made once, by the launcher, for all of its forks."""
+    return seccomp.program()
+
+
+def warm() -> None:
+    """Do in the launcher whatever would else be done anew by each init."""
+    filter_program()
+    truth.files(1.0, [0], 1)
+
+
 def _enter(order: Order, view: View) -> None:
     """Everything between root on the host and an ordinary program in the sandbox, in order."""
-    program = seccomp.program()
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.enter(order, view)
     syscalls.sethostname(order.spec.hostname.encode())
@@ -120,7 +132,7 @@ def _enter(order: Order, view: View) -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.close_on_exec_from(3)
     _forget_standard_files()
-    seccomp.install(program)
+    seccomp.install(filter_program())
 
 
 def _enter_user_namespace() -> None:
@@ -168,12 +180,11 @@ class _Init:
         self._selector.register(self._link, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         spec = self._order.spec
-        if spec.argv:
-            self._start(MAIN, spec)
-        else:
+        if not spec.argv:
             channel.send(self._link, {"program": MAIN, "idle": True})
-        while self._step():
-            pass
+        if not spec.argv or self._start(MAIN, spec):
+            while self._step():
+                pass
         if self._order.view is None:
             _kill_descendants()
 
@@ -225,42 +236,41 @@ class _Init:
                 if program == MAIN:
                     return False
 
-    def _start(self, name: str, spec: KernelSpec | ExecSpec) -> None:
-        """Start a program; its ends of pipes or terminal go to the keeper at once."""
-        error_reader, error_writer = os.pipe2(os.O_CLOEXEC)
+    def _start(self, name: str, spec: KernelSpec | ExecSpec) -> bool:
+        """Start a program; its ends of pipes or terminal go to the keeper at once.
+
+        Whether it runs; if not, the keeper knows why.
+        """
+        inner: list[int] = []
         try:
             inner, outer = _open_terminal(spec) if spec.tty else _open_pipes(spec)
             channel.send(self._link, {"program": name, "tty": spec.tty}, outer)
+            for fd in outer:
+                os.close(fd)
+            pid = _spawn(spec, self._order, inner)
+        except _Refused as exc:
+            channel.send(self._link, {"program": name, "failure": [exc.code, exc.text]})
         except OSError as exc:
-            failure = {"program": name, "failure": [126, f"can't be started: {exc.strerror}"]}
-            channel.send(self._link, failure)
-            return
-        for fd in outer:
-            os.close(fd)
-        try:
-            pid = os.fork()
-        except OSError as exc:
-            text = f"can't be started: {exc.strerror}"
-            channel.send(self._link, {"program": name, "failure": [126, text]})
-            pid = -1
-        if pid == 0:
-            _execute(spec, self._order, inner, error_writer)
-        os.close(error_writer)
-        for fd in set(inner):
-            os.close(fd)
-        if pid > 0:
-            self._programs[pid] = name
-            self._report(name, pid, spec, error_reader)
-        os.close(error_reader)
-
-    def _report(self, name: str, pid: int, spec: KernelSpec | ExecSpec, error_reader: int) -> None:
-        error = os.read(error_reader, 4096)
-        if error:
-            failure = _explain(error, spec)
+            failure = [126, f"can't be started: {exc.strerror}"]
             channel.send(self._link, {"program": name, "failure": failure})
         else:
+            self._programs[pid] = name
             channel.send(self._link, {"program": name, "started": True})
             _prefer_for_oom_kill(pid)
+            return True
+        finally:
+            for fd in set(inner):
+                os.close(fd)
+        return False
+
+
+class _Refused(Exception):
+    """The program can't be executed; an exit code as a shell's, and words."""
+
+    def __init__(self, code: int, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
 
 
 def _open_pipes(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
@@ -284,53 +294,66 @@ def _open_terminal(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
     return [slave, slave, slave], [master]
 
 
-def _execute(
-    spec: KernelSpec | ExecSpec, order: Order, inner: list[int], error_writer: int
-) -> NoReturn:
-    """In the child: become the program, or say why not."""
-    step = b"start"
+def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int]) -> int:
+    """Start the program in a session of its own; its pid. Raises _Refused.
+
+    By posix_spawn: it shares our memory until its exec, where a fork would copy page tables. What
+    it can't do for us, we do around it: our own working directory is the program's meanwhile.
+    """
+    argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
+    environment = _environment(order, spec)
+    if spec.tty:  # A session leader's first open of a terminal makes it the controlling one.
+        name = os.ttyname(inner[0])
+        actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_OPEN, 0, name, os.O_RDWR, 0)]
+        actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
+    else:
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inner)]
     try:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setsid()
-        if spec.tty:
-            fcntl.ioctl(inner[0], termios.TIOCSCTTY, 0)
-        for number, fd in enumerate(inner):
-            os.dup2(fd, number)
-        step = b"cwd"
         os.chdir(_real_path(order, spec.cwd))
-        step = b"exec"
-        environment = _environment(order, spec)
-        argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
-        os.execvpe(argv[0], argv, environment)
-    except BaseException as exc:
-        number = exc.errno if isinstance(exc, OSError) and exc.errno else 0
-        os.write(error_writer, b"%s %d" % (step, number))
+    except OSError as exc:
+        text = f"can't enter the working directory {spec.cwd[:200]}: {exc.strerror}"
+        raise _Refused(126, text) from exc
+    try:
+        return _spawn_first(_candidates(argv[0], environment), argv, environment, actions)
     finally:
-        os._exit(127)
+        os.chdir("/")
+
+
+def _spawn_first(
+    candidates: list[bytes],
+    argv: list[bytes],
+    environment: dict[bytes, bytes],
+    actions: list[tuple[object, ...]],
+) -> int:
+    shown = argv[0][:200].decode(errors="replace")
+    refused = _Refused(127, f"no such program: {shown}")
+    for path in candidates:
+        try:
+            return os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
+        except (FileNotFoundError, NotADirectoryError):
+            if os.path.exists(path):
+                refused = _Refused(126, f"can't execute {shown}: its interpreter is missing")
+        except OSError as exc:
+            refused = _Refused(126, f"can't execute {shown}: {exc.strerror}")
+            if not isinstance(exc, PermissionError):
+                break
+    raise refused
+
+
+def _candidates(program: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
+    """Where the program may lie, as ``execvp`` looks for it."""
+    if not program or b"/" in program:
+        return [program]
+    folders = environment.get(b"PATH", DEFAULT_PATH.encode()).split(b":")
+    found = [os.path.join(folder or b".", program) for folder in folders]
+    return [path for path in found if os.path.lexists(path)]
 
 
 def _prefer_for_oom_kill(pid: int) -> None:
-    """After its exec: before, the file is root's, because the process can't be dumped."""
     with contextlib.suppress(OSError):
         fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
         os.write(fd, _OOM_SCORE)
         os.close(fd)
-
-
-def _explain(error: bytes, spec: KernelSpec | ExecSpec) -> list[object]:
-    """Exit code, as a shell's, and words."""
-    step, _, number = error.partition(b" ")
-    code = int(number or 0)
-    words = os.strerror(code) if code else "internal error"
-    program = spec.argv[0][:200]
-    if step == b"cwd":
-        return [126, f"can't enter the working directory {spec.cwd[:200]}: {words}"]
-    if step == b"exec" and code in {2, 20}:
-        return [127, f"no such program: {program}"]
-    if step == b"exec":
-        return [126, f"can't execute {program}: {words}"]
-    return [126, f"can't be started: {words}"]
 
 
 def _real_path(order: Order, path: str) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from madang.agent.launcher import cgroups, checks, rootless, scratch, syscalls
+from madang.agent.launcher import cgroups, checks, init, rootless, scratch, syscalls
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.protocol import Frames, frame
@@ -58,6 +58,7 @@ def serve(config: LauncherConfig) -> NoReturn:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     launcher = _Launcher(config, (owner_uid, owner_gid), uids)
+    init.warm()
     gc.collect()
     gc.freeze()
     launcher.run()

@@ -298,7 +298,7 @@ def _mount_own_files(order: Order, root: bytes, private: bytes) -> None:
         with open(target, "wb") as file:
             file.write(content)
     groups = _make_group_folders(order, private)
-    syscalls.mount(None, private, None, MS_REMOUNT | MS_RDONLY | flags)
+    syscalls.mount_setattr(private, MOUNT_ATTR_RDONLY, recursive=False)  # Its binds inherit it.
     for path in files:
         if not path.startswith("/sys/"):
             _ignore_missing(syscalls.bind, private + path.encode(), root + path.encode())

@@ -90,6 +90,20 @@ async def _ask(path: str, request: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
+def descendants(init: int) -> list[int]:
+    """Descendants of *init*, seen from outside."""
+    found: list[int] = []
+    todo = [init]
+    while todo:
+        pid = todo.pop()
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+                    todo += map(int, file.read().split())
+        found.append(pid)
+    return found[1:]
+
+
 class Meter:
     """Reads what kernels use: control groups where there are some, processes elsewhere."""
 
@@ -105,7 +119,7 @@ class Meter:
         counters = record.group.counters()
         mem_bytes, pids = counters.mem_bytes, counters.pids
         if (mem_bytes is None or pids is None) and record.init is not None:
-            found = _processes(record.init.pid)
+            found = descendants(record.init.pid)
             pids = len(found) if pids is None else pids
             mem_bytes = sum(map(_private_bytes, found)) if mem_bytes is None else mem_bytes
         return Usage(
@@ -129,20 +143,6 @@ class Meter:
             used = await asyncio.to_thread(_tree_bytes, f"{kernel_dir}/scratch")
             self._disk[kernel_dir] = (time.monotonic(), used)
         return used
-
-
-def _processes(init: int) -> list[int]:
-    """Descendants of *init*, seen from outside."""
-    found: list[int] = []
-    todo = [init]
-    while todo:
-        pid = todo.pop()
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
-                    todo += map(int, file.read().split())
-        found.append(pid)
-    return found[1:]
 
 
 def _private_bytes(pid: int) -> int:
