@@ -85,6 +85,8 @@ def fork_launcher(config: LauncherConfig, folder: StateFolder, close: socket.soc
         _detach(parent, folder)
         close.detach()
         redirect(folder.join("launcher.log"))
+        # Its keepers are ordinary users, like the server.
+        _open_view([folder.path, *config.host_paths], config.server_uid)
         launcher.serve(config)
     except BaseException as exc:
         _last_words("launcher", exc)
@@ -103,8 +105,9 @@ def fork_server(
     try:
         _detach(parent, folder)
         fds = (memory_file(json.dumps(settings).encode()), listener.fileno(), report)
+        _open_view([folder.path], user.uid)
         if user.uid != os.geteuid():
-            _become(user, folder.path)
+            confine.become(user.uid, user.gid)
             confine.die_with(parent)
         redirect(folder.join("server", "server.log"))
         for fd in fds:
@@ -146,12 +149,14 @@ def _detach(parent: int, folder: StateFolder) -> None:
     os.close(folder.lock)
 
 
-def _become(user: Owner, state: str) -> None:
-    paths = confine.needed_paths(state)
-    closed = confine.closed_parents(paths, user.uid)
+def _open_view(also: list[str], uid: int) -> None:
+    """Let *uid* pass to what it needs; nothing to do for ourselves."""
+    if uid == os.geteuid():
+        return
+    paths = confine.needed_paths(also)
+    closed = confine.closed_parents(paths, uid)
     if closed:
         confine.open_view(paths, closed)
-    confine.become(user.uid, user.gid)
 
 
 def _environment(folder: StateFolder) -> dict[str, str]:

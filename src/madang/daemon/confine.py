@@ -1,8 +1,8 @@
-"""Makes a child the server: another user, with a view of the files that it needs.
+"""Makes a child another user, with a view of the files that it needs.
 
-Where the interpreter, the package or the state folder lie below a folder that the server's user
-can't enter (``/root``), the child gets a mount namespace in which that folder is an empty tmpfs
-that holds only the needed parts, at the same paths. Standard library only.
+Where the interpreter, the package or the state folder lie below a folder that the user can't enter
+(``/root``), the child gets a mount namespace in which that folder is an empty tmpfs that holds only
+the needed parts, at the same paths. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import madang
 from madang.agent.launcher import syscalls
 
 
-def needed_paths(state: str) -> list[str]:
-    """What the server must reach: interpreter, libraries, package, state; outermost only."""
+def needed_paths(also: Iterable[str]) -> list[str]:
+    """What a process of ours must reach: interpreter, libraries, package; outermost only."""
     executable = os.path.realpath(sys.executable)
     package = os.path.dirname(os.path.dirname(os.path.realpath(madang.__file__)))
     paths = {
@@ -25,7 +25,7 @@ def needed_paths(state: str) -> list[str]:
         sys.base_prefix,
         os.path.dirname(executable),
         package,
-        state,
+        *also,
         *(path for path in sys.path if os.path.isabs(path) and os.path.exists(path)),
     }
     return _outermost(path for path in paths if path != "/")

@@ -153,6 +153,11 @@ def main() -> int:
         log.error(exc.text, extra={"code": exc.code})
         tell(report, {"op": "failed", "code": exc.code, "text": exc.text})
         return 1
+    except Exception as exc:
+        log.exception("the server failed")
+        text = f"the server failed: {type(exc).__name__}: {exc}".splitlines()[0]
+        tell(report, {"op": "failed", "code": PlatformError.code, "text": f"{text}; see its log."})
+        return 1
     return 0
 
 

@@ -138,7 +138,10 @@ class Supervisor:
             return
         word = json.loads(self._heard)
         if word["op"] == "failed":
-            raise from_problem(word["code"], word["text"], {})
+            if not self.ready:
+                raise from_problem(word["code"], word["text"], {})
+            say(f"server: {word['text']}")
+            return
         if word["token"]:
             self.folder.write_token(word["token"])
         self.ready = True
