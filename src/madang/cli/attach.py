@@ -71,6 +71,10 @@ def exec_command(
     madang exec calm-otter -- nvidia-smi
     """
     config = load()
+    if command[0] == "--":
+        command = command[1:]
+    if not command:
+        raise click.UsageError("no command: madang exec NAME -- COMMAND.")
     spec = exec_spec(
         command,
         env=parse_environment(env, terminal=config.terminal if tty else None),

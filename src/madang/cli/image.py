@@ -13,7 +13,7 @@ from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.follow import Follower
 from madang.cli.options import parse_labels
 from madang.cli.phases import show_end
-from madang.cli.terminal import Notes
+from madang.cli.terminal import Notes, count
 from madang.client.sync import Client
 from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
 from madang.wire.image import Image, ImageStatus
@@ -150,7 +150,8 @@ def build(
         done = _settled(client, name, session.name)
     size = format_bytes(done.size_bytes)
     notes.line(
-        "done", f"image {name}: {len(done.layers)} layers, {size}. madang run --image {name} …"
+        "done",
+        f"image {name}: {count(len(done.layers), 'layer')}, {size}. madang run --image {name} …",
     )
     return 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final
 
-from madang.cli.terminal import Notes
+from madang.cli.terminal import Notes, count
 from madang.client.sync import Client
 from madang.wire.errors import PlatformError
 from madang.wire.kernel import OUTPUT_DIR
@@ -31,7 +31,7 @@ def fetch_outputs(client: Client, session: Session, target: str, notes: Notes) -
         notes.line("note", f"outputs could not be brought back: {exc} {hint}")
         return
     size = format_bytes(got.size_bytes)
-    notes.line("saved", f"{where}/ ({got.files} files, {size})")
+    notes.line("saved", f"{where}/ ({count(got.files, 'file')}, {size})")
     for skipped in got.skipped:
         notes.line("note", f"left out: {skipped}")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
 from dataclasses import replace
+from importlib import import_module
 
 import click
 
@@ -100,15 +102,17 @@ def run(
     with connect(config) as client:
         if dry_run:
             return _dry_run(client, spec, as_json=as_json)
-        spec = syncing.apply(client, spec)
-        if detach or not command:
-            return _start(client, spec, notes, as_json=as_json)
         where = None if no_output else (output or "")
+
+        def go(spec: SessionSpec) -> int:
+            if detach or not command:
+                return _start(client, spec, notes, as_json=as_json)
+            return _follow(client, spec, notes, output=where, as_json=as_json)
+
         try:
-            return _follow(client, spec, notes, output=where, as_json=as_json)
-        except WorkspaceIncomplete:  # collected between sending it and now
-            spec = syncing.apply(client, spec)
-            return _follow(client, spec, notes, output=where, as_json=as_json)
+            return go(syncing.apply(client, spec))
+        except WorkspaceIncomplete:  # not there any more, or this is another server
+            return go(syncing.apply(client, spec, again=True))
 
 
 def _dry_run(client: Client, spec: SessionSpec, *, as_json: bool) -> int:
@@ -139,6 +143,8 @@ def _follow(
 ) -> int:
     phases = Phases(notes)
     with client.run_spec(spec) as stream:
+        # For the outputs at the end; 30 ms that pass while the server works.
+        threading.Thread(target=import_module, args=["http.client"], daemon=True).start()
         follower = Follower(
             stream,
             notes,

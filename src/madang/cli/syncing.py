@@ -8,7 +8,7 @@ import time
 from dataclasses import replace
 
 from madang.cli.config import ClientConfig
-from madang.cli.terminal import Notes
+from madang.cli.terminal import Notes, count
 from madang.client.sync import Client
 from madang.wire.session import SessionSpec
 from madang.wire.size import format_bytes, format_duration, parse_bytes
@@ -25,8 +25,8 @@ class Syncing:
         self._asked = asked
         self._limit_bytes = parse_bytes(limit, field="sync-limit")
 
-    def apply(self, client: Client, spec: SessionSpec) -> SessionSpec:
-        """*spec* with the working directory as it is now."""
+    def apply(self, client: Client, spec: SessionSpec, *, again: bool = False) -> SessionSpec:
+        """*spec* with the working directory as it is now; *again* trusts no memory of ours."""
         if self._asked is False:
             return spec
         folder = os.getcwd()
@@ -34,9 +34,9 @@ class Syncing:
             text = f"{folder} is {why}, so it is not sent. --sync sends it all the same."
             self._notes.line("sync", text)
             return spec
-        return replace(spec, workspace=self._sync(client, folder))
+        return replace(spec, workspace=self._sync(client, folder, again=again))
 
-    def _sync(self, client: Client, folder: str) -> str | None:
+    def _sync(self, client: Client, folder: str, *, again: bool) -> str | None:
         from madang.client.workspace import Limits
 
         begun = time.monotonic()
@@ -45,6 +45,7 @@ class Syncing:
             folder,
             limits=Limits(size_bytes=self._limit_bytes),
             cache=os.path.join(self._config.cache_dir, "workspaces", f"{key}.json"),
+            again=again,
             progress=self._progress,
         )
         for path in synced.skipped:
@@ -53,7 +54,7 @@ class Syncing:
         if synced.digest is not None:
             took = format_duration(time.monotonic() - begun)
             text = (
-                f"{synced.files} files, {format_bytes(synced.size_bytes)} "
+                f"{count(synced.files, 'file')}, {format_bytes(synced.size_bytes)} "
                 f"({synced.sent_files} sent) ✓ {took}"
             )
             self._notes.line("sync", text)

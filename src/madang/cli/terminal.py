@@ -68,6 +68,11 @@ def is_terminal(fd: int) -> bool:
     return _is_terminal(fd)
 
 
+def count(number: int, noun: str) -> str:
+    """``1 file``, ``2 files``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def window(fd: int) -> tuple[int, int]:
     """Rows and columns."""
     try:

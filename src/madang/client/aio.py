@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
 from collections.abc import (
     AsyncIterator,
@@ -28,7 +27,7 @@ from madang.client.calls import Body, Call
 from madang.client.channel import CONNECT_S, lost, unreachable
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
-from madang.client.requests import Amount, Argument, exec_spec, session_spec, size_request
+from madang.client.requests import Amount, Argument, exec_spec, new_key, session_spec, size_request
 from madang.client.retry import Retries
 from madang.client.transport import PATIENCE_S
 from madang.client.workspace import FileChanged, Limits, Progress, Synced
@@ -282,7 +281,7 @@ class AsyncClient:
 
         A second call with the same *key* returns the session of the first.
         """
-        return await self.call(calls.create(spec, key or secrets.token_hex(16), dry_run=dry_run))
+        return await self.call(calls.create(spec, key or new_key(), dry_run=dry_run))
 
     async def get_session(self, ref: str) -> Session:
         """By id, name or unique beginning of a name."""
@@ -383,7 +382,7 @@ class AsyncClient:
 
     async def run_spec(self, spec: SessionSpec) -> AsyncRun:
         """Like ``run``, for a complete *spec*."""
-        first = ClientMessage(op=ClientOp.RUN, spec=spec, key=secrets.token_hex(16))
+        first = ClientMessage(op=ClientOp.RUN, spec=spec, key=new_key())
         return await AsyncRun(self._transport, Following("/v1/run", first)).open()
 
     async def attach(
@@ -488,23 +487,26 @@ class AsyncClient:
         *,
         limits: Limits | None = None,
         cache: str | None = None,
+        again: bool = False,
         progress: Progress | None = None,
     ) -> Synced:
         """Send what the server lacks of a folder; ``.digest`` goes into ``run(workspace=…)``.
 
-        *cache* is a file that remembers digests, so that only changed files are read again.
+        *cache* is a file that remembers digests: only changed files are read again, and of a
+        folder that is as it was the server is not even asked. Should a create then fail with
+        WorkspaceIncomplete, sync *again*.
         """
         for attempt in range(workspace.TRIES):
             hashed = await asyncio.to_thread(workspace.prepare, path, limits=limits, cache=cache)
-            if not hashed.manifest.files:
-                return Synced(digest=None, skipped=hashed.tree.skipped)
+            if (synced := workspace.known_already(hashed, again=again)) is not None:
+                return synced
             state = await self.register_workspace(hashed.manifest)
             try:
                 if state.missing:
                     await self.send_blobs(
                         lambda: workspace.send(hashed, state.missing, progress)  # noqa: B023
                     )
-                return workspace.summary(hashed, state)
+                return workspace.finish(hashed, state, cache)
             except FileChanged as exc:
                 if attempt + 1 == workspace.TRIES:
                     raise workspace.keeps_changing(exc) from exc
@@ -537,7 +539,7 @@ class AsyncClient:
         request = BuildRequest(
             name=name, requirements=tuple(requirements), labels=dict(labels or {})
         )
-        return await self.call(calls.build_image(request, secrets.token_hex(16)))
+        return await self.call(calls.build_image(request, new_key()))
 
 
 def _wire(path: str) -> str:

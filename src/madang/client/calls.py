@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 from madang.kit.codec import from_json, to_json
@@ -24,9 +24,11 @@ from madang.wire.api import (
     WorkspaceState,
 )
 from madang.wire.errors import InvalidRequest, PlatformError, Retry, from_problem
-from madang.wire.image import BuildRequest, Image
-from madang.wire.link import FileEntry
 from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatus
+
+if TYPE_CHECKING:  # 10 ms, and not of use to a run
+    from madang.wire.image import BuildRequest, Image
+    from madang.wire.link import FileEntry
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -173,6 +175,8 @@ def logs(
 
 
 def files(ref: str, path: str, *, recursive: bool) -> Call[list[FileEntry]]:
+    from madang.wire.link import FileEntry
+
     where = query(session_path(ref, "/files"), path=path, recursive=recursive or None)
     return Call(method="GET", path=where, decode=_read(list[FileEntry]))
 
@@ -210,10 +214,14 @@ def workspace_blobs(body: Body) -> Call[None]:
 
 
 def images() -> Call[list[Image]]:
+    from madang.wire.image import Image
+
     return Call(method="GET", path="/v1/images", decode=_read(list[Image]))
 
 
 def image(name: str) -> Call[Image]:
+    from madang.wire.image import Image
+
     return Call(method="GET", path=f"/v1/images/{quote(name, safe='')}", decode=_read(Image))
 
 

@@ -14,6 +14,11 @@ Argument = str | bytes | os.PathLike[str]
 Amount = str | int | float
 
 
+def new_key() -> str:
+    """An idempotency key."""
+    return os.urandom(16).hex()
+
+
 def encode_argv(argv: Sequence[Argument]) -> tuple[tuple[str, ...], str]:
     """Arguments as they travel, with their encoding: any bytes pass (see ``SessionSpec``)."""
     if isinstance(argv, str | bytes):

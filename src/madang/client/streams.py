@@ -40,6 +40,7 @@ class Stream:
         self._events: deque[StreamEvent] = deque()
         self._retries: Retries | None = None
         self._next_try = self._opened_at = 0.0
+        self._told = False
         self._channel: Channel | None = None
         self.on_break: Callable[[str], None] | None = None
         """Told in words when the connection breaks."""
@@ -148,11 +149,13 @@ class Stream:
             self._channel = None
         if self._retries is None or time.monotonic() - self._opened_at > _STEADY_S:
             self._retries = self._transport.retries(repeatable=self._following.can_resume)
-            if self.on_break is not None and self._following.can_resume:
-                self.on_break(error.text)
+            self._told = False
         pause_s = self._retries.pause_s(error)
         if pause_s is None:
             raise error
+        if self.on_break is not None and not self._told:
+            self._told = True
+            self.on_break(error.text)
         self._next_try = time.monotonic() + pause_s
 
     def _rest(self, watch: Iterable[int], timeout_s: float | None) -> set[int]:

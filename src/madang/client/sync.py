@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -12,7 +11,7 @@ from madang.client.address import Address
 from madang.client.calls import Body, Call
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
-from madang.client.requests import Amount, Argument, exec_spec, session_spec, size_request
+from madang.client.requests import Amount, Argument, exec_spec, new_key, session_spec, size_request
 from madang.client.streams import Exec, Run
 from madang.client.transport import PATIENCE_S, Transport
 from madang.kit.secret import Secret
@@ -29,15 +28,15 @@ from madang.wire.api import (
     WorkspaceState,
 )
 from madang.wire.errors import PlatformError, ServerUnreachable, Shutdown
-from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
-from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
-if TYPE_CHECKING:  # only calls with files need them
+if TYPE_CHECKING:  # not of use to a run
     from madang.client.archive import Unpacked
     from madang.client.workspace import Limits, Progress, Synced
+    from madang.wire.image import Image
+    from madang.wire.link import FileEntry
 
 T = TypeVar("T")
 
@@ -130,7 +129,7 @@ class Client:
 
         A second call with the same *key* returns the session of the first.
         """
-        return self.call(calls.create(spec, key or secrets.token_hex(16), dry_run=dry_run))
+        return self.call(calls.create(spec, key or new_key(), dry_run=dry_run))
 
     def get_session(self, ref: str) -> Session:
         """By id, name or unique beginning of a name."""
@@ -237,7 +236,7 @@ class Client:
 
     def run_spec(self, spec: SessionSpec) -> Run:
         """Like ``run``, for a complete *spec*."""
-        first = ClientMessage(op=ClientOp.RUN, spec=spec, key=secrets.token_hex(16))
+        first = ClientMessage(op=ClientOp.RUN, spec=spec, key=new_key())
         return Run(self._transport, Following("/v1/run", first))
 
     def attach(self, ref: str, *, offset: int | None = None, tail_bytes: int | None = None) -> Run:
@@ -346,11 +345,14 @@ class Client:
         *,
         limits: Limits | None = None,
         cache: str | None = None,
+        again: bool = False,
         progress: Progress | None = None,
     ) -> Synced:
         """Send what the server lacks of a folder; ``.digest`` goes into ``run(workspace=…)``.
 
-        *cache* is a file that remembers digests, so that only changed files are read again.
+        *cache* is a file that remembers digests: only changed files are read again, and of a
+        folder that is as it was the server is not even asked. Should a create then fail with
+        WorkspaceIncomplete, sync *again*.
 
         >>> with Client(url, token) as client:
         ...     synced = client.sync_workspace(folder)
@@ -360,7 +362,9 @@ class Client:
         """
         from madang.client import workspace
 
-        return workspace.sync(self, path, limits=limits, cache=cache, progress=progress)
+        return workspace.sync(
+            self, path, limits=limits, cache=cache, again=again, progress=progress
+        )
 
     def register_workspace(self, manifest: WorkspaceManifest) -> WorkspaceState:
         return self.call(calls.workspace(manifest))
@@ -386,10 +390,12 @@ class Client:
 
         Stopping it cancels the build.
         """
+        from madang.wire.image import BuildRequest
+
         request = BuildRequest(
             name=name, requirements=tuple(requirements), labels=dict(labels or {})
         )
-        return self.call(calls.build_image(request, secrets.token_hex(16)))
+        return self.call(calls.build_image(request, new_key()))
 
 
 def _wire(path: str) -> str:

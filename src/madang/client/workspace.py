@@ -6,6 +6,7 @@ noticed (the server checks too), and the whole is done again, a few times.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -22,6 +23,8 @@ from madang.wire.errors import FileFailed, PlatformError, WorkspaceTooLarge
 from madang.wire.paths import display, to_wire
 from madang.wire.size import GIB, MIB, format_bytes
 
+Known = dict[str, tuple[list[int], str]]
+"""Path → stamp and digest."""
 Progress = Callable[[int, int], None]
 """Called with the bytes sent so far and the bytes to send."""
 
@@ -30,6 +33,17 @@ _CHUNK: Final = 256 * 1024
 _SETTLED_NS: Final = 2_000_000_000
 """A file changed this shortly before it was hashed may change again with the same times."""
 _NAMED: Final = 5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What the cache file keeps of a folder."""
+
+    files: Known = field(default_factory=dict)
+    manifest: str = ""
+    """SHA-256 of the manifest that a server was last told of …"""
+    workspace: str = ""
+    """… and the digest that it answered."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +88,14 @@ class Hashed:
     """Digest → a file with that content."""
     changed: int
     """Files that had to be hashed."""
+    memory: Memory
+    """As it was read."""
+    files: Known
+    """What may be remembered."""
+
+    @property
+    def manifest_digest(self) -> str:
+        return hashlib.sha256(to_json(self.manifest)).hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,22 +132,45 @@ def sync(
     *,
     limits: Limits | None = None,
     cache: str | None = None,
+    again: bool = False,
     progress: Progress | None = None,
 ) -> Synced:
-    """Make the server know the folder *root* as it is now."""
+    """Make the server know the folder *root* as it is now.
+
+    *cache*: a file that remembers digests. A folder that is as it was when a server was told of it
+    is taken as known there; *again* asks in any case.
+    """
     for attempt in range(TRIES):
         hashed = prepare(root, limits=limits, cache=cache)
-        if not hashed.manifest.files:
-            return Synced(digest=None, skipped=hashed.tree.skipped)
+        if (synced := known_already(hashed, again=again)) is not None:
+            return synced
         state = client.register_workspace(hashed.manifest)
         try:
             if state.missing:
                 client.send_blobs(lambda: send(hashed, state.missing, progress))  # noqa: B023
-            return summary(hashed, state)
+            return finish(hashed, state, cache)
         except FileChanged as exc:
             if attempt + 1 == TRIES:
                 raise keeps_changing(exc) from exc
     raise AssertionError("unreachable")
+
+
+def known_already(hashed: Hashed, *, again: bool) -> Synced | None:
+    """The result, if the server need not be asked."""
+    if not hashed.manifest.files:
+        return Synced(digest=None, skipped=hashed.tree.skipped)
+    memory = hashed.memory
+    if again or not memory.workspace or memory.manifest != hashed.manifest_digest:
+        return None
+    return _summary(hashed, WorkspaceState(digest=memory.workspace, missing=()))
+
+
+def finish(hashed: Hashed, state: WorkspaceState, cache: str | None) -> Synced:
+    """Remember and report what the server knows now."""
+    memory = Memory(files=hashed.files, manifest=hashed.manifest_digest, workspace=state.digest)
+    if cache is not None and memory != hashed.memory:
+        _write_cache(cache, memory)
+    return _summary(hashed, state)
 
 
 def keeps_changing(error: FileChanged) -> FileFailed:
@@ -135,7 +180,7 @@ def keeps_changing(error: FileChanged) -> FileFailed:
     )
 
 
-def summary(hashed: Hashed, state: WorkspaceState) -> Synced:
+def _summary(hashed: Hashed, state: WorkspaceState) -> Synced:
     files = [entry for entry in hashed.tree.entries if entry.kind == "file"]
     sent = [hashed.sources[digest] for digest in state.missing if digest in hashed.sources]
     return Synced(
@@ -152,24 +197,28 @@ def summary(hashed: Hashed, state: WorkspaceState) -> Synced:
 def prepare(root: str | bytes, *, limits: Limits | None = None, cache: str | None = None) -> Hashed:
     """Look at *root* and hash what the cache file does not know."""
     tree = scan(os.path.realpath(os.fsencode(root)), limits or Limits())
-    known = _read_cache(cache)
-    fresh: dict[str, tuple[list[int], str]] = {}
+    memory = _read_cache(cache)
+    fresh: Known = {}
     sources: dict[str, Entry] = {}
     files: list[WorkspaceFile] = []
     changed = 0
     for entry in tree.entries:
         digest = None
         if entry.kind == "file":
-            entry, digest, was_known = _digest(tree.root, entry, known)
+            entry, digest, was_known = _digest(tree.root, entry, memory.files)
             changed += not was_known
             sources[digest] = entry
             if time.time_ns() - max(entry.modified_ns, entry.changed_ns) > _SETTLED_NS:
                 fresh[to_wire(entry.path)] = (entry.stamp, digest)
         files.append(_wire_file(entry, digest))
-    if cache is not None and fresh != known:
-        _write_cache(cache, fresh)
-    manifest = WorkspaceManifest(files=tuple(files))
-    return Hashed(manifest=manifest, tree=tree, sources=sources, changed=changed)
+    return Hashed(
+        manifest=WorkspaceManifest(files=tuple(files)),
+        tree=tree,
+        sources=sources,
+        changed=changed,
+        memory=memory,
+        files=fresh,
+    )
 
 
 def _wire_file(entry: Entry, digest: str | None) -> WorkspaceFile:
@@ -334,9 +383,7 @@ def _unreadable(names: Sequence[str]) -> FileFailed:
 # Hashing
 
 
-def _digest(
-    root: bytes, entry: Entry, known: dict[str, tuple[list[int], str]]
-) -> tuple[Entry, str, bool]:
+def _digest(root: bytes, entry: Entry, known: Known) -> tuple[Entry, str, bool]:
     """The file as hashed, its digest, and whether the cache knew it."""
     cached = known.get(to_wire(entry.path))
     if cached is not None and cached[0] == entry.stamp:
@@ -364,26 +411,26 @@ def _open_file(root: bytes, path: bytes) -> int:
     return fd
 
 
-def _read_cache(path: str | None) -> dict[str, tuple[list[int], str]]:
+def _read_cache(path: str | None) -> Memory:
     if path is None:
-        return {}
+        return Memory()
     try:
         with open(path, "rb") as file:
-            return from_json(dict[str, tuple[list[int], str]], file.read(GIB))
+            return from_json(Memory, file.read(GIB))
     except (OSError, PlatformError):
-        return {}
+        return Memory()
 
 
-def _write_cache(path: str, known: dict[str, tuple[list[int], str]]) -> None:
+def _write_cache(path: str, memory: Memory) -> None:
     """A cache that can't be written costs time only."""
     part = f"{path}.{os.getpid()}"
     try:
         os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         with open(part, "wb") as file:
-            file.write(to_json(known))
+            file.write(to_json(memory))
         os.replace(part, path)
     except OSError:
-        if os.path.exists(part):
+        with contextlib.suppress(OSError):
             os.unlink(part)
 
 
