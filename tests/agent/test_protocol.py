@@ -20,7 +20,7 @@ from madang.agent.service import Agent
 from madang.testing.clock import simulate
 from madang.wire.kernel import Desired, Wanted
 
-SEEDS = 50
+SEEDS = 40
 """Runs of each part."""
 
 
@@ -58,10 +58,9 @@ def start_unconfirmed(wanted: Wanted | None, actual: Actual) -> Step:
     return plan(wanted, replace(actual, confirmed=True))
 
 
-def keep_orphans(wanted: Wanted | None, actual: Actual) -> Step:
-    if wanted is None and actual.phase is not Phase.REMOVING:
-        return Step.REST
-    return plan(wanted, actual)
+def keep_the_forgotten(wanted: Wanted | None, actual: Actual) -> Step:
+    step = plan(wanted, actual)
+    return Step.REST if step is Step.REMOVE else step
 
 
 def ignore_stops(wanted: Wanted | None, actual: Actual) -> Step:
@@ -84,7 +83,7 @@ def start_what_ended(wanted: Wanted | None, actual: Actual) -> Step:
     [
         start_beside_rivals,
         start_unconfirmed,
-        keep_orphans,
+        keep_the_forgotten,
         ignore_stops,
         trust_the_keeper,
         start_what_ended,
