@@ -28,7 +28,7 @@ def keep(order: Order, folder: str) -> dict[str, Any]:
     if pid == 0:
         _go_quiet()
         syscalls.close_all_but(theirs.fileno())
-        keeper.run(theirs, None, os.getuid(), os.getgid())
+        keeper.run(theirs, folder, None, os.getuid(), os.getgid())
     theirs.close()
     init: ProcessId | None = None
     while True:

@@ -342,7 +342,9 @@ def _spawn_first(
 
 def _candidates(program: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
     """Where the program may lie, as ``execvp`` looks for it."""
-    if not program or b"/" in program:
+    if not program:
+        return []
+    if b"/" in program:
         return [program]
     folders = environment.get(b"PATH", DEFAULT_PATH.encode()).split(b":")
     found = [os.path.join(folder or b".", program) for folder in folders]

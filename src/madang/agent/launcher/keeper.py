@@ -14,6 +14,7 @@ import os
 import selectors
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -42,10 +43,15 @@ _FULL_BYTES: Final = 64 * 1024
 _MAX_CLIENTS: Final = 256
 
 
-def run(launcher: socket.socket, group: Group | None, uid: int, gid: int) -> NoReturn:
-    """Life of a keeper, from the fork on: a slot, then a session's keeper."""
+def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid: int) -> NoReturn:
+    """Life of a keeper, from the fork on: a slot, then a session's keeper.
+
+    *folder* becomes the working directory; an order's paths may be relative to it, because folders
+    above may be closed to us.
+    """
     try:
         os.setsid()
+        os.chdir(folder)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -54,6 +60,9 @@ def run(launcher: socket.socket, group: Group | None, uid: int, gid: int) -> NoR
         order = _wait_as_slot(launcher, group, uid, gid)
         if order is not None:
             _Keeper(*order, launcher).serve()
+    except BaseException as exc:
+        print(f"madang keeper: {exc!r}", file=sys.stderr, flush=True)
+        raise
     finally:
         os._exit(0)
 

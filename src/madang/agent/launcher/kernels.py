@@ -333,8 +333,8 @@ class Kernels:
         order = Order(
             kernel=record.kernel,
             spec=spec,
-            io=kernel.io,
-            scratch=f"{kernel.folder}/{scratch.MOUNT}",
+            io=f"{record.kernel}/io",
+            scratch=f"{record.kernel}/{scratch.MOUNT}",
             scratch_enforced=record.scratch_enforced,
             group=slot.group,
             cpus=cpus,
@@ -426,7 +426,7 @@ class Kernels:
 
     def _make_slot(self) -> Slot:
         try:
-            slot = slots.make(self._hierarchies, *self._owner, self._selector)
+            slot = slots.make(self._folder, self._hierarchies, *self._owner, self._selector)
         except OSError as exc:
             raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
         self._selector.register(slot.link, selectors.EVENT_READ, partial(self._hear_slot, slot))

@@ -26,6 +26,8 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
+    """Paths of ``io`` and ``scratch`` may be relative to the keeper's working directory."""
+
     kernel: str
     spec: KernelSpec
     io: str

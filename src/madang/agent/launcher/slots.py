@@ -77,8 +77,14 @@ class Slot:
                 kill(fd)
 
 
-def make(hierarchies: Hierarchies, uid: int, gid: int, selector: selectors.BaseSelector) -> Slot:
-    """Fork a slot. Raises OSError if no process or group can be had."""
+def make(
+    folder: str,
+    hierarchies: Hierarchies,
+    uid: int,
+    gid: int,
+    selector: selectors.BaseSelector,
+) -> Slot:
+    """Fork a slot that works in *folder*. Raises OSError if no process or group can be had."""
     name = f"s{next(_numbers)}-{os.urandom(3).hex()}"
     group = hierarchies.make(name) if hierarchies is not NOWHERE else Group(version=0)
     ours, theirs = channel.pair()
@@ -92,7 +98,7 @@ def make(hierarchies: Hierarchies, uid: int, gid: int, selector: selectors.BaseS
     if pid == 0:
         selector.close()
         syscalls.close_all_but(theirs.fileno())
-        keeper.run(theirs, group, uid, gid)
+        keeper.run(theirs, folder, group, uid, gid)
     theirs.close()
     ours.setblocking(False)
     started = ProcessId.of(pid)
