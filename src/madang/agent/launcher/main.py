@@ -51,6 +51,7 @@ class LauncherConfig:
 
 def serve(config: LauncherConfig) -> NoReturn:
     """Never returns; ends the process. Raises HostLacks where sessions can't be isolated."""
+    supervisor = os.getppid()
     owner_uid, owner_gid, uids = _become_root(config)
     syscalls.set_process_name("madang-launcher")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
@@ -61,7 +62,11 @@ def serve(config: LauncherConfig) -> NoReturn:
     init.warm()
     gc.collect()
     gc.freeze()
-    launcher.run()
+    # Only now: each change of the effective user clears it.
+    syscalls.die_with_parent(signal.SIGTERM)
+    if os.getppid() == supervisor:
+        launcher.run()
+    os._exit(0)
 
 
 def _become_root(config: LauncherConfig) -> tuple[int, int, Uids | None]:
