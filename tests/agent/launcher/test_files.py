@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -88,23 +89,23 @@ class Kernel:
         return path
 
 
-def let_in(folder: Path) -> None:
-    """pytest makes its folders for its own user alone; the worker has another uid."""
-    for parent in (folder, *folder.parents):
-        if parent.stat().st_uid == os.geteuid() and not parent.stat().st_mode & 0o001:
-            parent.chmod(0o755)
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Workers have another uid, and pytest closes its own folders."""
+    made = Path(tempfile.mkdtemp(prefix="madang-test-"))
+    made.chmod(0o755)
+    yield made
+    scratch.remove_tree(str(made))
 
 
 @pytest.fixture
-def kernel(tmp_path: Path) -> Iterator[Kernel]:
+def kernel(folder: Path) -> Iterator[Kernel]:
     """Folders as in scratch space."""
-    made = Kernel(tmp_path / "scratch")
+    made = Kernel(folder / "scratch")
     made.root.mkdir()
     for name, mode in scratch.FOLDERS.items():
         made.own(made.root / name, make=True).chmod(mode)
-    let_in(tmp_path)
     yield made
-    subprocess.run(["rm", "-rf", made.root], check=True)
     for worker in made.workers:
         worker.wait(10)
         assert worker.returncode == 0
@@ -236,13 +237,13 @@ async def test_a_tar_round_trip_keeps_modes_times_links_and_empty_folders(kernel
         assert (copy / "run.sh").stat().st_uid == UID
 
 
-async def test_no_link_of_the_session_leads_out(kernel: Kernel, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
+async def test_no_link_of_the_session_leads_out(kernel: Kernel, folder: Path) -> None:
+    secret = folder / "secret"
     secret.write_text("host")
     secret.chmod(0o644)
     os.symlink(str(secret), kernel / "work/absolute")
     os.symlink("../../secret", kernel / "work/relative")
-    os.symlink(str(tmp_path), kernel / "work/folder")
+    os.symlink(str(folder), kernel / "work/folder")
     os.symlink("/proc/self/cwd", kernel / "work/magic")
 
     for path in ("absolute", "relative", "folder/secret", "magic/secret"):
@@ -253,7 +254,7 @@ async def test_no_link_of_the_session_leads_out(kernel: Kernel, tmp_path: Path) 
     await files.write_file(kernel.worker(), "absolute", stream(b"mine"))
 
     assert secret.read_text() == "host"
-    assert not (tmp_path / "new").exists()
+    assert not (folder / "new").exists()
     assert (kernel / "work/absolute").read_bytes() == b"mine"
 
 
@@ -359,8 +360,8 @@ async def test_an_archive_cannot_write_outside(
         await files.write_tar(kernel.worker(), "in", stream(tar_of((name, fields, b""))))
 
 
-async def test_an_archive_cannot_write_through_its_own_link(kernel: Kernel, tmp_path: Path) -> None:
-    target = tmp_path / "open"
+async def test_an_archive_cannot_write_through_its_own_link(kernel: Kernel, folder: Path) -> None:
+    target = folder / "open"
     target.mkdir()
     target.chmod(0o777)
     data = tar_of(
@@ -483,9 +484,9 @@ class Blobs:
 
 
 @pytest.fixture
-def blobs(tmp_path: Path) -> Blobs:
-    (tmp_path / "blobs").mkdir()
-    return Blobs(tmp_path / "blobs")
+def blobs(folder: Path) -> Blobs:
+    (folder / "blobs").mkdir()
+    return Blobs(folder / "blobs")
 
 
 async def test_a_working_directory_is_put_in_with_modes_times_and_links(

@@ -1,0 +1,249 @@
+"""A launcher of a test's own, and kernels in it: started, waited for, read, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from madang.agent.keepers import SocketKeepers
+from madang.agent.launcher.scratch import remove_tree
+from madang.agent.runtime import layout
+from madang.agent.runtime.contract import Runtime, RuntimeFacts
+from madang.daemon.children import sweep_groups
+from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
+from madang.wire.log import unpack
+from madang.wire.session import Ended
+from madang.wire.size import MIB, Size
+
+SMALL: Final = Size(cpu=1.0, mem_bytes=256 * MIB, pids=64, disk_bytes=16 * MIB)
+HOST: Final = ImageMount(name="host", digest="", kind="host")
+PYTHON: Final = ("/usr/bin/python3", "-I", "-S", "-c")
+PATIENCE_S: Final = 30.0
+
+_LAUNCHER: Final = """
+import json, signal, sys
+from madang.agent.launcher import main, syscalls
+syscalls.die_with_parent(signal.SIGTERM)
+main.serve(main.LauncherConfig(**json.loads(sys.argv[1])))
+"""
+
+
+class Launcher:
+    """A launcher process on a state folder. *uid*: who runs it, root or an ordinary user."""
+
+    def __init__(self, state: Path, *, uids: int = 2_000_070_000) -> None:
+        self.state = state
+        self.server_uid = uids if os.geteuid() == 0 else os.geteuid()
+        self.base_uid = uids + 1
+        self.uid_count = 900
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def socket(self) -> str:
+        return f"{self.state}/run/launcher.sock"
+
+    def start(self) -> None:
+        config = {
+            "state": str(self.state),
+            "server_uid": self.server_uid,
+            "base_uid": self.base_uid,
+            "uid_count": self.uid_count,
+            "slots": 2,
+            "scratch_pool": 2,
+            "scratch_default_bytes": SMALL.disk_bytes,
+        }
+        with open(f"{self.state}/launcher.log", "ab") as log:
+            argv = [sys.executable, "-c", _LAUNCHER, json.dumps(config)]
+            self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log, cwd="/")
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None, "it was started"
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Leave nothing: the launcher, its slots, its groups."""
+        assert self.process is not None, "it was started"
+        self.process.terminate()
+        self.process.wait()
+        for _ in range(200):
+            if not self.processes():
+                break
+            time.sleep(0.01)  # Slots see their launcher's end.
+        sweep_groups(str(self.state))
+
+    def processes(self) -> list[int]:
+        """Processes that run as one of this launcher's session uids."""
+        if os.geteuid() != 0:
+            return []
+        uids = range(self.base_uid, self.base_uid + self.uid_count)
+        return [pid for pid, uid in _owners() if uid in uids]
+
+    def leftovers(self) -> list[str]:
+        """What sessions left behind; nothing, once all were removed."""
+        found = [f"process {pid}" for pid in self.processes()]
+        found += [str(path) for path in (self.state / "kernels").iterdir()]
+        found += [f"loop device on {path}" for path in _loops() if f"{self.state}/kernels" in path]
+        return found
+
+
+def _owners() -> Iterator[tuple[int, int]]:
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError):
+                yield int(name), os.stat(f"/proc/{name}").st_uid
+
+
+def _loops() -> Iterator[str]:
+    for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+        with contextlib.suppress(OSError):
+            yield path.read_text().strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a program ended and what it wrote."""
+
+    ended: Ended
+    out: bytes
+    err: bytes
+
+    @property
+    def code(self) -> int | None:
+        return self.ended.exit_code
+
+
+@dataclass
+class Sessions:
+    """Kernels of one test in one runtime; all are removed at its end."""
+
+    runtime: Runtime
+    facts: RuntimeFacts
+    launcher: Launcher | None = None
+    keepers: SocketKeepers = field(default_factory=SocketKeepers)
+    kernels: list[KernelId] = field(default_factory=list)
+
+    def holds(self, limit: str) -> bool:
+        """Whether this runtime enforces *limit* on this machine."""
+        return self.facts.enforced.get(limit, "none") not in {"none", "watch", "shared"}
+
+    async def prepare(self, spec: KernelSpec) -> KernelId:
+        kernel = KernelId(secrets.token_hex(8), 1)
+        self.kernels.append(kernel)
+        await self.runtime.prepare(kernel, spec)
+        return kernel
+
+    async def start(self, *argv: str, **more: Any) -> KernelId:
+        """Start a program; see ``spec``."""
+        asked = spec(*argv, **more)
+        kernel = await self.prepare(asked)
+        await self.runtime.start(kernel, asked)
+        return kernel
+
+    async def run(self, *argv: str, **more: Any) -> Outcome:
+        """Start a program and see it end."""
+        return await self.outcome(await self.start(*argv, **more))
+
+    async def python(self, code: str, *arguments: str, **more: Any) -> Outcome:
+        return await self.run(*PYTHON, code, *arguments, **more)
+
+    async def exec(self, kernel: KernelId, name: str, *argv: str, **more: Any) -> Outcome:
+        await self.runtime.exec(kernel, name, ExecSpec(argv=argv, **more))
+        return await self.outcome(kernel, name)
+
+    async def outcome(self, kernel: KernelId, name: str = "main") -> Outcome:
+        """Wait for the end of the program, or exec *name*; settles the kernel after main."""
+        folder = self.io(kernel, name)
+        async with asyncio.timeout(PATIENCE_S):
+            await self.gone(kernel, name)
+            if name == "main":
+                await self.runtime.settle(kernel)
+        ended = layout.read_ended(folder)
+        assert ended is not None, f"{kernel} has no ended.json"
+        return Outcome(ended, *read_output(folder))
+
+    async def gone(self, kernel: KernelId, name: str = "main") -> None:
+        """Wait until nobody keeps the program any more."""
+        async for news in self.keepers.watch(self.io(kernel, name)):
+            if news.ended:
+                return
+
+    async def until(self, kernel: KernelId, text: bytes, name: str = "main") -> bytes:
+        """Wait until the program has written *text*; all that it has written."""
+        folder = self.io(kernel, name)
+        async with asyncio.timeout(PATIENCE_S):
+            async with contextlib.aclosing(self.keepers.watch(folder)) as news:  # type: ignore[type-var]
+                async for _ in news:
+                    if text in (written := b"".join(read_output(folder))):
+                        return written
+        raise AssertionError(f"ended before {text!r}: {read_output(folder)!r}")
+
+    def io(self, kernel: KernelId, name: str = "main") -> str:
+        return f"{self.runtime.kernel_dir(kernel)}/io/{name}"
+
+    async def close(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for kernel in self.kernels:
+                group.create_task(self.runtime.remove(kernel))
+        self.kernels.clear()
+
+
+def spec(*argv: str, **more: Any) -> KernelSpec:
+    """A small kernel. Fields of Size may be given too: ``pids=8``."""
+    sizes = {key: more.pop(key) for key in Size.__dataclass_fields__ if key in more}
+    return KernelSpec(argv=argv, image=HOST, size=replace(SMALL, **sizes), **more)
+
+
+def read_output(folder: str) -> tuple[bytes, bytes]:
+    """What a program wrote to stdout and stderr, as far as it is kept."""
+    streams = {1: bytearray(), 2: bytearray()}
+    for path in sorted(Path(folder, "log").iterdir()):
+        records, _ = unpack(path.read_bytes(), int(path.name))
+        for record in records:
+            streams[record.stream] += record.data
+    return bytes(streams[1]), bytes(streams[2])
+
+
+@asynccontextmanager
+async def sessions(runtime: Runtime, launcher: Launcher | None = None) -> AsyncIterator[Sessions]:
+    """Kernels for a test; afterwards nothing of them is left."""
+    found = Sessions(runtime, await runtime.open(), launcher)
+    try:
+        yield found
+    finally:
+        await found.close()
+        await runtime.close()
+    if launcher is not None:
+        assert launcher.leftovers() == []
+
+
+@contextlib.contextmanager
+def open_launcher(*, uids: int = 2_000_070_000) -> Iterator[Launcher]:
+    """A launcher on a new state folder that others may pass: keepers and sessions are others.
+
+    Not in pytest's own folders: every run of it closes them.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="madang-test-"))
+    folder.chmod(0o711)
+    for name in ("kernels", "layers", "tools", "run"):
+        (folder / "state" / name).mkdir(0o755, parents=True)
+    launcher = Launcher(folder / "state", uids=uids)
+    launcher.start()
+    try:
+        yield launcher
+    finally:
+        launcher.stop()
+        remove_tree(str(folder))

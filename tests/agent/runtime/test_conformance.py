@@ -1,0 +1,67 @@
+"""The runtimes on this machine, held to the contract."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from madang.agent.runtime.native import NativeRuntime
+from madang.kit.clock import SystemClock
+from madang.testing.runtimes import RuntimeConformance
+from madang.testing.sessions import Launcher, Sessions, open_launcher
+from madang.testing.sessions import sessions as open_sessions
+
+IS_ROOT = os.geteuid() == 0
+ORDINARY = 2_000_071_000
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with open_launcher() as started:
+        yield started
+
+
+class NativeConformance(RuntimeConformance):
+    @pytest.fixture
+    async def sessions(self, launcher: Launcher) -> AsyncIterator[Sessions]:
+        runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
+        async with open_sessions(runtime, launcher) as found:
+            yield found
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="this is the suite of root's launcher")
+class TestNative(NativeConformance):
+    """A launcher with root's powers."""
+
+
+@pytest.mark.skipif(IS_ROOT, reason="run by an ordinary user; see the last test")
+class TestNativeRootless(NativeConformance):
+    """A launcher of an ordinary user."""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="an ordinary user runs TestNativeRootless itself")
+@pytest.mark.timeout(400)
+def test_an_ordinary_user_s_launcher_conforms() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="madang-rootless-"))
+    try:
+        os.chown(folder, ORDINARY, ORDINARY)
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", f"{__file__}::TestNativeRootless"),
+                *("--basetemp", str(folder / "pytest"), "-p", "no:randomly", "-rs"),
+            ],
+            user=ORDINARY, group=ORDINARY, extra_groups=[], timeout=390, capture_output=True,
+            env={**os.environ, "HOME": str(folder), "HYPOTHESIS_STORAGE_DIRECTORY": str(folder)},
+            text=True,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+    print(done.stdout)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
