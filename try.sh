@@ -6,6 +6,7 @@
 #
 # Everything lies in .try/ beside this file, except Debian packages where some were missing.
 set -eu
+began=$(pwd)
 root=$(cd "$(dirname "$0")" && pwd)
 home=$root/.try
 log=$home/install.log
@@ -50,7 +51,8 @@ version=$(cat "$home/venv/.project")
 if [ "$(cat "$home/started" 2>/dev/null)" != "$version" ] || ! "$madang" whoami >/dev/null 2>&1
 then
     "$madang" down --state "$state" --keep-sessions >>"$log" 2>&1 || true
-    "$madang" up -d --port 0 --state "$state"
+    "$madang" up -d --port 0 --state "$state" >"$home/up.out" || fail 'Madang could not be started.'
+    sed '/^  next/d' "$home/up.out"
     printf '%s' "$version" >"$home/started"
 fi
 
@@ -68,4 +70,5 @@ printf '\n== madang run --image digits --cpu 1 --mem 1g -- python train.py\n'
 rm -rf "$home/outputs"
 "$madang" run --image digits --cpu 1 --mem 1g --output "$home/outputs" -- python train.py \
     || fail 'The training did not succeed.'
+cd "$began"
 "$bin/python" "$root/scripts/summary.py" "$home"

@@ -35,7 +35,7 @@ def main() -> None:
         "peak memory": f"{format_bytes(ended.mem_peak_bytes or 0)} of 1 GiB",
         "request to running": f"{format_duration(started - session.created_at)}; its first line "
         f"came after {format_duration(output.at_us / 1e6 - session.created_at)} "
-        "(scikit-learn takes that long to import)",
+        "(most of it is the import of scikit-learn)",
         "request to output": f"{format_duration(statistics.median(answers))} for `echo` in a "
         f"new session (median of {PROBES})",
     }
@@ -50,7 +50,7 @@ def main() -> None:
         (f"{here}/madang run -t -- bash", "look around inside"),
         (f"{here}/madang logs {session.name}", "the output is kept"),
         (f"{here}/madang ps --all", "all sessions"),
-        ("./try.sh --down", "stop and remove everything"),
+        (f"{os.path.dirname(here) or '.'}/try.sh --down", "stop and remove everything"),
     ):
         print(f"  {command:52} # {meaning}")
 
