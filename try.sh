@@ -14,7 +14,8 @@ log=$home/install.log
 
 state=$home/state
 MADANG_CONFIG=$home/client.toml
-export MADANG_CONFIG
+XDG_CACHE_HOME=$home/cache
+export MADANG_CONFIG XDG_CACHE_HOME
 
 down() {
     if [ -x "$home/venv/bin/madang" ] && [ -d "$state" ]; then
@@ -40,8 +41,8 @@ project "$home/venv"
 bin=$home/venv/bin
 
 # A short way to type: `.try/madang ps`.
-printf '#!/bin/sh\nMADANG_CONFIG=%s exec %s "$@"\n' "'$MADANG_CONFIG'" "'$bin/madang'" \
-    >"$home/madang.new"
+printf '#!/bin/sh\nMADANG_CONFIG=%s XDG_CACHE_HOME=%s exec %s "$@"\n' \
+    "'$MADANG_CONFIG'" "'$XDG_CACHE_HOME'" "'$bin/madang'" >"$home/madang.new"
 chmod +x "$home/madang.new"
 mv "$home/madang.new" "$home/madang"
 madang=$home/madang
