@@ -8,11 +8,11 @@ import os
 import selectors
 import signal
 import socket
-import sys
 from collections.abc import Callable
 from typing import Any, Final, NoReturn
 
 from madang.agent.launcher import files, seccomp, syscalls
+from madang.agent.launcher.processes import say
 from madang.wire.errors import PlatformError, RuntimeFailed, from_problem
 
 Done = Callable[[Any], None]
@@ -99,7 +99,7 @@ def _serve_files(sock: socket.socket, scratch: str, root: str, uid: int) -> NoRe
         confine(scratch, root, uid)
         files.serve(sock, "/")
     except BaseException as exc:
-        print(f"madang files: {exc!r}", file=sys.stderr, flush=True)
+        say(f"madang files: {exc!r}")
     finally:
         os._exit(0)
 

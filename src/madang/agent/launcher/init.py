@@ -20,7 +20,6 @@ import selectors
 import signal
 import socket
 import struct
-import sys
 import termios
 from collections.abc import Mapping
 from functools import cache
@@ -29,6 +28,7 @@ from typing import Final, NoReturn
 from madang.agent.launcher import channel, checks, mounts, seccomp, syscalls, truth
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.order import Order, View
+from madang.agent.launcher.processes import say
 from madang.wire.kernel import (
     DEFAULT_PATH,
     HOME_DIR,
@@ -58,8 +58,7 @@ def run(link: socket.socket, group: Group | None) -> NoReturn:
             if _set_up(link, order):
                 _Init(link, order).serve()
     except BaseException as exc:
-        with contextlib.suppress(OSError):
-            print(f"madang init: {exc!r}", file=sys.stderr, flush=True)
+        say(f"madang init: {exc!r}")
     finally:
         os._exit(0)
 

@@ -14,7 +14,6 @@ import os
 import selectors
 import signal
 import socket
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +23,7 @@ from madang.agent.launcher import channel, checks, clients, init, scratch, sysca
 from madang.agent.launcher.cgroups import Counters, Group
 from madang.agent.launcher.clients import Client
 from madang.agent.launcher.order import Order
+from madang.agent.launcher.processes import say
 from madang.agent.launcher.program import CLAIMED, ENDED, Program
 from madang.wire.errors import (
     Conflict,
@@ -61,7 +61,7 @@ def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid
         if order is not None:
             _Keeper(*order, launcher).serve()
     except BaseException as exc:
-        print(f"madang keeper: {exc!r}", file=sys.stderr, flush=True)
+        say(f"madang keeper: {exc!r}")
         raise
     finally:
         os._exit(0)
@@ -100,9 +100,10 @@ def _drop(uid: int, gid: int) -> None:
         os.setgroups([])
         os.setresgid(gid, gid, gid)
         os.setresuid(uid, uid, uid)
+        # We are a copy of the launcher; without root, of one that is the server's equal.
+        syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.drop_capabilities()
     syscalls.no_new_privileges()
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
 
 
 class _Keeper:

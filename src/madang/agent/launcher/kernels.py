@@ -6,9 +6,9 @@ waits itself: keepers answer through the selector, slow work is done by helpers.
 
 from __future__ import annotations
 
+import errno
 import os
 import selectors
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from madang.agent.launcher.cgroups import Group, Hierarchies
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.order import Order
-from madang.agent.launcher.processes import ProcessId
+from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.program import CLAIMED, ENDED
 from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Record
 from madang.agent.launcher.slots import Slot
 from madang.agent.launcher.timers import Timers
-from madang.wire.errors import Conflict, NotFound, PlatformError, RuntimeFailed
+from madang.wire.errors import Conflict, NotFound, PlatformError, RuntimeFailed, StorageFull
 from madang.wire.kernel import KernelId, KernelSpec
 
 Answer = Callable[[Any], None]
@@ -126,9 +126,12 @@ class Kernels:
         if self._uids is not None:
             self._uids.adopt(record.uid)
         if record.state == STARTED:
+            kernel.keeper_fd = _open(record.keeper)
+            if self._never_ran(kernel):
+                _forget_start(record)
+        if record.state == STARTED:
             self._processors.adopt(record.cpu, record.cpus)
             kernel.init_fd = _open(record.init)
-            kernel.keeper_fd = _open(record.keeper)
             if kernel.running:
                 self._watch_keeper(kernel, child=False)
             elif kernel.init_fd >= 0:
@@ -160,7 +163,7 @@ class Kernels:
             try:
                 kernel = self._make_folder(kernel_id)
             except OSError as exc:
-                answer(RuntimeFailed(f"{kernel_id}: its folder can't be made: {exc}."))
+                answer(_explain(str(kernel_id), exc))
                 return
         self._queue(kernel, answer, partial(self._take_scratch, kernel, spec))
 
@@ -224,7 +227,7 @@ class Kernels:
             except PlatformError as exc:
                 finish(exc)
             except OSError as exc:
-                finish(RuntimeFailed(f"{kernel.record.kernel}: {exc}."))
+                finish(_explain(kernel.record.kernel, exc))
 
         kernel.queue.append(begin)
         self._next(kernel)
@@ -266,7 +269,7 @@ class Kernels:
                 answer(result)
                 return
             kernel.record.scratch_enforced = result
-            kernel.record.save(kernel.folder)
+            _save(kernel)
             answer({"enforced": {"disk": result}})
             self._fill_pool()
 
@@ -285,7 +288,7 @@ class Kernels:
 
     def _start(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         record = kernel.record
-        if record.state == STARTED and not self._never_ran(kernel):
+        if record.state == STARTED:
             answer({"at": record.started_at or 0.0})
             return
         if record.state == SETTLED:
@@ -314,7 +317,7 @@ class Kernels:
             except PlatformError as exc:
                 answer(exc)
             except OSError as exc:
-                answer(RuntimeFailed(f"{kernel.record.kernel}: {exc}."))
+                answer(_explain(kernel.record.kernel, exc))
 
         self._helpers.run(lambda: self._pool.mount_again(kernel.folder).path, mounted)
 
@@ -393,9 +396,9 @@ class Kernels:
         words = slot.failure or "its processes were killed while it was started"
         self._processors.free(kernel.record.cpu, kernel.record.cpus)
         record = kernel.record
-        record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
-        record.cpus, record.slot, record.group, kernel.slot = [], "", None, None
-        record.save(kernel.folder)
+        _forget_start(record)
+        kernel.slot = None
+        _save(kernel)
         self._bury_slot(slot)
         begin.answer(RuntimeFailed(f"{record.kernel} could not be started: {words}."))
 
@@ -438,7 +441,7 @@ class Kernels:
             self._selector.unregister(slot.link)
             slot.link.close()
             self._slots.remove(slot)
-            print(f"launcher: slot lost: {slot.failure or 'killed'}", file=sys.stderr, flush=True)
+            say(f"launcher: slot lost: {slot.failure or 'killed'}")
             self._bury_slot(slot)
             self._timers.after(1.0, self._fill_slots)
 
@@ -469,7 +472,7 @@ class Kernels:
             try:
                 self._slots.append(self._make_slot())
             except RuntimeFailed as exc:
-                print(f"launcher: {exc.text}", file=sys.stderr, flush=True)
+                say(f"launcher: {exc.text}")
                 self._timers.after(1.0, self._fill_slots)
                 return
             self._fill_slots()
@@ -483,7 +486,7 @@ class Kernels:
             def filled(result: Any) -> None:
                 self._pool_filling = False
                 if isinstance(result, PlatformError):
-                    print(f"launcher: {result.text}", file=sys.stderr, flush=True)
+                    say(f"launcher: {result.text}")
 
             self._helpers.run(self._pool.refill, filled)
 
@@ -532,10 +535,7 @@ class Kernels:
             self._processors.free(record.cpu, record.cpus)
         record.state, record.group, record.slot, record.cpus = SETTLED, None, "", []
         record.keeper = record.init = kernel.slot = None
-        try:
-            record.save(kernel.folder)
-        except OSError as exc:
-            print(f"launcher: {record.kernel}: {exc}", file=sys.stderr, flush=True)
+        _save(kernel)
         self._unmount(kernel, answer)
 
     def _unmount(self, kernel: Kernel, answer: Answer) -> None:
@@ -632,6 +632,26 @@ class _Begin:
     timer: int = -1
     began: float = field(default_factory=time.monotonic)
     done: bool = False
+
+
+def _forget_start(record: Record) -> None:
+    """Nothing has run: it may be started again."""
+    record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
+    record.cpus, record.slot, record.group, record.template = [], "", None, ""
+
+
+def _save(kernel: Kernel) -> None:
+    """Where an old record does no harm: a full disk must not stop what frees it."""
+    try:
+        kernel.record.save(kernel.folder)
+    except OSError as exc:
+        say(f"launcher: {kernel.record.kernel}: {exc}")
+
+
+def _explain(kernel: str, exc: OSError) -> PlatformError:
+    if exc.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return StorageFull(f"{kernel}: the disk under the state folder is full.")
+    return RuntimeFailed(f"{kernel}: {exc}.")
 
 
 def _open(process: ProcessId | None) -> int:

@@ -9,15 +9,15 @@ import selectors
 import signal
 import socket
 import struct
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
-from madang.agent.launcher import cgroups, checks, init, rootless, scratch, syscalls
+from madang.agent.launcher import cgroups, checks, init, registry, rootless, scratch, syscalls
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.processes import say
 from madang.agent.launcher.protocol import Frames, frame
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.timers import Timers
@@ -56,8 +56,9 @@ def serve(config: LauncherConfig) -> NoReturn:
     syscalls.set_process_name("madang-launcher")
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
+    if not registry.rejoin(f"{config.state}/kernels", syscalls.CLONE_NEWNS):
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_SLAVE)
     launcher = _Launcher(config, (owner_uid, owner_gid), uids)
     init.warm()
     gc.collect()
@@ -75,7 +76,10 @@ def _become_root(config: LauncherConfig) -> tuple[int, int, Uids | None]:
         return config.server_uid, config.server_uid, Uids(config.base_uid, config.uid_count)
     if os.geteuid() == 0:
         return 0, 0, Uids(config.base_uid, config.uid_count)
-    first, count = rootless.enter()
+    if registry.rejoin(f"{config.state}/kernels", syscalls.CLONE_NEWUSER):
+        first, count = rootless.rejoined()
+    else:
+        first, count = rootless.enter()
     return 0, 0, Uids(first, count) if count else None
 
 
@@ -124,7 +128,7 @@ class _Launcher:
         try:
             link, _ = self._listener.accept()
         except OSError as exc:
-            print(f"launcher: {exc}", file=sys.stderr, flush=True)
+            say(f"launcher: {exc}")
             return
         if _peer_uid(link) not in {0, self._owner[0]} or len(self._clients) >= _MAX_CLIENTS:
             link.close()

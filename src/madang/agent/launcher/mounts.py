@@ -109,6 +109,8 @@ class Templates:
     def _make(self, name: str, layers: Sequence[str]) -> str:
         path = f"{self._folder}/template-{name}"
         os.makedirs(path, 0o700, exist_ok=True)
+        if os.path.ismount(path):  # An older launcher's.
+            return path
         root = os.fsencode(path)
         syscalls.mount(b"tmpfs", root, b"tmpfs", MS_NOSUID, b"mode=755,size=1m")
         try:

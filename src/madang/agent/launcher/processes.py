@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import sys
 from dataclasses import dataclass
+
+
+def say(text: str) -> None:
+    """To the launcher's log, if it can be written."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def boot_id() -> str:

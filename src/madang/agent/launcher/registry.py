@@ -6,6 +6,7 @@ older one made. They are not synced: after a crash of the machine no process of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
+from madang.agent.launcher import syscalls
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.processes import ProcessId, boot_id
 from madang.wire.errors import RuntimeFailed
@@ -79,6 +81,42 @@ def folders(kernels: str) -> Iterator[tuple[KernelId, str]]:
                 yield KernelId.parse(entry.name), entry.path
             except ValueError:
                 continue
+
+
+def rejoin(kernels: str, namespace: int) -> bool:
+    """Enter the namespace (CLONE_NEW…) that an older launcher left its keepers in, if there is one.
+
+    In another mount namespace, every scratch disk of the older launcher would stay mounted, deleted
+    or not, until the last of its keepers left; in another user namespace we would have no power
+    over its sessions.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for _, folder in folders(kernels):
+            record = load(folder)
+            if (
+                record is not None
+                and record.keeper is not None
+                and _enter(record.keeper, namespace)
+            ):
+                return True
+    return False
+
+
+def _enter(process: ProcessId, namespace: int) -> bool:
+    name = {syscalls.CLONE_NEWNS: "mnt", syscalls.CLONE_NEWUSER: "user"}[namespace]
+    try:
+        fd = os.open(f"/proc/{process.pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if ProcessId.of(process.pid) != process:
+            return False
+        syscalls.setns(fd, namespace)
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 class Uids:

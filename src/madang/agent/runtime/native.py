@@ -100,8 +100,8 @@ class NativeRuntime:
                 async with asyncio.timeout(CALL_S):
                     await asyncio.get_running_loop().sock_sendall(link, request)
                     return await _receive_socket(link)
-            except (OSError, _LinkLost):
-                continue
+            except (OSError, _LinkLost) as exc:
+                self._check_patience(deadline, exc)
             except TimeoutError as exc:
                 raise LauncherUnavailable("the launcher does not answer (files).") from exc
             finally:
@@ -150,11 +150,16 @@ class NativeRuntime:
             try:
                 async with asyncio.timeout(CALL_S):
                     return await link.request({"op": op, **fields})
-            except _LinkLost:
-                continue
+            except _LinkLost as exc:
+                self._check_patience(deadline, exc)
             except TimeoutError as exc:
                 text = f"the launcher does not answer ({op}). Running sessions go on."
                 raise LauncherUnavailable(text) from exc
+
+    def _check_patience(self, deadline: float, cause: Exception) -> None:
+        """A launcher that dies each time it is asked is not asked for ever."""
+        if self._clock.monotonic() > deadline:
+            raise LauncherUnavailable("the launcher dies before it answers.") from cause
 
     async def _linked(self, deadline: float) -> _Link:
         async with self._connecting:
