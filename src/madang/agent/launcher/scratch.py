@@ -382,7 +382,7 @@ def remove_tree(path: str | bytes, parent: int | None = None) -> None:
 
 
 def _remove_folder(top: int, name: str, names: Iterator[str]) -> None:
-    os.chmod(name, 0o700, dir_fd=top)
+    _open_up(name, top)
     folder = os.open(name, _FOLDER, dir_fd=top)
     try:
         _empty(folder, top, names)
@@ -399,5 +399,11 @@ def _empty(folder: int, top: int, names: Iterator[str]) -> None:
         if not is_folder:
             os.unlink(name, dir_fd=folder)
         elif folder != top:
-            os.chmod(name, 0o700, dir_fd=folder)
+            _open_up(name, folder)
             os.rename(name, next(names), src_dir_fd=folder, dst_dir_fd=top)
+
+
+def _open_up(name: str, parent: int) -> None:
+    """Let its owner in. Root needs no leave, and must not chmod what may be a link by now."""
+    if os.geteuid() != 0:
+        os.chmod(name, 0o700, dir_fd=parent)
