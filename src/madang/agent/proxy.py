@@ -31,8 +31,8 @@ class ProxySettings:
 
     hosts: frozenset[tuple[str, int]] = frozenset()
     """Name and port of the indexes; reachable wherever they are."""
-    connections: int = 64
-    """At once."""
+    connections: int = 128
+    """At once; more are closed unread. uv opens 50 to an index."""
     bytes: int = 64 * GIB
     """In all, both directions."""
     connect_s: float = 20.0
@@ -92,6 +92,9 @@ class Proxy:
             os.unlink(self._path)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if len(self._tasks) >= self._settings.connections:
+            writer.close()  # unread: the descriptors are the server's, no build may use them up
+            return
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -108,8 +111,6 @@ class Proxy:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if len(self._tasks) > self._settings.connections:
-                raise Refused("503 Too Many Connections", "too many connections at once")
             async with asyncio.timeout(self._settings.connect_s):
                 request = await _read_head(reader)
             if (request.method, request.target) == ("GET", "/build"):

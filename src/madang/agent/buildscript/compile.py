@@ -22,7 +22,7 @@ def main(root: str, version: str, prefix: str) -> int:
     """0, or OTHER_VERSION if this interpreter is none of *version* (``3.11``)."""
     if "{}.{}".format(*sys.version_info[:2]) != version:
         return OTHER_VERSION
-    os.nice(19)
+    os.nice(5)  # sessions come first, but somebody waits for the image
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
     compileall.compile_dir(

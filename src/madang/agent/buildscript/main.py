@@ -24,6 +24,8 @@ from madang.agent.buildscript import network, tree
 
 FORMAT = "1"
 """Grows when the same distribution would be laid out otherwise."""
+PLATFORM = (str(sysconfig.get_config_var("SOABI")), sysconfig.get_platform())
+"""Looked up once: ``sysconfig`` gives threads a half-filled table while it fills it."""
 PARALLEL = 4
 NEXT_STEP = {
     "resolve": "Correct the requirements, then start the build again.",
@@ -71,8 +73,7 @@ class Pin:
     """Its lines in the lock: the requirement and its hashes."""
 
     def key(self) -> str:
-        parts = (FORMAT, sysconfig.get_config_var("SOABI"), sysconfig.get_platform(), self.text)
-        return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()
+        return hashlib.sha256("\0".join((FORMAT, *PLATFORM, self.text)).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,8 @@ class Build:
         self.finish(pins, layers)
         size = _size(sum(layer.size_bytes for layer in layers))
         took = time.monotonic() - started
-        say(f"image    {len(layers)} layers  {size}  python {self.version}  {took:.1f} s")
+        say(f"built    {len(layers)} layers  {size}  python {self.version}  {took:.1f} s")
+        say("store    checking, byte-compiling")  # what the agent does next
 
     def connect(self) -> None:
         """Open the way to the package index."""

@@ -20,7 +20,7 @@ from madang.wire.image import (
     Layer,
 )
 from madang.wire.kernel import TOOLS_DIR, ImageMount
-from madang.wire.session import HOST_IMAGE, Result, Session, SessionSpec, SizeRequest
+from madang.wire.session import HOST_IMAGE, Reason, Result, Session, SessionSpec, SizeRequest
 
 BUILD_SCRIPT: Final = f"{TOOLS_DIR}/build.pyz"
 MAX_REQUIREMENTS: Final = 200
@@ -33,6 +33,13 @@ _REQUIREMENT: Final = re.compile(
 )
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
+_EXIT_CODES: Final = {
+    65: "no set of versions fits the requirements",
+    66: "a package could not be installed",
+    69: "no package index could be reached",
+    73: "the disk of the build session is full; ask for more",
+}
+"""Of the build script (``agent.buildscript.main.Exit``)."""
 _ENVIRONMENT: Final = {"VIRTUAL_ENV": "/env"}
 
 
@@ -122,8 +129,12 @@ def why_failed(session: Session | None) -> str:
         return "its build session was removed before the image was ready"
     if session.result is Result.CANCELLED:
         return "the build was stopped"
-    text = session.ended.text if session.ended else ""
-    return text or f"the build failed; its log says why (madang logs {session.name})"
+    ended = session.ended
+    if ended is None:
+        return "the build ended, nobody saw how"
+    code = ended.exit_code if ended.reason is Reason.EXIT else None
+    what = _EXIT_CODES.get(code or 0) or ended.text or "the build failed"
+    return f"{what} (madang logs {session.name})"
 
 
 def current(rows: Sequence[ImageRow]) -> ImageRow | None:

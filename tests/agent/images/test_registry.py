@@ -1,0 +1,83 @@
+"""Which index a build uses follows from how the server's pip and uv are set up."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from madang.agent.registry import Registry, registry
+
+
+def _environment(found: Registry) -> dict[str, str]:
+    return {name: secret.reveal() for name, secret in found.environment.items()}
+
+
+def test_without_settings_builds_use_pypi(tmp_path: Path) -> None:
+    found = registry({"HOME": str(tmp_path), "PIP_CONFIG_FILE": "/dev/null"})
+    assert ("index.example", 443) in found.hosts
+    assert ("files.example", 443) in found.hosts
+
+
+@pytest.mark.parametrize(
+    ("variables", "index"),
+    [
+        (
+            {"UV_DEFAULT_INDEX": "https://a/simple", "PIP_INDEX_URL": "https://b"},
+            "https://a/simple",
+        ),
+        ({"UV_INDEX_URL": "https://b/simple"}, "https://b/simple"),
+        ({"PIP_INDEX_URL": "http://c:3141/root"}, "http://c:3141/root"),
+    ],
+)
+def test_the_index_of_the_environment_wins(
+    tmp_path: Path, variables: dict[str, str], index: str
+) -> None:
+    found = registry({"HOME": str(tmp_path), **variables})
+    assert _environment(found)["UV_DEFAULT_INDEX"] == index
+    assert ("index.example", 443) not in found.hosts
+
+
+def test_pips_configuration_is_read(tmp_path: Path) -> None:
+    (tmp_path / ".config" / "pip").mkdir(parents=True)
+    (tmp_path / ".config" / "pip" / "pip.conf").write_text(
+        "[global]\nindex-url = https://mirror:8443/simple\n"
+        "extra-index-url = file:///opt/x\n  https://extra/simple\n"
+    )
+    found = registry({"HOME": str(tmp_path)})
+    assert _environment(found) == {
+        "UV_DEFAULT_INDEX": "https://mirror:8443/simple",
+        "UV_INDEX": "https://extra/simple",
+    }
+    assert found.hosts == {("mirror", 8443), ("extra", 443)}
+
+
+def test_folders_and_file_addresses_are_left_out(tmp_path: Path) -> None:
+    variables = {"UV_DEFAULT_INDEX": "file:///srv/simple", "UV_INDEX": "/srv corp=https://h/s"}
+    found = registry({"HOME": str(tmp_path), **variables})
+    assert _environment(found) == {"UV_INDEX": "corp=https://h/s"}
+    assert ("h", 443) in found.hosts
+
+
+def test_a_damaged_pip_configuration_does_not_stop_builds(tmp_path: Path) -> None:
+    (tmp_path / "pip.conf").write_bytes(b"\xff no section\n")
+    variables = {"HOME": str(tmp_path), "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
+    assert ("index.example", 443) in registry(variables).hosts
+
+
+def test_passwords_are_known_but_not_shown(tmp_path: Path) -> None:
+    variables = {
+        "UV_DEFAULT_INDEX": "https://me:p%40ss@h/simple",
+        "UV_INDEX_CORP_PASSWORD": "other",
+    }
+    found = registry({"HOME": str(tmp_path), **variables})
+    assert {secret.reveal() for secret in found.secrets} == {"p%40ss", "p@ss", "other"}
+    assert "p%40ss" not in repr(found)
+    assert "UV_INDEX_CORP_PASSWORD" in found.environment
+
+
+def test_the_operators_certificates_come_along(tmp_path: Path) -> None:
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text("authority")
+    found = registry({"HOME": str(tmp_path), "SSL_CERT_FILE": str(bundle)})
+    assert found.certificates == "authority"
