@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tests.agent.simulation import Simulation
 
 import madang.agent.kernel
 from madang.agent.kernel import Kernel
 from madang.agent.reconcile import Actual, Phase, Step, plan
 from madang.agent.service import Agent
 from madang.testing.clock import simulate
+from madang.testing.simulation import Simulation
 from madang.wire.kernel import Desired, Wanted
 
 SEEDS = 40

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -48,8 +48,8 @@ class Keepers(Protocol):
     All but ``watch`` raise SessionNotRunning when no keeper answers there, and what it refuses.
     """
 
-    def watch(self, folder: str) -> AsyncIterator[KeeperNews]:
-        """News until the keeper goes; ends at once where there is none."""
+    def watch(self, folder: str) -> AsyncGenerator[KeeperNews, None]:
+        """News until the keeper goes; ends at once where there is none. To be closed."""
         ...
 
     async def stop(self, folder: str, *, reason: str, text: str, grace_s: float) -> None:
@@ -64,7 +64,7 @@ class Keepers(Protocol):
 class SocketKeepers:
     """Real keepers."""
 
-    async def watch(self, folder: str) -> AsyncIterator[KeeperNews]:
+    async def watch(self, folder: str) -> AsyncGenerator[KeeperNews, None]:
         try:
             reader, writer = await _open(folder, {"op": "watch"})
         except SessionNotRunning:

@@ -14,6 +14,7 @@ from madang.agent.build import BuildHook
 from madang.agent.files import materialise
 from madang.agent.journal import Journal, Record
 from madang.agent.keepers import Keepers
+from madang.agent.logs import LOG, end_offset
 from madang.agent.reconcile import Actual, Phase, Step, plan
 from madang.agent.runtime.contract import Found, Prepared, Runtime, Started
 from madang.agent.settings import AgentSettings
@@ -141,7 +142,9 @@ class Kernel:
 
     def report(self) -> KernelReport:
         """What is, now."""
-        log_end = self.watch.end if self.watch is not None else self._report.log_end
+        log_end = self._report.log_end
+        if self.watch is not None and self.phase is Phase.RUNNING:
+            log_end = self.watch.end
         return replace(self._report, usage=self.usage, log_end=log_end)
 
     def record(self) -> Record:
@@ -406,7 +409,7 @@ class Kernel:
         self.phase = Phase.ENDED if self.phase is not Phase.REMOVING else self.phase
         self._settled = True
         self.usage = None
-        log_end = self.watch.end if self.watch is not None else self._report.log_end
+        log_end = end_offset(os.path.join(self.folder(), LOG))
         self._report = replace(self._report, state=KernelState.ENDED, ended=ended, log_end=log_end)
         self._around.touched(self, 0.0)
         self.changed.notify()

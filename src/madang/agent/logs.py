@@ -12,6 +12,8 @@ from typing import Final
 from madang.wire.errors import LogGone
 from madang.wire.log import HEADER, MAGIC, MAX_DATA, LogGap, LogRecord, Stream, unpack
 
+LOG: Final = "log"
+"""The segments' folder, in an ``io`` folder."""
 CHUNK: Final = 256 * 1024
 """Read at once; holds several of the largest records."""
 _NAME_LENGTH: Final = 20
@@ -25,6 +27,14 @@ def segments(folder: str) -> list[int]:
     except FileNotFoundError:
         return []
     return sorted(int(n) for n in names if len(n) == _NAME_LENGTH and n.isdecimal())
+
+
+def end_offset(folder: str) -> int | None:
+    """Where the kept output ends; None where there is none."""
+    for start in reversed(segments(folder)):
+        with contextlib.suppress(FileNotFoundError):
+            return start + os.stat(_path(folder, start)).st_size
+    return None
 
 
 class LogReader:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from madang.agent.audit import Audit
@@ -62,12 +62,18 @@ class Agent:
         self._due: dict[KernelId, float] = {}
         """Reports to be sent, and when."""
         self._report_due = asyncio.Event()
-        self._assigned = Broadcast()
+        self.kernels_changed = Broadcast()
+        """Some were assigned, or have ended, or were removed."""
         self._synced = False
         self._link: AgentEnd | None = None
         self._meter = Meter(settings, runtime, clock, lambda: list(self._kernels.values()))
         self._audit = Audit(runtime, clock, settings.audit_s, self._kernels, self._meet)
         self._streams = Streams(self._find, runtime, self._keepers, clock, self._tasks)
+
+    @property
+    def kernels(self) -> Mapping[KernelId, Kernel]:
+        """All that is not removed."""
+        return self._kernels
 
     # --- life
 
@@ -180,7 +186,7 @@ class Agent:
             left = deadline - self._clock.monotonic()
             if left <= 0:
                 raise LogGone(f"kernel {kernel_id} is not on node {self.settings.node} (any more).")
-            await self._clock.wait(self._assigned.next(), left)
+            await self._clock.wait(self.kernels_changed.next(), left)
         return kernel
 
     # --- desired state
@@ -227,7 +233,7 @@ class Agent:
         first, self._synced = not self._synced, self._synced or desired.full
         for kernel in list(self._kernels.values()) if first else changed:
             kernel.wake()
-        self._assigned.notify()
+        self.kernels_changed.notify()
         self._report_due.set()
         if desired.full and desired.keep_layers is not None and self._hook is not None:
             self._collect(desired.keep_layers)
@@ -287,6 +293,7 @@ class Agent:
             self._due.pop(kernel.id, None)
             if (assignment := self._later.pop(kernel.id, None)) is not None:
                 self._take_in_later(assignment)
+        self.kernels_changed.notify()
         for other in list(self._kernels.values()):
             if other.id.session == kernel.id.session:
                 other.wake()

@@ -14,7 +14,7 @@ from typing import Any, Final
 from madang.agent.filestreams import FileRequest, serve_files
 from madang.agent.keepers import Keepers
 from madang.agent.kernel import Kernel
-from madang.agent.logs import LogReader, find_start
+from madang.agent.logs import LOG, LogReader, find_start
 from madang.agent.reconcile import Phase
 from madang.agent.runtime.contract import Runtime
 from madang.agent.watch import Watch, read_ended
@@ -184,7 +184,7 @@ class Streams:
 
 
 async def _reader(folder: str, request: ReadLog) -> LogReader:
-    segments = os.path.join(folder, "log")
+    segments = os.path.join(folder, LOG)
     start = request.offset
     if start or request.tail_bytes is not None or request.since_us is not None:
         start = await asyncio.to_thread(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import aclosing
 from typing import Final
 
 from madang.agent.keepers import Keepers
@@ -47,12 +48,13 @@ class Watch:
             on_gone()
 
     async def _follow(self) -> None:
-        async for news in self._keepers.watch(self.folder):
-            if news.end is not None and news.end > self.end:
-                self.end = news.end
-                self.changed.notify()
-            if news.ended:
-                return
+        async with aclosing(self._keepers.watch(self.folder)) as told:
+            async for news in told:
+                if news.end is not None and news.end > self.end:
+                    self.end = news.end
+                    self.changed.notify()
+                if news.ended:
+                    return
 
 
 def read_ended(folder: str) -> Ended | None:

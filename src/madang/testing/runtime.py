@@ -11,7 +11,7 @@ import asyncio
 import os
 import random
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -227,7 +227,7 @@ class FakeRuntime:
     def _by_folder(self, folder: str) -> KernelId:
         return KernelId.parse(os.path.basename(os.path.dirname(os.path.dirname(folder))))
 
-    async def watch(self, folder: str) -> AsyncIterator[KeeperNews]:
+    async def watch(self, folder: str) -> AsyncGenerator[KeeperNews, None]:
         kernel = self._by_folder(folder)
         while (state := self.machine.kernels.get(kernel)) is not None and state.running:
             yield KeeperNews(state.end)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from madang.agent.runtime.native import NativeRuntime
+from madang.agent.runtime.process import ProcessRuntime
 from madang.kit.clock import SystemClock
 from madang.testing.runtimes import RuntimeConformance
 from madang.testing.sessions import Launcher, Sessions, open_launcher
@@ -44,6 +45,15 @@ class TestNative(NativeConformance):
 @pytest.mark.skipif(IS_ROOT, reason="run by an ordinary user; see the last test")
 class TestNativeRootless(NativeConformance):
     """A launcher of an ordinary user."""
+
+
+class TestProcess(RuntimeConformance):
+    """Plain processes, for tests elsewhere: the same ends and files, no isolation."""
+
+    @pytest.fixture
+    async def sessions(self, tmp_path: Path) -> AsyncIterator[Sessions]:
+        async with open_sessions(ProcessRuntime(str(tmp_path))) as found:
+            yield found
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="an ordinary user runs TestNativeRootless itself")
