@@ -6,6 +6,7 @@ waits itself: keepers answer through the selector, slow work is done by helpers.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import selectors
@@ -416,14 +417,25 @@ class Kernels:
         if child and kernel.record.keeper is not None:
             os.waitpid(kernel.record.keeper.pid, 0)
         if kernel.init_fd >= 0:
-            processes.kill(kernel.init_fd)
-            os.close(kernel.init_fd)
+            self._end_init(kernel.init_fd)
         os.close(kernel.keeper_fd)
         kernel.keeper_fd = kernel.init_fd = -1
         waiting, kernel.at_end = kernel.at_end, []
         for call in waiting:
             call()
         self._changed(kernel.record.kernel)
+
+    def _end_init(self, init_fd: int) -> None:
+        """Of a keeper that has left. Bury it, if it became our child (we are a subreaper)."""
+        processes.kill(init_fd)
+
+        def dead(_events: int) -> None:
+            self._selector.unregister(init_fd)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, init_fd, os.WEXITED)
+            os.close(init_fd)
+
+        self._selector.register(init_fd, selectors.EVENT_READ, dead)
 
     # -- slots -------------------------------------------------------------------------------
 
@@ -455,7 +467,7 @@ class Kernels:
             os.waitpid(pid, 0)
             os.close(keeper_fd)
             if slot.init_fd >= 0:
-                os.close(slot.init_fd)
+                self._end_init(slot.init_fd)
             self._clear_group(slot.group, lambda _: None)
 
         self._selector.register(keeper_fd, selectors.EVENT_READ, left)

@@ -54,6 +54,7 @@ def serve(config: LauncherConfig) -> NoReturn:
     supervisor = os.getppid()
     owner_uid, owner_gid, uids = _become_root(config)
     syscalls.set_process_name("madang-launcher")
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if not registry.rejoin(f"{config.state}/kernels", syscalls.CLONE_NEWNS):
