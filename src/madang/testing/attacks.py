@@ -1,0 +1,651 @@
+"""What a hostile program tries from inside a session. Runs there, with the standard library alone.
+
+Each attack returns in words what it gained, or nothing. Refusals (OSError) are what we want. Its
+docstring says what an attacker would have of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import json
+import mmap
+import os
+import resource
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+FACTS: dict[str, Any] = {}
+"""What the test on the host prepared: see ``test_isolation``."""
+ATTACKS: dict[str, Callable[[], str | None]] = {}
+LIBC = ctypes.CDLL(None, use_errno=True)
+NUMBERS = {
+    "x86_64": {
+        "add_key": 248, "bpf": 321, "clone": 56, "delete_module": 176, "fanotify_init": 300,
+        "init_module": 175, "ioperm": 173, "kexec_load": 246, "keyctl": 250, "mount": 165,
+        "name_to_handle_at": 303, "open_by_handle_at": 304, "perf_event_open": 298,
+        "pivot_root": 155, "process_vm_readv": 310, "ptrace": 101, "quotactl": 179,
+        "reboot": 169, "request_key": 249, "setns": 308, "swapon": 167, "umount2": 166,
+        "unshare": 272, "userfaultfd": 323, "acct": 163, "syslog": 103,
+    },
+    "aarch64": {
+        "add_key": 217, "bpf": 280, "clone": 220, "delete_module": 106, "fanotify_init": 262,
+        "init_module": 105, "kexec_load": 104, "keyctl": 219, "mount": 40,
+        "name_to_handle_at": 264, "open_by_handle_at": 265, "perf_event_open": 241,
+        "pivot_root": 41, "process_vm_readv": 270, "ptrace": 117, "quotactl": 60,
+        "reboot": 142, "request_key": 218, "setns": 268, "swapon": 224, "umount2": 39,
+        "unshare": 97, "userfaultfd": 282, "acct": 89, "syslog": 116,
+    },
+}[os.uname().machine]  # fmt: skip
+COMMON = {
+    "clone3": 435, "fsopen": 430, "io_uring_setup": 425, "mount_setattr": 442, "move_mount": 429,
+    "open_tree": 428, "pidfd_getfd": 438, "pidfd_open": 434,
+}  # fmt: skip
+WRITABLE = ("/work", "/outputs", "/home/user", "/tmp", "/var/tmp", "/dev/shm")
+
+
+def attack(function: Callable[[], str | None]) -> Callable[[], str | None]:
+    ATTACKS[function.__name__] = function
+    return function
+
+
+def call(name: str, *arguments: object) -> int:
+    """A raw system call; raises OSError. A missing number is as good as a refusal."""
+    number = NUMBERS.get(name, COMMON.get(name))
+    if number is None:
+        raise OSError(errno.ENOSYS, name)
+    ctypes.set_errno(0)
+    result = int(LIBC.syscall(number, *arguments))
+    if result == -1:
+        raise OSError(ctypes.get_errno(), name)
+    return result
+
+
+def succeeded(names: str, *arguments: object) -> str | None:
+    """Which of these calls were not refused; other errors mean that the call was let in."""
+    through = []
+    for name in names.split():
+        try:
+            call(name, *arguments)
+        except OSError as exc:
+            if exc.errno in {errno.EPERM, errno.ENOSYS}:
+                continue
+        through.append(name)
+    return ", ".join(through) or None
+
+
+def opens(paths: Iterator[str] | tuple[str, ...], flags: int) -> str | None:
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.close(os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY))
+            found.append(path)
+    return ", ".join(found[:8]) or None
+
+
+def files_below(top: str) -> Iterator[str]:
+    for folder, _, names in os.walk(top):
+        yield from (f"{folder}/{name}" for name in names)
+
+
+def is_null(path: str) -> bool:
+    """Masked: the null device lies over it."""
+    info = os.stat(path)
+    return stat.S_ISCHR(info.st_mode) and info.st_rdev == os.makedev(1, 3)
+
+
+# -- other processes -----------------------------------------------------------------------------
+
+
+@attack
+def see_processes_of_others() -> str | None:
+    """Command lines, with their secrets, of everyone on the machine."""
+    pids = [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    strangers = []
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+            command = file.read()
+            if pid != 1 and b"attacks" not in command:
+                strangers.append(command.decode(errors="replace"))
+    return str(strangers) if strangers or len(pids) > 20 else None
+
+
+@attack
+def signal_a_process_of_the_host() -> str | None:
+    """End anything on the machine."""
+    os.kill(FACTS["host_pid"], 0)
+    return "the signal was delivered"
+
+
+@attack
+def read_memory_of_a_host_process() -> str | None:
+    """Keys and passwords out of other people's programs."""
+    buffer = ctypes.create_string_buffer(8)
+    local = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 8)
+    call("process_vm_readv", FACTS["host_pid"], local, 1, local, 1, 0)
+    return "read"
+
+
+@attack
+def open_a_host_process() -> str | None:
+    """A handle on a process elsewhere, and from it its files."""
+    fd = call("pidfd_open", FACTS["host_pid"], 0)
+    return f"descriptor {fd}"
+
+
+@attack
+def trace_the_init() -> str | None:
+    """The init is a copy of the launcher, which has handled other sessions."""
+    call("ptrace", 16, 1, 0, 0)
+    return "attached"
+
+
+@attack
+def read_the_init() -> str | None:
+    """Memory, environment and open files of the launcher's copy."""
+    names = ("mem", "environ", "maps", "auxv", "stack", "syscall", "io")
+    found = []
+    for name in names:
+        with contextlib.suppress(OSError), open(f"/proc/1/{name}", "rb") as file:
+            if file.read(64):
+                found.append(name)
+    for name in ("root", "cwd", "exe", "fd/0", "ns/mnt", "ns/user"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(f"/proc/1/{name}"))
+    return str(found) if found else None
+
+
+@attack
+def steal_a_descriptor_of_the_init() -> str | None:
+    """Its socket to the keeper outside."""
+    pidfd = os.pidfd_open(1)
+    return str([call("pidfd_getfd", pidfd, number, 0) for number in range(3, 12)])
+
+
+@attack
+def end_the_init() -> str | None:
+    """A session that can't be looked after any more."""
+    os.kill(1, signal.SIGKILL)
+    os.kill(1, signal.SIGSTOP)
+    time.sleep(0.05)
+    os.kill(1, 0)
+    return None  # We still run, so it does.
+
+
+@attack
+def use_leaked_descriptors() -> str | None:
+    """A folder or socket of the host, left open by whoever started us."""
+    here = os.open("/proc/self/fd", os.O_RDONLY)
+    found = {}
+    for name in os.listdir(here):
+        if int(name) > 2 and int(name) != here:
+            with contextlib.suppress(OSError):
+                found[name] = os.readlink(f"/proc/self/fd/{name}")
+    allowed = {str(fd) for fd in FACTS["own_fds"]}
+    return str(found) if found.keys() - allowed else None
+
+
+# -- privileges ----------------------------------------------------------------------------------
+
+
+def status() -> dict[str, str]:
+    with open("/proc/self/status", encoding="ascii") as file:
+        pairs = (line.partition(":") for line in file)
+        return {key: value.strip() for key, _, value in pairs}
+
+
+@attack
+def use_capabilities() -> str | None:
+    """Parts of root's power."""
+    found = {key: value for key, value in status().items() if key.startswith("Cap")}
+    return str(found) if any(int(value, 16) for value in found.values()) else None
+
+
+@attack
+def gain_by_executing() -> str | None:
+    """no_new_privs off or no filter: any hole in a setuid program makes root."""
+    found = status()
+    return None if (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2") else str(found)
+
+
+@attack
+def become_another_user() -> str | None:
+    """Files and processes of another session, or root."""
+    for uid in (0, os.getuid() + 1, os.getuid() - 1):
+        for change in (os.setuid, os.setgid, os.seteuid):
+            with contextlib.suppress(OSError):
+                change(uid)
+                return f"{change.__name__}({uid})"
+    os.setgroups([0])
+    return "setgroups"
+
+
+@attack
+def be_in_groups() -> str | None:
+    """Groups like docker or disk are as good as root."""
+    others = set(os.getgroups()) - {os.getgid(), 65534}
+    return str(others) if others else None
+
+
+@attack
+def run_setuid_programs() -> str | None:
+    """su, sudo, mount and friends, with a hole or a leaked password."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        mounts = [line.split()[4:6] for line in file]
+    suid = [path for path, flags in mounts if "nosuid" not in flags and not is_null(path)]
+    for program in ("su", "sudo", "newgrp", "pkexec"):
+        with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(
+                [program, "root", "-c", "id -u"],
+                capture_output=True,
+                input=b"\n",
+                timeout=3,
+                check=False,
+            )
+            if done.stdout.strip() == b"0":
+                return program
+    return f"mounts with setuid: {suid}" if suid else None
+
+
+@attack
+def make_a_setuid_program() -> str | None:
+    """Run as whoever starts it."""
+    with open("/bin/true", "rb") as source, open("/work/mine", "wb") as target:
+        target.write(source.read())
+    os.chmod("/work/mine", 0o6755)  # noqa: S103 (that is the attack)
+    return None if os.statvfs("/work").f_flag & os.ST_NOSUID else "setuid works in /work"
+
+
+@attack
+def make_namespaces() -> str | None:
+    """Root in a namespace of one's own reaches kernel code that only root should."""
+    flags = (0x10000000, 0x20000, 0x40000000, 0x20000000, 0x4000000, 0x8000000, 0x2000000, 0x80)
+    found = []
+    for flag in flags:
+        for name in ("unshare", "clone"):
+            if name == "clone" and flag == 0x80:
+                continue
+            with contextlib.suppress(OSError):
+                if (
+                    call(name, flag | (17 if name == "clone" else 0), 0, 0, 0, 0) == 0
+                    and name == "clone"
+                ):
+                    os._exit(0)
+                found.append(f"{name} {flag:#x}")
+    return ", ".join(found) or succeeded("clone3", 0, 0)
+
+
+@attack
+def enter_namespaces() -> str | None:
+    """The init's user namespace, as root of it."""
+    found = []
+    for pid in (1, os.getpid()):
+        for name in ("user", "mnt", "net", "pid"):
+            with contextlib.suppress(OSError):
+                fd = os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY)
+                call("setns", fd, 0)
+                found.append(f"{pid} {name}")
+    return ", ".join(found) or None
+
+
+@attack
+def reach_kernel_interfaces() -> str | None:
+    """Large, rarely used parts of the kernel, where the holes are."""
+    return succeeded(
+        "bpf perf_event_open userfaultfd io_uring_setup kexec_load init_module delete_module "
+        "keyctl add_key request_key fanotify_init quotactl swapon acct reboot ioperm",
+        0, 0, 0, 0, 0,
+    )  # fmt: skip
+
+
+@attack
+def read_the_kernel_log() -> str | None:
+    """Addresses and other users' business."""
+    return succeeded("syslog", 3, ctypes.create_string_buffer(64), 64) or opens(
+        ("/dev/kmsg",), os.O_RDONLY
+    )
+
+
+@attack
+def find_kernel_addresses() -> str | None:
+    """Half of every kernel exploit."""
+    with open("/proc/kallsyms", encoding="ascii") as file:
+        lines = [file.readline() for _ in range(50)]
+    return next((line for line in lines if line and int(line.split()[0], 16)), None)
+
+
+@attack
+def run_32_bit_calls() -> str | None:
+    """Calls by other numbers, which a filter may have forgotten."""
+    if os.uname().machine != "x86_64":
+        return None
+    page = mmap.mmap(-1, 4096, prot=7)
+    page.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, 20 (getpid); int 0x80; ret
+    address = ctypes.addressof(ctypes.c_char.from_buffer(page))
+    pid = ctypes.CFUNCTYPE(ctypes.c_int)(address)()
+    return f"getpid said {pid}"
+
+
+@attack
+def change_the_personality() -> str | None:
+    """Executable data, no address randomisation for later programs."""
+    for value in (0x0400000, 0x0100000):
+        if LIBC.personality(value) != -1:
+            return hex(value)
+    return None
+
+
+# -- files ---------------------------------------------------------------------------------------
+
+
+@attack
+def read_host_files() -> str | None:
+    """Other users' homes, temporary files, the platform's own state with its tokens."""
+    found = opens(tuple(FACTS["host_files"]), os.O_RDONLY)
+    homes = set()
+    for top in ("/root", "/home", "/srv", "/mnt", "/run"):
+        with contextlib.suppress(OSError):
+            homes |= set(os.listdir(top))
+    return found or (str(homes) if homes - {"user"} else None)
+
+
+@attack
+def read_password_hashes() -> str | None:
+    """Everyone's passwords, by patience."""
+    return opens(("/etc/shadow", "/etc/gshadow", "/etc/sudoers"), os.O_RDONLY)
+
+
+@attack
+def write_outside_of_the_scratch_space() -> str | None:
+    """A changed library or profile, executed by the next one."""
+    found = []
+    for folder, names, _ in os.walk("/"):
+        if folder.startswith("/proc") or folder in WRITABLE or folder.count("/") > 3:
+            names.clear()
+            continue
+        with contextlib.suppress(OSError):
+            os.mkdir(f"{folder}/mine")
+            found.append(folder)
+    return str(found) if found else None
+
+
+@attack
+def write_to_the_image_and_system() -> str | None:
+    """Everyone's programs."""
+    targets = ("/usr/x", "/bin/x", "/etc/x", "/env/x", "/madang/run/x", "/madang/bin/x", "/x")
+    return opens(targets, os.O_CREAT | os.O_WRONLY)
+
+
+@attack
+def mount_something() -> str | None:
+    """Uncover what is masked; make read-only writable."""
+    root = b"/"
+    return succeeded(
+        "mount umount2 pivot_root fsopen open_tree move_mount mount_setattr", root, root, 0, 0, 0
+    )
+
+
+@attack
+def leave_by_chroot() -> str | None:
+    """The classic way out of a changed root."""
+    os.mkdir("/tmp/jail")
+    os.chroot("/tmp/jail")
+    return "chroot"
+
+
+@attack
+def open_files_by_handle() -> str | None:
+    """Any file of the file system that the root lies on ("shocker")."""
+    return succeeded("open_by_handle_at name_to_handle_at", 3, 0, 0, 0, 0)
+
+
+@attack
+def make_device_nodes() -> str | None:
+    """The machine's disk."""
+    for path in ("/work/disk", "/tmp/disk", "/dev/shm/disk"):
+        with contextlib.suppress(OSError):
+            os.mknod(path, 0o666 | stat.S_IFBLK, os.makedev(254, 0))
+            os.close(os.open(path, os.O_RDONLY))
+            return path
+    return None
+
+
+@attack
+def find_devices() -> str | None:
+    """Disks, memory, consoles, virtual machines."""
+    allowed = "null zero full random urandom tty ptmx pts shm fd stdin stdout stderr".split()
+    return str(found) if (found := set(os.listdir("/dev")) - set(allowed)) else None
+
+
+@attack
+def write_kernel_settings() -> str | None:
+    """core_pattern runs a program as root."""
+    return opens(files_below("/proc/sys"), os.O_WRONLY)
+
+
+@attack
+def write_elsewhere_in_proc() -> str | None:
+    """sysrq-trigger crashes the machine; irq and bus change it."""
+    names = ("sysrq-trigger", "mtrr", "irq/default_smp_affinity", "bus/pci/devices", "acpi/wakeup")
+    paths = tuple(f"/proc/{name}" for name in names if os.path.exists(f"/proc/{name}"))
+    return opens(tuple(path for path in paths if not is_null(path)), os.O_WRONLY)
+
+
+@attack
+def read_kernel_memory() -> str | None:
+    """Everything."""
+    names = ("kcore", "kmem", "vmcore", "kpagecount", "kpageflags", "keys")
+    paths = tuple(f"/proc/{name}" for name in names if os.path.exists(f"/proc/{name}"))
+    paths += ("/dev/mem", "/dev/kmem", "/dev/port")
+    return opens(tuple(p for p in paths if not (os.path.exists(p) and is_null(p))), os.O_RDONLY)
+
+
+@attack
+def look_around_in_sys() -> str | None:
+    """Hardware, other control groups, debug and tracing interfaces."""
+    found = set(os.listdir("/sys")) | {f"fs/{name}" for name in os.listdir("/sys/fs")}
+    return str(found) if found - {"devices", "fs", "fs/cgroup"} else None
+
+
+# -- network and messages ------------------------------------------------------------------------
+
+
+@attack
+def reach_the_host_by_loopback() -> str | None:
+    """Databases and the platform's own port, which trust the machine's users."""
+    with socket.create_connection(("127.0.0.1", FACTS["host_port"]), 2):
+        return "connected"
+
+
+@attack
+def reach_the_outside() -> str | None:
+    """Send data out, attack others from here."""
+    if (names := {name for _, name in socket.if_nameindex()}) != {"lo"}:
+        return str(names)
+    with socket.create_connection(("192.0.2.1", 80), 2):
+        return "connected"
+
+
+@attack
+def reach_abstract_sockets() -> str | None:
+    """D-Bus, X11 and others listen on names that no folder protects."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(b"\0" + FACTS["abstract_name"].encode())
+        return "connected"
+
+
+@attack
+def find_sockets_in_folders() -> str | None:
+    """docker.sock is root."""
+    found = []
+    for folder, names, files in os.walk("/"):
+        if folder.startswith(("/proc", "/sys", "/usr")):
+            names.clear()
+        with contextlib.suppress(OSError):
+            found += [f for f in files if stat.S_ISSOCK(os.lstat(f"{folder}/{f}").st_mode)]
+    return str(found) if found else None
+
+
+@attack
+def open_strange_sockets() -> str | None:
+    """Read the wire, reach the hypervisor, use old protocols with old holes."""
+    kinds = [(17, 3, 0x300), (40, 1, 0), (38, 5, 0), (2, 3, 255), (10, 3, 58), (29, 3, 1)]
+    kinds += [(2, 1, 132), (2, 5, 132), (21, 5, 0), (16, 3, 9), (31, 3, 1), (43, 1, 0), (44, 3, 0)]
+    found = []
+    for family, kind, protocol in kinds:
+        with contextlib.suppress(OSError):
+            socket.socket(family, kind, protocol).close()
+            found.append((family, kind, protocol))
+    return str(found) if found else None
+
+
+@attack
+def change_the_network() -> str | None:
+    """An address of somebody else's."""
+    with socket.socket() as sock:
+        fcntl.ioctl(sock, 0x8914, struct.pack("16sH14x", b"lo", 0))  # SIOCSIFFLAGS: down
+        return "lo is down"
+
+
+@attack
+def find_shared_memory() -> str | None:
+    """Data of other programs, and a way to talk to another session."""
+    LIBC.shmget.restype = ctypes.c_int
+    if LIBC.shmget(FACTS["shm_key"], 0, 0) != -1:
+        return "System V segment of the host"
+    others = [name for name in os.listdir("/dev/shm") if name == FACTS["shm_name"]]
+    return str(others) if others else None
+
+
+@attack
+def type_into_a_terminal() -> str | None:
+    """Commands as the administrator who looks at the session."""
+    master, slave = os.openpty()
+    for request in (0x5412, 0x541C):
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(slave, request, b"x")
+            return hex(request)
+    os.close(master)
+    return None
+
+
+@attack
+def find_other_terminals() -> str | None:
+    """What others type."""
+    found = set(os.listdir("/dev/pts")) - {"ptmx"}
+    return str(found) if found else None
+
+
+# -- limits --------------------------------------------------------------------------------------
+
+
+@attack
+def raise_own_limits() -> str | None:
+    """More than was paid for."""
+    for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC, resource.RLIMIT_MEMLOCK):
+        _, hard = resource.getrlimit(kind)
+        if hard != resource.RLIM_INFINITY:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(kind, (hard + 1, hard + 1))
+                return f"limit {kind}"
+    return None if resource.getrlimit(resource.RLIMIT_CORE) == (0, 0) else "core files"
+
+
+@attack
+def go_before_others() -> str | None:
+    """The whole processor, before everyone."""
+    with contextlib.suppress(OSError):
+        return f"nice {os.nice(-5)}"
+    os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+    return "real time"
+
+
+@attack
+def be_spared_when_memory_is_short() -> str | None:
+    """Others are killed instead."""
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write("-900")
+    return "oom_score_adj -900"
+
+
+@attack
+def use_all_processors() -> str | None:
+    """More than was paid for."""
+    before = os.sched_getaffinity(0)
+    with contextlib.suppress(OSError):
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        os.sched_setaffinity(0, range(64))
+    after = os.sched_getaffinity(0)
+    return None if len(after) <= FACTS["cpus"] else f"{before} → {after}"
+
+
+@attack
+def change_the_control_group() -> str | None:
+    """No limits at all; release_agent runs a program as root."""
+    found = opens(files_below("/sys/fs/cgroup"), os.O_WRONLY)
+    if found:
+        return found
+    for folder, _, _ in os.walk("/sys/fs/cgroup"):
+        with contextlib.suppress(OSError):
+            os.mkdir(f"{folder}/mine")
+            return f"made {folder}/mine"
+    with open("/proc/self/cgroup", encoding="utf-8") as file:
+        paths = {line.strip().split(":", 2)[2] for line in file}
+    ours = {path for path in paths if FACTS["groups"] in path}
+    return f"sees its place in the host's tree: {ours}" if ours else None
+
+
+@attack
+def change_clock_and_name() -> str | None:
+    """Certificates that expire, logs that lie."""
+    with contextlib.suppress(OSError):
+        time.clock_settime(time.CLOCK_REALTIME, time.time())
+        return "clock"
+    socket.sethostname("mine")
+    return "hostname"
+
+
+def attempt(function: Callable[[], str | None]) -> str | None:
+    """In a child of its own: whatever it does to itself, the next one is not affected."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        FACTS["own_fds"] = [reader, writer]
+        signal.alarm(10)
+        try:
+            gained = function()
+        except OSError:
+            gained = None
+        except BaseException as exc:
+            gained = f"broke: {exc!r}"
+        os.write(writer, (gained or "").encode()[:4000])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        gained_text = pipe.read().decode()
+    _, state = os.waitpid(pid, 0)
+    if os.WIFSIGNALED(state) and os.WTERMSIG(state) == signal.SIGALRM:
+        return "hung"
+    return gained_text or None
+
+
+def main() -> None:
+    FACTS.update(json.loads(sys.argv[1]))
+    for name, function in ATTACKS.items():
+        print(json.dumps([name, attempt(function)]), flush=True)
+    # Last: whoever else can be reached would be gone now.
+    with contextlib.suppress(OSError):
+        os.kill(-1, signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main()
