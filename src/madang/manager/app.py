@@ -156,12 +156,9 @@ class Manager:
         """Who has to look because of *event*; each would look by itself later."""
         if event.kind == "session.removed":
             self.agents.forget(event.object)
-        if event.kind in {"session.moved", "session.changed", "session.removed"}:
-            if node := event.payload.get("node"):
-                self.fleet.wake(node)
-            if event.kind == "session.moved":
-                self._scheduler.wake()
-        elif event.kind == "node.connected":
+        if node := event.payload.get("node"):
+            self.fleet.wake(node)
+        if event.kind in {"session.moved", "node.connected"}:
             self._scheduler.wake()
 
     async def _health(self) -> None:

@@ -33,4 +33,4 @@ def seconds(stored: int) -> float:
 
 def one_of(column: sa.ColumnElement[Any], values: Iterable[str]) -> sa.ColumnElement[bool]:
     """``column IN values`` for few fixed values; compiled statements can't expand lists."""
-    return sa.or_(*(column == sa.literal(str(value)) for value in values))
+    return sa.or_(sa.false(), *(column == sa.literal(str(value)) for value in values))

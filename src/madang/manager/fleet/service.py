@@ -105,15 +105,6 @@ class FleetService:
         at = micros(self._clock.now())
         async with self._database.begin() as tx:
             newest = await store.greet(tx, hello, at)
-            if newest:
-                await add_event(
-                    tx,
-                    at=at,
-                    kind="node.connected",
-                    subject=hello.node,
-                    owner_id="",
-                    payload={"incarnation": hello.incarnation},
-                )
         if not newest:
             log.warning("an outdated agent was sent away", extra={"node": hello.node})
             return None
@@ -129,9 +120,9 @@ class FleetService:
             await older.link.close()
         self._connections[node] = connection
         log.info("agent connected", extra={"node": node, "incarnation": connection.incarnation})
-        self._feed.wake()
         connection.sender.start()
         try:
+            await self._announce(connection)
             while True:
                 message = await connection.link.receive()
                 connection.heard_at = self._clock.monotonic()
@@ -142,6 +133,19 @@ class FleetService:
                 del self._connections[node]
             await connection.sender.stop()
             log.info("agent gone", extra={"node": node, "incarnation": connection.incarnation})
+
+    async def _announce(self, connection: Connection) -> None:
+        """Only now: who is woken by it finds the node online."""
+        async with self._database.begin() as tx:
+            await add_event(
+                tx,
+                at=micros(self._clock.now()),
+                kind="node.connected",
+                subject=connection.node,
+                owner_id="",
+                payload={"incarnation": connection.incarnation},
+            )
+        self._feed.wake()
 
     async def _observe(self, node: str, message: Reports) -> None:
         assert self._duties is not None

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from madang.kit.codec import to_json
 from madang.manager.db import Reader, Transaction
+from madang.manager.db.events import add_event
 from madang.manager.fleet.tables import SLOTS, forgotten, nodes
 from madang.manager.fleet.types import NodeRow, Slots
 from madang.wire.kernel import Hello, KernelId
@@ -153,16 +154,25 @@ async def mark_seen(tx: Transaction, node: str, at: int) -> None:
 async def forget(tx: Transaction, node: str, kernel: KernelId, at: int) -> None:
     """Have *node* remove *kernel* with all its files; idempotent."""
     where = {"b_node": node, "b_session": kernel.session, "b_attempt": kernel.attempt}
-    if await tx.one(_IS_FORGOTTEN, **where) is None:
-        revision = await next_revision(tx, node)
-        await tx.execute(
-            _FORGET,
-            node=node,
-            session_id=kernel.session,
-            attempt=kernel.attempt,
-            revision=revision,
-            at=at,
-        )
+    if await tx.one(_IS_FORGOTTEN, **where) is not None:
+        return
+    revision = await next_revision(tx, node)
+    await tx.execute(
+        _FORGET,
+        node=node,
+        session_id=kernel.session,
+        attempt=kernel.attempt,
+        revision=revision,
+        at=at,
+    )
+    await add_event(
+        tx,
+        at=at,
+        kind="kernel.forgotten",
+        subject=str(kernel),
+        owner_id="",
+        payload={"node": node},
+    )
 
 
 async def list_forgotten(tx: Reader, node: str, since: int) -> list[KernelId]:
