@@ -81,6 +81,9 @@ class NodeUnderTest:
 
     async def disconnect(self) -> None:
         await self.link.close()
+        await self.link_ended()
+
+    async def link_ended(self) -> None:
         await asyncio.wait(self._tasks)
 
     async def stop(self) -> None:
