@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -185,11 +187,15 @@ class Sessions:
         """Wait until the program has written *text*; all that it has written."""
         folder = self.io(kernel, name)
         async with asyncio.timeout(PATIENCE_S):
-            async with contextlib.aclosing(self.keepers.watch(folder)) as news:  # type: ignore[type-var]
+            async with contextlib.aclosing(self.keepers.watch(folder)) as news:
                 async for _ in news:
                     if text in (written := b"".join(read_output(folder))):
                         return written
         raise AssertionError(f"ended before {text!r}: {read_output(folder)!r}")
+
+    def output(self, kernel: KernelId, name: str = "main") -> tuple[bytes, bytes]:
+        """What it has written to stdout and stderr so far, as far as it is kept."""
+        return read_output(self.io(kernel, name))
 
     def io(self, kernel: KernelId, name: str = "main") -> str:
         return f"{self.runtime.kernel_dir(kernel)}/io/{name}"
@@ -204,7 +210,31 @@ class Sessions:
 def spec(*argv: str, **more: Any) -> KernelSpec:
     """A small kernel. Fields of Size may be given too: ``pids=8``."""
     sizes = {key: more.pop(key) for key in Size.__dataclass_fields__ if key in more}
-    return KernelSpec(argv=argv, image=HOST, size=replace(SMALL, **sizes), **more)
+    return KernelSpec(argv=argv, size=replace(SMALL, **sizes), **({"image": HOST} | more))
+
+
+def numpy_image(state: Path) -> ImageMount:
+    """An image with this interpreter's numpy in one layer. Raises ImportError without numpy.
+
+    For programs of the same Python version on the machine itself.
+    """
+    import numpy as np
+
+    packages = Path(np.__file__).parent.parent
+    digest = hashlib.sha256(b"numpy").hexdigest()
+    target = state / "layers" / digest / "site-packages"
+    for name in ("numpy", "numpy.libs"):
+        if not (target / name).exists():
+            shutil.copytree(packages / name, target / name, copy_function=_link)
+    env = {"PYTHONPATH": "/env/site-packages"}
+    return ImageMount(name="numpy", digest=digest, kind="layers", layers=(digest,), env=env)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def read_output(folder: str) -> tuple[bytes, bytes]:
