@@ -19,7 +19,7 @@ def capacity(settings: AgentSettings, facts: RuntimeFacts, held_disk_bytes: int)
     mine = Capacity(
         cpu=len(os.sched_getaffinity(0)) * settings.cpu_overcommit,
         mem_bytes=max(0, _memory() - settings.mem_reserve_bytes),
-        disk_bytes=max(0, free - settings.disk_reserve_bytes),
+        disk_bytes=_promised(settings, free - settings.disk_reserve_bytes),
         pids=max(0, _pids() - _PIDS_FOR_US),
     )
     limit = facts.capacity
@@ -28,9 +28,13 @@ def capacity(settings: AgentSettings, facts: RuntimeFacts, held_disk_bytes: int)
     return Capacity(
         cpu=min(mine.cpu, limit.cpu * settings.cpu_overcommit),
         mem_bytes=min(mine.mem_bytes, limit.mem_bytes),
-        disk_bytes=min(mine.disk_bytes, limit.disk_bytes),
+        disk_bytes=min(mine.disk_bytes, _promised(settings, limit.disk_bytes)),
         pids=min(mine.pids, limit.pids),
     )
+
+
+def _promised(settings: AgentSettings, free_bytes: int) -> int:
+    return round(max(0, free_bytes) * settings.disk_overcommit)
 
 
 def facts_as_text(facts: RuntimeFacts) -> dict[str, str]:

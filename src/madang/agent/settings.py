@@ -20,6 +20,8 @@ class AgentSettings:
     """Between two full reports. Three may be late before the node counts as silent."""
     cpu_overcommit: float = 1.0
     """Cores promised to sessions for each real one."""
+    disk_overcommit: float = 1.0
+    """Disk promised to sessions for what is free: few fill theirs, and the files are sparse."""
     mem_reserve_bytes: int = 512 * MIB
     """Memory that sessions never get: for the system and for us."""
     disk_reserve_bytes: int = 1 * GIB

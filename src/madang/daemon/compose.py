@@ -88,6 +88,7 @@ def agent_settings(settings: Settings) -> AgentSettings:
         node=node.name or socket.gethostname(),
         state_dir=settings.server.state,
         cpu_overcommit=node.cpu_overcommit,
+        disk_overcommit=node.disk_overcommit,
         mem_reserve_bytes=node.mem_reserve_bytes,
         disk_reserve_bytes=node.disk_reserve_bytes,
     )

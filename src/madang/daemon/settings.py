@@ -55,7 +55,7 @@ class DefaultSettings:
     """Memory, at most half of the machine's."""
     pids: int = 512
     """Processes and threads at once."""
-    disk_bytes: int = 10 * GIB
+    disk_bytes: int = 4 * GIB
     """Writable disk of the session."""
     time_s: float | None = None
     """Longest run time; none if not given."""
@@ -89,6 +89,8 @@ class NodeSettings:
     """Name of this machine; empty: its host name."""
     cpu_overcommit: float = 1.0
     """Cores given out for each core there is."""
+    disk_overcommit: float = 4.0
+    """Disk given out for what is free: few sessions fill theirs. Each one's own limit holds."""
     mem_reserve_bytes: int = 512 * MIB
     """Memory never given to sessions."""
     disk_reserve_bytes: int = 1 * GIB
