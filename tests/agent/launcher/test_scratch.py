@@ -162,6 +162,15 @@ def test_taking_again_changes_nothing(pool: Pool, new_kernel: Callable[[], str])
 
 
 @needs_root
+def test_an_empty_folder_of_a_killed_helper_is_no_disk(
+    pool: Pool, new_kernel: Callable[[], str]
+) -> None:
+    kernel = new_kernel()
+    os.mkdir(f"{kernel}/{MOUNT}")
+    assert pool.take(kernel, 8 * MIB, UID).enforced == "quota"
+
+
+@needs_root
 def test_files_outlive_release_until_removed(
     pool: Pool, folder: Path, new_kernel: Callable[[], str]
 ) -> None:

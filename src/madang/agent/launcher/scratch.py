@@ -55,9 +55,9 @@ _MS_MOVE: Final = 8192
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _BYTES_PER_INODE: Final = 8192
 _MOUNT_FLAGS: Final = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOATIME
-_MOUNT_OPTIONS: Final = b"noinit_itable,discard,nobarrier"
+_MOUNT_OPTIONS: Final = b"noinit_itable,discard,nobarrier,errors=remount-ro"
 """Uninitialised inode tables stay holes; deleted files give the host its space back; a session's
-fsync does not become one of the host's disk."""
+fsync does not become one of the host's disk; after an error nothing more is written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +174,8 @@ class Pool:
                 os.rename(f"{self.folder}/{name}", claimed)
             except FileNotFoundError:
                 continue  # Another helper was faster.
-            os.makedirs(f"{kernel_dir}/{MOUNT}", 0o755, exist_ok=True)
             os.rename(f"{claimed}/{IMAGE}", f"{kernel_dir}/{IMAGE}")
+            os.makedirs(f"{kernel_dir}/{MOUNT}", 0o755, exist_ok=True)
             if os.path.ismount(f"{claimed}/{MOUNT}"):
                 source, target = f"{claimed}/{MOUNT}".encode(), f"{kernel_dir}/{MOUNT}".encode()
                 syscalls.mount(source, target, None, _MS_MOVE)
@@ -203,7 +203,9 @@ class Pool:
 
     @staticmethod
     def _exists(kernel_dir: str) -> bool:
-        return any(os.path.exists(f"{kernel_dir}/{name}") for name in (IMAGE, MOUNT))
+        """Made before, in either way; an empty folder is what a killed helper leaves."""
+        folders = (f"{MOUNT}/{name}" for name in FOLDERS)
+        return any(os.path.exists(f"{kernel_dir}/{name}") for name in (IMAGE, *folders))
 
 
 def usage(path: str) -> tuple[int, int]:
