@@ -18,6 +18,7 @@ from madang.testing.clock import FakeClock
 from madang.wire.errors import (
     Conflict,
     Forbidden,
+    IdempotencyMismatch,
     ImageInUse,
     ImageUnknown,
     NodeUnavailable,
@@ -219,6 +220,20 @@ async def test_two_builds_of_a_name_at_once_are_one(box: Box) -> None:
     assert len(box.sessions.sessions) == 1
 
 
+async def test_a_repeated_key_gives_the_same_build(box: Box) -> None:
+    request = BuildRequest(name="digits", requirements=("numpy",))
+    first = await box.service.build(ANN, request, key="k")
+    assert await box.service.build(ANN, request, key="k") == first
+    with pytest.raises(IdempotencyMismatch):
+        await box.service.build(ANN, replace(request, requirements=("idna",)), key="k")
+    with pytest.raises(Conflict):
+        await box.service.build(ANN, request, key="other")
+    box.sessions.end(first, "a")
+    await box.service.settle_builds()
+    assert (await box.service.build(ANN, request, key="k")).id == first.id
+    assert len(box.sessions.sessions) == 1
+
+
 async def test_a_rebuild_takes_the_name_when_it_is_ready_and_not_before(box: Box) -> None:
     first = await box.ready("digits", "a")
     box.sessions.live = {first: 1}
@@ -280,10 +295,13 @@ async def test_what_is_not_there_or_not_ours_cannot_be_removed(box: Box) -> None
 
 async def test_a_build_that_cannot_start_leaves_nothing(box: Box) -> None:
     box.sessions.refuse = SizeImpossible("no machine is that large")
+    request = BuildRequest(name="digits", requirements=("numpy",))
     with pytest.raises(SizeImpossible):
-        await box.build()
+        await box.service.build(ANN, request, key="k")
     assert [image.name for image in await box.service.list()] == ["host"]
     box.sessions.refuse = None
+    session = await box.service.build(ANN, request, key="k")
+    box.sessions.end(session, code=1)
     await box.ready("digits", "a")
 
 

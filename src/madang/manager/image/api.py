@@ -31,10 +31,18 @@ class ImageApi:
         """One image with its layers."""
         return await self._service.get(call.path("name"))
 
-    @endpoint("POST", "/v1/images", body=BuildRequest, returns=Session, status=202)
+    @endpoint(
+        "POST",
+        "/v1/images",
+        body=BuildRequest,
+        returns=Session,
+        status=202,
+        headers=("Idempotency-Key",),
+    )
     async def build_image(self, call: Call[Any, BuildRequest]) -> Session:
         """Build an image; the answer is the session that builds it."""
-        return await self._service.build(call.caller, call.body)
+        key = call.header("Idempotency-Key")
+        return await self._service.build(call.caller, call.body, key=key)
 
     @endpoint("DELETE", "/v1/images/{name}", query=RemoveQuery, status=204)
     async def remove_image(self, call: Call[RemoveQuery, Any]) -> None:

@@ -10,7 +10,13 @@ from typing import Final
 from madang.kit.codec import from_json
 from madang.manager.db import seconds
 from madang.manager.image.types import ImageRow, ImageSettings
-from madang.wire.errors import BuildFailed, Conflict, ImageUnknown, InvalidRequest
+from madang.wire.errors import (
+    BuildFailed,
+    Conflict,
+    IdempotencyMismatch,
+    ImageUnknown,
+    InvalidRequest,
+)
 from madang.wire.image import (
     BuildManifest,
     BuildRequest,
@@ -26,6 +32,7 @@ BUILD_SCRIPT: Final = f"{TOOLS_DIR}/build.pyz"
 MAX_REQUIREMENTS: Final = 200
 MAX_REQUIREMENT: Final = 500
 MAX_LAYERS: Final = 400
+MAX_KEY: Final = 200
 _NAME: Final = re.compile(r"[a-z][a-z0-9._-]{1,39}")
 _REQUIREMENT: Final = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\s*(?:\[[A-Za-z0-9 ,._-]*\])?\s*"
@@ -70,6 +77,19 @@ def _check_requirement(text: str) -> None:
             "git addresses can't be built: each file must have a hash.",
             field="requirements",
         )
+
+
+def id_of_key(owner_id: str, key: str) -> str:
+    """The id of the image that an Idempotency-Key stands for."""
+    if not (1 <= len(key) <= MAX_KEY and key.isprintable()):
+        raise InvalidRequest(f"Idempotency-Key: 1 to {MAX_KEY} printable characters.")
+    return "k" + hashlib.sha256(f"{owner_id}\n{key}".encode()).hexdigest()[:25]
+
+
+def check_repeated(known: ImageRow, row: ImageRow) -> None:
+    """Raises IdempotencyMismatch if one key came with two requests."""
+    if (known.name, known.requirements, known.size) != (row.name, row.requirements, row.size):
+        raise IdempotencyMismatch("this Idempotency-Key came before with another build.")
 
 
 def build_spec(row: ImageRow, settings: ImageSettings) -> SessionSpec:

@@ -9,7 +9,7 @@ from typing import Final
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
 from madang.kit.ids import new_id
-from madang.manager.db import Database, micros
+from madang.manager.db import Database, Transaction, micros
 from madang.manager.image import rules, store
 from madang.manager.image.types import (
     MANIFEST_PATIENCE_S,
@@ -102,22 +102,23 @@ class ImageService:
             raise rules.not_ready(name, None)
         return rules.to_image(row, live.get(row.digest, 0))
 
-    async def build(self, caller: Caller, request: BuildRequest) -> Session:
-        """Start the build session. Raises Conflict while the name is being built."""
+    async def build(
+        self, caller: Caller, request: BuildRequest, *, key: str | None = None
+    ) -> Session:
+        """Start the build session; the same one if *key* came before with the same request.
+
+        Raises Conflict while the name is being built.
+        """
         request = rules.check_request(request)
-        row = self._new_row(caller, request)
+        row = self._new_row(caller, request, key)
+        await self._current(row.name)  # a build that has just ended is in nobody's way
         async with self._database.begin() as tx:
-            for old in await store.of_name(tx, row.name):
-                _check_owner(caller, old)
-                if old.status == S.BUILDING:
-                    raise Conflict(
-                        f"image {row.name!r} is being built by {old.build_name or 'a session'}: "
-                        "wait for it, or stop it first.",
-                        build=old.build_name,
-                    )
-                if old.status == S.FAILED:
-                    await store.move(tx, old, S.REMOVED, row.created_at)
-            await store.add(tx, row)
+            known = await store.find(tx, row.id)
+            if known is None:
+                await self._accept(tx, caller, row)
+        if known is not None:
+            rules.check_repeated(known, row)
+            return await self._start(known)
         try:
             return await self._start(row)
         except PlatformError:
@@ -179,10 +180,23 @@ class ImageService:
                 rows = await store.of_name(tx, name)
         return rules.current(rows)
 
-    def _new_row(self, caller: Caller, request: BuildRequest) -> ImageRow:
+    async def _accept(self, tx: Transaction, caller: Caller, row: ImageRow) -> None:
+        for old in await store.of_name(tx, row.name):
+            _check_owner(caller, old)
+            if old.status == S.BUILDING:
+                raise Conflict(
+                    f"image {row.name!r} is being built by {old.build_name or 'a session'}: "
+                    "wait for it, or stop it first.",
+                    build=old.build_name,
+                )
+            if old.status == S.FAILED:
+                await store.move(tx, old, S.REMOVED, row.created_at)
+        await store.add(tx, row)
+
+    def _new_row(self, caller: Caller, request: BuildRequest, key: str | None) -> ImageRow:
         now = micros(self._clock.now())
         return ImageRow(
-            id=new_id(),
+            id=new_id() if key is None else rules.id_of_key(caller.user_id, key),
             name=request.name,
             owner_id=caller.user_id,
             owner=caller.user,
@@ -218,6 +232,7 @@ class ImageService:
         async with self._database.begin() as tx:
             await store.move(tx, row, S.FAILED, now, reason="its session could not be created")
             await store.move(tx, row, S.REMOVED, now)
+            await store.delete(tx, row.id)
 
     async def _settle(self, row: ImageRow) -> None:
         if not row.build:
