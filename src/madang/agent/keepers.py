@@ -13,7 +13,8 @@ from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from madang.wire.errors import SessionNotRunning, from_problem
+from madang.kit.codec import from_json
+from madang.wire.errors import InvalidRequest, SessionNotRunning, from_problem
 from madang.wire.link import Resize, Signal, StdinEnd
 
 SOCKET: Final = "keeper.sock"
@@ -32,6 +33,13 @@ class KeeperNews:
     """Offset after the last record."""
     ended: bool = False
     """The program has ended and ``ended.json`` is written."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    ok: bool = False
+    error: str = ""
+    text: str = ""
 
 
 class StdinWriter(Protocol):
@@ -71,10 +79,9 @@ class SocketKeepers:
             return
         try:
             while line := await reader.readline():
-                message = json.loads(line)
-                yield KeeperNews(message.get("end"), bool(message.get("ended")))
-        except (ConnectionError, ValueError):
-            return
+                yield from_json(KeeperNews, line)
+        except (ConnectionError, ValueError, InvalidRequest):
+            return  # who talks like this keeps nothing
         finally:
             await _close(writer)
 
@@ -122,14 +129,14 @@ async def _tell(folder: str, message: dict[str, object]) -> None:
     try:
         async with asyncio.timeout(_PATIENCE_S):
             line = await reader.readline()
-        answer = json.loads(line) if line else {}
-    except (OSError, ValueError) as exc:  # TimeoutError is an OSError
+        answer = from_json(_Answer, line or b"{}")
+    except (OSError, ValueError, InvalidRequest) as exc:  # TimeoutError is an OSError
         raise SessionNotRunning("the program's keeper does not answer.") from exc
     finally:
         await _close(writer)
-    if "error" in answer:
-        raise from_problem(str(answer["error"]), str(answer.get("text", "")), {})
-    if not answer:
+    if answer.error:
+        raise from_problem(answer.error, answer.text, {})
+    if not answer.ok:
         raise SessionNotRunning("the program has just ended.")
 
 
