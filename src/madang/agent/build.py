@@ -122,6 +122,9 @@ class Builds:
         self._read: Final = read
         self._registry: Final = registry
         self._proxies: Final[dict[KernelId, Proxy]] = {}
+        self._told: Final[dict[KernelId, frozenset[str]]] = {}
+        """Layers that a build counts on, until it has ended."""
+        self._learning: Final = asyncio.Lock()
 
     async def open(self) -> None:
         await asyncio.to_thread(self._store.open)
@@ -139,7 +142,7 @@ class Builds:
         if kernel in self._proxies:
             return
         known = await asyncio.to_thread(self._store.known, spec.owner)
-        self._store.touch(layer.digest for layer in known.values())
+        self._told[kernel] = frozenset(layer.digest for layer in known.values())
         proxy = Proxy(
             os.path.join(self._service_dir(kernel), PROXY_SOCKET),
             self._orders(known),
@@ -162,6 +165,7 @@ class Builds:
     async def after_end(self, kernel: KernelId, spec: KernelSpec, ended: Ended) -> Ended:
         await self._close_proxy(kernel)
         if ended.reason is not Reason.EXIT or ended.exit_code != 0:
+            self._told.pop(kernel, None)
             return ended
         try:
             await self._take_over(kernel, spec)
@@ -173,10 +177,12 @@ class Builds:
             return dataclasses.replace(
                 ended, exit_code=NOT_TAKEN, text=f"The build's layers can't be kept: {text}"
             )
+        self._told.pop(kernel, None)
         return ended
 
     async def collect(self, keep_layers: Iterable[str]) -> None:
-        gone = await asyncio.to_thread(self._store.collect, frozenset(keep_layers))
+        keep = frozenset(keep_layers).union(*self._told.values())
+        gone = await asyncio.to_thread(self._store.collect, keep)
         if gone:
             log.info("layers removed", extra={"count": len(gone)})
 
@@ -207,7 +213,8 @@ class Builds:
                 await asyncio.to_thread(remove_tree, path)
         layers = {layer.digest: layer for layer in manifest.layers}
         learned = {k: layers[d] for k, d in keys.items() if _KEY.fullmatch(k) and d in layers}
-        await asyncio.to_thread(store.learn, spec.owner, learned)
+        async with self._learning:
+            await asyncio.to_thread(store.learn, spec.owner, learned)
 
     async def _text(self, kernel: KernelId, name: str) -> bytes:
         """A small file of the outputs."""

@@ -345,6 +345,22 @@ async def test_a_build_teaches_only_what_it_brought(
     assert builds._store.known("ann") == before
 
 
+async def test_layers_that_a_build_counts_on_are_not_collected(
+    builds: Builds, tmp_path: Path, outputs: Path
+) -> None:
+    await _build(builds, tmp_path, "idna==3.10")
+    for digest in builds.layers():
+        os.utime(tmp_path / "layers" / digest, (1, 1))
+    idna = _manifest(outputs).layers[0].digest
+
+    await builds.before_start(KERNEL, SPEC)
+    await builds.collect([])
+    assert builds.layers() == (idna,)
+    await builds.after_end(KERNEL, SPEC, Ended(reason=Reason.USER))
+    await builds.collect([])
+    assert builds.layers() == ()
+
+
 async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, outputs: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("mounting a small disk needs root")
