@@ -17,6 +17,9 @@ from madang.wire.size import check as check_size
 
 T = TypeVar("T")
 
+OPERATIONS: Final = frozenset(
+    "hello list prepare start kill freeze thaw settle remove files".split()
+)
 MAX_ARGUMENTS_BYTES: Final = 1024 * 1024
 MAX_LAYERS: Final = 500
 """What overlayfs stacks."""
@@ -26,6 +29,12 @@ _KERNEL: Final = re.compile(r"[0-9a-z]{10,40}\.[0-9]{1,6}", re.ASCII)
 _EXEC: Final = re.compile(r"[0-9a-z][0-9a-z-]{0,63}", re.ASCII)
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _HOSTNAME: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
+
+
+def operation(value: object) -> str:
+    if not isinstance(value, str) or value not in OPERATIONS:
+        raise InvalidRequest(f"op: {str(value)[:40]!r} is unknown.")
+    return value
 
 
 def kernel_id(value: object) -> KernelId:

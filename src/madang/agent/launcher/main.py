@@ -148,9 +148,12 @@ class _Launcher:
             self._perform(message, answer)
         except PlatformError as exc:
             answer(exc)
+        except Exception as exc:  # The request boundary: a bad request must not end us.
+            say(f"launcher: {message}: {exc!r}"[:2000])
+            answer(PlatformError("the launcher failed; its log says more."))
 
     def _perform(self, message: dict[str, Any], answer: Callable[[Any], None]) -> None:
-        op = message.pop("op", None)
+        op = checks.operation(message.pop("op", None))
         if op == "hello":
             answer(self._facts())
             return
@@ -164,10 +167,8 @@ class _Launcher:
             (kernels.prepare if op == "prepare" else kernels.start)(kernel, spec, answer)
         elif op in {"freeze", "thaw"}:
             kernels.freeze(kernel, answer, frozen=op == "freeze")
-        elif op in {"settle", "remove", "kill", "files"}:
-            getattr(kernels, op)(kernel, answer)
         else:
-            raise InvalidRequest(f"op: {str(op)[:40]!r} is unknown.")
+            getattr(kernels, op)(kernel, answer)
 
     def _push_change(self, kernel: str) -> None:
         for client in list(self._clients):
