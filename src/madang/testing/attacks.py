@@ -120,6 +120,14 @@ def see_processes_of_others() -> str | None:
 
 
 @attack
+def read_the_platform_s_command_line() -> str | None:
+    """Its settings, perhaps with the password of its database."""
+    with open("/proc/1/cmdline", "rb") as file:
+        command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
+    return command if command != "madang-init" else None
+
+
+@attack
 def signal_a_process_of_the_host() -> str | None:
     """End anything on the machine."""
     os.kill(FACTS["host_pid"], 0)

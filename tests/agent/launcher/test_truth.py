@@ -101,6 +101,45 @@ def test_an_unreadable_cpuinfo_still_counts() -> None:
     assert truth.render_cpuinfo([], [0, 1]).decode().count("processor") == 2
 
 
+def parse_mask(text: str) -> list[int]:
+    bits = int(text.replace(",", ""), 16)
+    return [n for n in range(bits.bit_length()) if bits >> n & 1]
+
+
+@given(CPUS)
+def test_a_cpu_mask_reads_back(cpus: list[int]) -> None:
+    text = truth.cpu_mask(cpus)
+    assert parse_mask(text) == cpus
+    assert all(len(word) == 8 for word in text.split(","))
+
+
+@given(CPUS.filter(lambda cpus: len(cpus) <= 40), st.integers(1, 4))
+def test_the_topology_is_the_session_s_part_of_the_machine_s(cpus: list[int], threads: int) -> None:
+    cores = {n: truth.Core(n // 64, n % 64 // threads) for n in range(512)}
+
+    found = truth.render_topology(cores, cpus)
+
+    for n in cpus:
+        told = {name: found[f"cpu{n}/topology/{name}"] for name in TOPOLOGY}
+        same = [m for m in cpus if cores[m] == cores[n]]
+        assert parse_list(told["thread_siblings_list"]) == same
+        assert parse_mask(told["thread_siblings"]) == same
+        assert parse_list(told["core_siblings_list"]) == [m for m in cpus if m // 64 == n // 64]
+        assert told["physical_package_id"] == str(n // 64)
+    distinct = {found[f"cpu{n}/topology/thread_siblings_list"] for n in cpus}
+    assert len(distinct) == len({cores[n] for n in cpus})
+
+
+def test_a_very_large_session_has_no_topology_files() -> None:
+    assert truth.render_topology({}, range(200)) == {}
+    assert len(truth.files(200, range(200), 1 << 40)) < 20
+
+
+TOPOLOGY = (
+    "core_id physical_package_id thread_siblings thread_siblings_list core_siblings_list".split()
+)
+
+
 @pytest.mark.parametrize(
     ("cpu", "threads"), [(0.01, "1"), (0.5, "1"), (1, "1"), (1.5, "2"), (64, "64")]
 )

@@ -96,6 +96,25 @@ async def test_numbers_of_processors_agree_with_the_kernel(sessions: Sessions) -
     await text(sessions, "/usr/bin/python3", "-I", "-S", "-c", code)
 
 
+@pytest.mark.parametrize("cpu", [1, 2])
+async def test_lscpu_and_joblib_count_physical_cores(sessions: Sessions, cpu: int) -> None:
+    """joblib and scikit-learn start as many workers as ``lscpu --parse=core`` has lines."""
+    if cpu > (os.cpu_count() or 1):
+        pytest.skip("this machine has one processor")
+    lscpu = needs("lscpu")
+    told = await text(sessions, lscpu, "--parse=core", cpu=cpu)
+    cores = {line for line in told.splitlines() if not line.startswith("#")}
+    code = (
+        "import glob\n"
+        "paths = glob.glob('/sys/devices/system/cpu/cpu*/topology/thread_siblings_list')\n"
+        "print(len({open(path).read() for path in paths}))"
+    )
+    seen = await text(sessions, "/usr/bin/python3", "-I", "-S", "-c", code, cpu=cpu)
+
+    assert all(core.isdecimal() for core in cores)
+    assert len(cores) == int(seen) <= cpu
+
+
 @pytest.mark.parametrize("variables", ["kept", "removed"])
 async def test_openblas_starts_as_many_threads_as_there_are_processors(
     sessions: Sessions, launcher: Launcher, variables: str

@@ -54,6 +54,8 @@ CLOSE_RANGE_CLOEXEC: Final = 4
 LAST_CAP: Final = 63
 """One past the highest capability that can ever be; the kernel refuses those it lacks."""
 
+_ARG_START, _ARG_END = 45, 46
+"""Fields of ``/proc/PID/stat`` after the name."""
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
 _CAPABILITY_V3: Final = 0x20080522
@@ -194,9 +196,20 @@ def loopback_up() -> None:
 
 
 def set_process_name(name: str) -> None:
-    """At most 15 bytes; what ``ps`` and ``/proc/PID/comm`` show."""
+    """At most 15 bytes; what ``ps``, ``/proc/PID/comm`` and ``/proc/PID/cmdline`` show.
+
+    The command line that we were started with goes: every session sees its init's, and it tells
+    paths and settings of the platform.
+    """
     buffer = ctypes.create_string_buffer(name.encode()[:15])
     prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
+    if start:
+        ctypes.memmove(
+            start, name.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start
+        )
 
 
 RESOLVE_NO_MAGICLINKS: Final = 0x2

@@ -2,7 +2,8 @@
 
 The kernel itself keeps ``sched_getaffinity`` true (cpuset). The files here cover what libraries
 read instead: glibc's ``get_nprocs`` (``online``), Node (``/proc/stat``), R and OpenMP runtimes
-(``/proc/cpuinfo``), ``free`` and most memory heuristics (``/proc/meminfo``).
+(``/proc/cpuinfo``), ``free`` and most memory heuristics (``/proc/meminfo``), joblib, lscpu and
+hwloc (``topology``: which processors are threads of one core).
 
 Processors keep the host's numbers everywhere, because ``sched_getcpu`` and affinity masks do: an
 OpenMP runtime matches ``cpuinfo`` with its mask, and allocators index by processor number into
@@ -14,10 +15,10 @@ The files are made once, at the start: totals are true, free memory and times do
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 THREAD_VARIABLES: Final = (
@@ -31,11 +32,30 @@ THREAD_VARIABLES: Final = (
     "PYTHON_CPU_COUNT",
 )
 
+MOST_TOPOLOGY: Final = 128
+"""Processors."""
+_CPU: Final = "/sys/devices/system/cpu"
+
 Block = dict[str, str]
 """Keys and values of one paragraph of ``/proc/cpuinfo``, in order."""
 
 _SECRET: Final = frozenset({"Serial"})
 """Names the physical board on ARM."""
+
+
+@dataclass(frozen=True, slots=True)
+class Core:
+    """Which core a processor is a thread of."""
+
+    package: int
+    number: int
+
+    @classmethod
+    def read(cls, cpu: int) -> Core:
+        folder = f"{_CPU}/cpu{cpu}/topology"
+        package = _read(f"{folder}/physical_package_id").strip() or "0"
+        number = _read(f"{folder}/core_id").strip() or str(cpu)
+        return cls(int(package), int(number))
 
 
 def environment(cpu: float) -> dict[str, str]:
@@ -50,16 +70,15 @@ def files(cpu: float, cpus: Sequence[int], mem_bytes: int) -> dict[str, bytes]:
     numbers may not be.
     """
     seen = sorted(set(cpus)) or list(range(max(1, math.ceil(cpu))))
-    system = "/sys/devices/system/cpu"
-    possible = f"0-{seen[-1]}\n".encode() if seen[-1] else b"0\n"
+    possible = cpu_list(range(seen[-1] + 1))
+    system = {"online": cpu_list(seen), "present": possible, "possible": possible}
+    system |= {"kernel_max": str(max(HOST.kernel_max, seen[-1]))}
+    system |= render_topology(HOST.cores, seen)
     return {
-        "/proc/cpuinfo": render_cpuinfo(_host_cpuinfo(), seen),
+        "/proc/cpuinfo": render_cpuinfo(HOST.cpuinfo, seen),
         "/proc/stat": render_stat(_boot_time(), seen),
-        "/proc/meminfo": render_meminfo(min(mem_bytes, _host_memory())),
-        f"{system}/online": f"{cpu_list(seen)}\n".encode(),
-        f"{system}/present": possible,
-        f"{system}/possible": possible,
-        f"{system}/kernel_max": _read(f"{system}/kernel_max", b"0\n"),
+        "/proc/meminfo": render_meminfo(min(mem_bytes, HOST.mem_bytes or mem_bytes)),
+        **{f"{_CPU}/{name}": f"{text}\n".encode() for name, text in system.items()},
     }
 
 
@@ -72,6 +91,38 @@ def cpu_list(cpus: Sequence[int]) -> str:
         else:
             runs.append([number, number])
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)
+
+
+def cpu_mask(cpus: Sequence[int]) -> str:
+    """Numbers as the kernel's masks: hexadecimal words of 32 bits, the highest first."""
+    bits = sum(1 << number for number in cpus)
+    words = range(max(cpus) // 32, -1, -1)
+    return ",".join(f"{bits >> 32 * word & 0xFFFFFFFF:08x}" for word in words)
+
+
+def render_topology(cores: Mapping[int, Core], cpus: Sequence[int]) -> dict[str, str]:
+    """Name below ``/sys/devices/system/cpu`` → text, as if the machine had *cpus* alone.
+
+    A number that the host does not list is a core of its own. Very large sessions get none: each
+    file is a page.
+    """
+    if len(cpus) > MOST_TOPOLOGY:
+        return {}
+    ours = {number: cores.get(number, Core(0, number)) for number in cpus}
+    found: dict[str, str] = {}
+    for number, core in ours.items():
+        threads = [n for n, other in ours.items() if other == core]
+        package = [n for n, other in ours.items() if other.package == core.package]
+        texts = {
+            "core_id": str(core.number),
+            "physical_package_id": str(core.package),
+            "thread_siblings": cpu_mask(threads),
+            "thread_siblings_list": cpu_list(threads),
+            "core_siblings": cpu_mask(package),
+            "core_siblings_list": cpu_list(package),
+        }
+        found |= {f"cpu{number}/topology/{name}": text for name, text in texts.items()}
+    return found
 
 
 def parse_cpuinfo(text: str) -> list[Block]:
@@ -135,35 +186,49 @@ def render_meminfo(total_bytes: int) -> bytes:
     return "\n".join([*lines, *pages, "Hugepagesize:       2048 kB", ""]).encode()
 
 
-@functools.cache
-def _host_cpuinfo() -> list[Block]:
-    """Read once: on large machines the kernel asks every processor for its frequency."""
-    return parse_cpuinfo(_read("/proc/cpuinfo").decode("utf-8", "replace"))
-
-
-@functools.cache
-def _host_memory() -> int:
-    return _host_field("/proc/meminfo", b"MemTotal:") * 1024
-
-
 def _boot_time() -> int:
-    """Not cached: it follows corrections of the clock."""
-    return _host_field("/proc/stat", b"btime")
+    """Not kept: it follows corrections of the clock."""
+    return _field("/proc/stat", "btime")
 
 
-def _host_field(path: str, name: bytes) -> int:
+def _field(path: str, name: str) -> int:
+    """The first number on the line of that name; 0 if there is none."""
     for line in _read(path).splitlines():
-        words = line.split()
+        words = line.replace(":", " ").split()
         if words and words[0] == name:
             return int(words[1])
-    raise OSError(f"{path} has no line {name.decode()!r}; is /proc mounted?")
+    return 0
 
 
-def _read(path: str, default: bytes | None = None) -> bytes:
+def _read(path: str) -> str:
     try:
-        with open(path, "rb") as file:
+        with open(path, encoding="utf-8", errors="replace") as file:
             return file.read()
     except OSError:
-        if default is None:
-            raise
-        return default
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What the machine has, as far as it does not change."""
+
+    cpuinfo: list[Block]
+    cores: dict[int, Core]
+    kernel_max: int
+    mem_bytes: int
+
+    @classmethod
+    def read(cls) -> Host:
+        cpuinfo = parse_cpuinfo(_read("/proc/cpuinfo"))
+        numbers = [int(n) for block in cpuinfo if (n := block.get("processor", "")).isdecimal()]
+        return cls(
+            cpuinfo=cpuinfo,
+            cores={number: Core.read(number) for number in numbers},
+            kernel_max=int(_read(f"{_CPU}/kernel_max") or 0),
+            mem_bytes=_field("/proc/meminfo", "MemTotal") * 1024,
+        )
+
+
+HOST: Final = Host.read()
+"""Read with the launcher's import, once: its forks share it, and on large machines a look at
+``/proc/cpuinfo`` asks every processor for its frequency."""
