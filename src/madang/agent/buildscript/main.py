@@ -7,6 +7,7 @@ has are named by their *key*, the SHA-256 over everything that decides what is i
 from __future__ import annotations
 
 import concurrent.futures
+import glob
 import hashlib
 import json
 import os
@@ -223,20 +224,30 @@ class Build:
         folder = os.path.join(self.places.scratch, "layers", pin.name)
         os.makedirs(folder)
         lock, root = os.path.join(folder, "lock.txt"), os.path.join(folder, "tree")
+        cache = self.cache(pin.name, folder)
         with open(lock, "w", encoding="utf-8") as file:
             file.write(pin.text + "\n")
         code, _, error = self.uv(
             *("pip", "install", "--no-deps", "--require-hashes", "--quiet"),
-            *("--prefix", root, "-r", lock),
+            *("--prefix", root, "-r", lock, "--cache-dir", cache),
         )
         if code:
             raise self.failure(f"{pin.name} {pin.version}: {error}", Exit.INSTALL)
+        shutil.rmtree(os.path.join(folder, "cache"), ignore_errors=True)  # the tree has links
         tree.clean(root, os.path.join(self.skeleton, "bin", "python"))
         layer = self.pack(pin.name, pin.version, root)
-        self.uv("cache", "clean", "--quiet", pin.name)
         took = time.monotonic() - started
         say(f"layer    {pin.name} {pin.version}  {_size(layer.size_bytes)}  {took:.1f} s")
         return layer
+
+    def cache(self, name: str, folder: str) -> str:
+        """Where uv keeps a package while it is installed: in its own folder, to be deleted early.
+
+        What was built from source while resolving lies in the common cache: it is not built twice.
+        """
+        common = self.environment["UV_CACHE_DIR"]
+        built = (f"{common}/sdists-v*/{depth}/{name}" for depth in ("*", "*/*"))
+        return common if any(map(glob.glob, built)) else os.path.join(folder, "cache")
 
     def base(self) -> Layer:
         return self.pack("python", self.version, self.skeleton)
@@ -245,7 +256,7 @@ class Build:
         """Move a tree into the outputs."""
         folder = os.path.join(self.places.outputs, "layers")
         part = os.path.join(folder, f".{name}.part")
-        digest, size = tree.pack(root, part)
+        digest, size = tree.pack(root, part, consume=True)
         os.rename(part, os.path.join(folder, f"{digest}.tar"))
         shutil.rmtree(root)
         return Layer(digest, name, version, size)

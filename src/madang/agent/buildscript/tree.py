@@ -134,8 +134,11 @@ def skeleton(root: str, python: str, version: str) -> None:
         file.write(f"home = {home}\ninclude-system-site-packages = false\nversion = {version}\n")
 
 
-def pack(root: str, target: str) -> tuple[str, int]:
-    """Write the tree as a tar file (GNU format, sorted); its digest and the bytes of its files."""
+def pack(root: str, target: str, *, consume: bool = False) -> tuple[str, int]:
+    """Write the tree as a tar file (GNU format, sorted); its digest and the bytes of its files.
+
+    *consume*: delete each file once it is written, so that a large tree is not there twice.
+    """
     lines: list[bytes] = []
     size = 0
     with tarfile.open(
@@ -155,6 +158,8 @@ def pack(root: str, target: str) -> tuple[str, int]:
                     archive.addfile(info, hashed)
                 lines.append(line(path, kind, hashed.sha256.hexdigest()))
                 size += info.size
+                if consume:
+                    os.unlink(source)
     return digest(lines), size
 
 
