@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from madang.agent.keepers import SocketKeepers
+from madang.agent.launcher import syscalls
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Runtime, RuntimeFacts
@@ -69,6 +70,21 @@ class Launcher:
         with open(f"{self.state}/launcher.log", "ab") as log:
             argv = [sys.executable, "-c", _LAUNCHER, json.dumps(config)]
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log, cwd="/")
+
+    @contextlib.contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Nothing can be written under the state folder; see ``open_launcher(disk=…)``."""
+        path = f"{self.state}/ballast"
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+        try:
+            for piece in (1 << 22, 1 << 12):
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.posix_fallocate(fd, os.fstat(fd).st_size, piece)
+            yield
+        finally:
+            os.close(fd)
+            os.unlink(path)
 
     def kill(self) -> None:
         """kill -9."""
@@ -261,19 +277,36 @@ async def sessions(runtime: Runtime, launcher: Launcher | None = None) -> AsyncI
 
 
 @contextlib.contextmanager
-def open_launcher(*, uids: int = 2_000_070_000) -> Iterator[Launcher]:
+def open_launcher(*, uids: int = 2_000_070_000, disk: str | None = None) -> Iterator[Launcher]:
     """A launcher on a new state folder that others may pass: keepers and sessions are others.
 
-    Not in pytest's own folders: every run of it closes them.
+    Not in pytest's own folders: every run of it closes them. *disk*: on a disk of that size
+    (``400m``), for root.
     """
     folder = Path(tempfile.mkdtemp(prefix="madang-test-"))
     folder.chmod(0o711)
-    for name in ("kernels", "layers", "tools", "run"):
-        (folder / "state" / name).mkdir(0o755, parents=True)
-    launcher = Launcher(folder / "state", uids=uids)
-    launcher.start()
     try:
-        yield launcher
+        with _small_disk(folder, disk):
+            for name in ("kernels", "layers", "tools", "run"):
+                (folder / "state" / name).mkdir(0o755, parents=True)
+            launcher = Launcher(folder / "state", uids=uids)
+            launcher.start()
+            try:
+                yield launcher
+            finally:
+                launcher.stop()
     finally:
-        launcher.stop()
         remove_tree(str(folder))
+
+
+@contextlib.contextmanager
+def _small_disk(folder: Path, size: str | None) -> Iterator[None]:
+    if size is None:
+        yield
+        return
+    target = os.fsencode(folder)
+    syscalls.mount(b"tmpfs", target, b"tmpfs", 0, f"size={size},mode=711".encode())
+    try:
+        yield
+    finally:
+        syscalls.umount(target)
