@@ -96,6 +96,8 @@ class Kernel:
         self._gone = False
         self._reached = False
         """The runtime may know of it."""
+        self._was_asked = False
+        """Its program may run already."""
         self._settled = record.phase is Phase.ENDED
         self._failure: Ended | None = None
         self._since: float | None = None
@@ -178,10 +180,10 @@ class Kernel:
             if self.phase is Phase.RUNNING:
                 self._open_watch()
             return
-        was_started = found is not None and (found.started_at is not None or found.ended)
-        if self.phase is Phase.RUNNING or (
-            self.phase is Phase.INTENDED and (was_started or rebooted)
-        ):
+        if self.phase is Phase.INTENDED and not rebooted and (found is None or not found.ended):
+            # A start that our former self asked for may be under way: asking again tells.
+            self._was_asked = found is not None and found.started_at is not None
+        elif self.phase in {Phase.INTENDED, Phase.RUNNING}:
             self.phase = Phase.RUNNING
             self._gone = True
 
@@ -281,7 +283,7 @@ class Kernel:
         spec, around = self.assignment.spec, self._around
         async with _timed(self._clock, timings, "prepare"):
             prepared = await around.runtime.prepare(self.id, spec)
-        if spec.workspace is not None:
+        if spec.workspace is not None and not self._was_asked:
             async with _timed(self._clock, timings, "workspace"):
                 await self._while_wanted(self._put_workspace(spec.workspace))
         if spec.build and around.hook is not None:

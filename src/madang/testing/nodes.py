@@ -30,6 +30,8 @@ from madang.wire.log import LogRecord
 from madang.wire.session import Ended
 
 PATIENCE_S: Final = 20.0
+_LATER: Final = 1_000_000
+"""A revision after all that the manager of an earlier agent used."""
 
 
 class NodeUnderTest:
@@ -151,8 +153,13 @@ class NodeUnderTest:
         return kernel in self.reports and self.reports[kernel].state is state
 
     async def running(self, kernel: KernelId) -> KernelReport:
-        await self.until(lambda: self.is_in(kernel, KernelState.RUNNING))
-        return self.reports[kernel]
+        await self.until(lambda: kernel in self.reports and self._has_started(kernel))
+        report = self.reports[kernel]
+        assert report.state is KernelState.RUNNING, report
+        return report
+
+    def _has_started(self, kernel: KernelId) -> bool:
+        return self.reports[kernel].state is not KernelState.PREPARING
 
     async def ended(self, kernel: KernelId) -> Ended:
         await self.until(lambda: self.is_in(kernel, KernelState.ENDED))
@@ -186,9 +193,12 @@ async def node(
     *,
     clock: Clock | None = None,
     keepers: Keepers | None = None,
+    wanted: Iterable[Assignment] = (),
 ) -> AsyncIterator[NodeUnderTest]:
-    """A node for a test; afterwards all its kernels are removed."""
+    """A node for a test, told *wanted*; afterwards all its kernels are removed."""
     found = NodeUnderTest(settings, runtime, blobs, clock or SystemClock(), keepers=keepers)
+    found.wanted = {each.kernel: each for each in wanted}
+    found.revision = _LATER if found.wanted else 0
     await found.start()
     try:
         yield found
