@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ def main() -> int:
     unknown = set(options.names) - {*ROWS, *TOGETHER}
     if unknown:
         parser.error(f"no such figure: {', '.join(sorted(unknown))}; there are {names}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # docker and platform end with us
     wanted = {TOGETHER.get(name, name) for name in options.names} or set(ROWS)
     print(f"# {machine.describe()}; Python {sys.version.split()[0]}; {time.strftime('%Y-%m-%d')}")
     found, failed = measure([name for name in ROWS if name in wanted])

@@ -25,6 +25,7 @@ PRINT: Final = ("/usr/bin/python3", "-c", "print(1)")
 ROUNDS: Final = 40
 GAP_S: Final = 0.05
 """Between two starts: people type; tight loops flatter whoever works ahead."""
+START_S: Final = 30.0
 MADANG: Final = str(Path(sys.executable).with_name("madang"))
 
 
@@ -60,7 +61,10 @@ class Bench:
     def platform(self) -> Platform:
         folder = self.folder / "platform"
         folder.mkdir()
-        platform = begin(folder, environment={"MADANG_NODE_CPU_OVERCOMMIT": "4"})
+        # So many small sessions at once are more than this machine would promise by itself.
+        environment = {"MADANG_NODE_CPU_OVERCOMMIT": "4", "MADANG_DEFAULTS_PIDS": "128"}
+        environment |= {"MADANG_DEFAULTS_DISK": "1g"}
+        platform = begin(folder, environment=environment)
         self._stack.callback(platform.stop)
         time.sleep(2)  # let what is made ahead be made
         return platform
@@ -263,12 +267,16 @@ def _idle(cpu: float = 0.05) -> SessionSpec:
 def idle_sessions(client: Client, count: int) -> Iterator[list[Session]]:
     made = [client.create_session(_idle()) for _ in range(count)]
     try:
-        yield [client.wait_session(s.id, until=[SessionStatus.RUNNING]) for s in made]
+        wanted = [SessionStatus.RUNNING]
+        found = [client.wait_session(s.id, until=wanted, timeout_s=START_S) for s in made]
+        if any(session.status is not SessionStatus.RUNNING for session in found):
+            raise RuntimeError(f"not all of {count} sessions run: {found[-1].pending}")
+        yield found
     finally:
         for session in made:
             client.stop(session.id, grace_s=0)
         for session in made:
-            client.wait_session(session.id)
+            client.wait_session(session.id, timeout_s=START_S)
             client.remove(session.id)
 
 
