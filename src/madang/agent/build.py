@@ -28,7 +28,13 @@ from madang.agent.registry import Registry
 from madang.agent.runtime.contract import Runtime
 from madang.kit import codec
 from madang.kit.clock import Clock
-from madang.wire.errors import BuildFailed, InvalidRequest, LauncherUnavailable, PlatformError
+from madang.wire.errors import (
+    BuildFailed,
+    InvalidRequest,
+    LauncherUnavailable,
+    PlatformError,
+    RuntimeFailed,
+)
 from madang.wire.image import BUILD_MANIFEST, BuildManifest, Layer
 from madang.wire.kernel import OUTPUT_DIR, KernelId, KernelSpec
 from madang.wire.session import Ended, Reason
@@ -128,7 +134,10 @@ class Builds:
 
     async def open(self) -> None:
         await asyncio.to_thread(self._store.open)
-        await asyncio.to_thread(tools.install, self._tools)
+        try:
+            await asyncio.to_thread(tools.install, self._tools)
+        except OSError as exc:  # a full disk, no uv: all but builds works
+            log.warning("build tools not installed", extra={"error": str(exc)})
 
     async def close(self) -> None:
         for kernel in list(self._proxies):
@@ -148,8 +157,11 @@ class Builds:
             self._orders(known),
             ProxySettings(hosts=self._registry.hosts),
         )
+        try:
+            await proxy.open()
+        except OSError as exc:
+            raise RuntimeFailed(f"the build's registry proxy can't be opened: {exc}") from exc
         self._proxies[kernel] = proxy
-        await proxy.open()
 
     def _orders(self, known: dict[str, Layer]) -> bytes:
         """What the build script asks for first; never on disk, for its passwords."""

@@ -24,7 +24,7 @@ from madang.agent.buildscript import compile as compiler
 from madang.agent.buildscript import tree
 from madang.kit import codec
 from madang.kit.clock import Clock
-from madang.wire.errors import BuildFailed
+from madang.wire.errors import BuildFailed, InvalidRequest
 from madang.wire.image import Layer
 
 log = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class LayerStore:
 
     def open(self) -> None:
         """Make the folder, sweep what a crash left."""
-        os.makedirs(os.path.join(self._root, _KEYS), mode=0o755, exist_ok=True)
+        os.makedirs(self._root, mode=0o755, exist_ok=True)
         for name in os.listdir(self._root):
             if name.startswith((_PART, _TRASH)):
                 remove_tree(os.path.join(self._root, name))
@@ -132,11 +132,15 @@ class LayerStore:
                 keys = codec.from_json(dict[str, Layer], file.read())
         except FileNotFoundError:
             return {}
+        except InvalidRequest as exc:  # a torn write; the next build learns it all again
+            log.warning("layer keys are damaged", extra={"error": exc.text})
+            return {}
         return {key: layer for key, layer in keys.items() if self.has(layer.digest)}
 
     def learn(self, owner: str, keys: Mapping[str, Layer]) -> None:
         """Remember for the owner's next builds."""
         path = self._keys_path(owner)
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
         part = path + ".part"
         with open(part, "wb") as file:
             file.write(codec.to_json({**self.known(owner), **keys}))

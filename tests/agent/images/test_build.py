@@ -160,7 +160,6 @@ async def test_another_owner_builds_anew_but_gets_the_same_digest(
     assert json.loads(builds._proxies[KERNEL]._orders)["layers"] == {}
     await builds.after_end(KERNEL, bob, Ended(reason=Reason.USER))
     (tmp_path / "layers" / ".keys").rename(tmp_path / "keys-gone")
-    (tmp_path / "layers" / ".keys").mkdir()
     ended, text = await _build(builds, tmp_path, "idna==3.10")
 
     assert ended == SUCCESS
@@ -380,9 +379,17 @@ async def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path, outputs: P
             store_builds, outputs, {"python": "3.11", "layers": [_claim(digest)]}
         )
         assert "disk" in ended.text
-        assert os.listdir(state / "layers") == [".keys"]
+        assert os.listdir(state / "layers") == []
     finally:
         subprocess.run(["umount", state], check=True)
+
+
+async def test_without_tools_everything_but_builds_works(tmp_path: Path) -> None:
+    (tmp_path / "tools").write_text("in the way")
+    builds = _builds(tmp_path, "http://unused")
+    await builds.open()
+    await builds.collect([])
+    await builds.close()
 
 
 async def test_tools_are_replaced_only_when_they_changed(tmp_path: Path) -> None:

@@ -226,6 +226,15 @@ def test_what_one_owner_learned_is_not_told_to_another(store: LayerStore, tmp_pa
     assert store.known("bob") == {}
 
 
+def test_damaged_knowledge_is_forgotten(store: LayerStore, tmp_path: Path) -> None:
+    store.learn("ann", {})
+    (file,) = (tmp_path / "layers" / ".keys").iterdir()
+    file.write_text("{")
+    assert store.known("ann") == {}
+    store.learn("ann", {})
+    assert store.known("ann") == {}
+
+
 async def test_byte_code_is_made_once_and_never_checked_again(tmp_path: Path) -> None:
     root = tmp_path / "layer"
     package = root / "lib" / "site"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -62,6 +63,19 @@ async def test_an_image_is_built_used_and_removed(either_box: ManagerBox) -> Non
     await box.call("DELETE", "/v1/images/digits?force=1", status=204)
     problem = await box.call("GET", "/v1/images/digits", status=404)
     assert problem["code"] == "image.unknown"
+
+
+async def test_an_image_is_made_though_nobody_asks(box: ManagerBox) -> None:
+    agent = await box.add_agent()
+    agent.serve = _serve
+    session = await _build(box)
+    assignment = await agent.assigned(session["id"])
+    await agent.running(assignment)
+    with box.manager.feed.watch() as changes:
+        await agent.ended(assignment)
+        async with asyncio.timeout(10):
+            while await box.manager.images.wanted_layers() != ("a" * 64,):
+                await changes.wait()
 
 
 async def test_a_failed_build_says_why(box: ManagerBox) -> None:

@@ -8,6 +8,7 @@ from madang.kit.clock import Clock
 from madang.kit.loop import Loop
 from madang.manager.image.service import ImageService
 from madang.wire.api import Event
+from madang.wire.session import SessionStatus
 
 
 class BuildWatcher(Loop):
@@ -21,7 +22,8 @@ class BuildWatcher(Loop):
 
     def listen(self, event: Event) -> None:
         """Give this to the event feed."""
-        if event.kind.startswith("session."):
+        ended = event.payload.get("target") == SessionStatus.TERMINATED
+        if ended or event.kind == "session.removed":
             self.wake()
 
     async def tick(self, now: float) -> None:
