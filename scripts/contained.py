@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PR_SET_CHILD_SUBREAPER = 36
-PATIENCE_S = 10.0
+PATIENCE_S = float(os.environ.get("CONTAINED_PATIENCE_S", "10"))
 
 
 def main() -> int:
@@ -57,6 +57,7 @@ def processes() -> Iterator[str]:
     for pid in map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()):
         yield f"process {pid}: {Path(f'/proc/{pid}/cmdline').read_text().replace(chr(0), ' ')}"
         os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def mounts(folder: str) -> Iterator[str]:

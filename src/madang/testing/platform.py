@@ -71,8 +71,8 @@ class Platform:
     def madang(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """One command line, to its end."""
         options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
-        options |= {"check": False, "env": self.environment} | more
-        return subprocess.run([*MADANG, *arguments], **options)
+        options |= {"env": self.environment} | more
+        return subprocess.run([*MADANG, *arguments], check=False, **options)
 
     def stop(self, *, keep_sessions: bool = False) -> None:
         """End it, sessions first."""
