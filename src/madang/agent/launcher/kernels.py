@@ -103,13 +103,16 @@ class Kernels:
         self._processors = registry.Processors(cpus)
         self._kernels: dict[KernelId, Kernel] = {}
         self._slots: list[Slot] = []
+        self._boot = processes.boot_id()
         self._filling = False
+        self._pool_filling = False
 
     # -- what is there -----------------------------------------------------------------------
 
     def open(self) -> None:
         """Take over what an older launcher left; sweep what nobody owns."""
         os.makedirs(self._folder, 0o711, exist_ok=True)
+        os.makedirs(self._pool.folder, 0o700, exist_ok=True)
         self._templates.open()
         for kernel_id, folder in registry.folders(self._folder):
             self._adopt(kernel_id, folder)
@@ -251,12 +254,11 @@ class Kernels:
             for name in ("io", "service"):
                 os.mkdir(f"{folder}/{name}", 0o755)
                 os.chown(f"{folder}/{name}", *self._owner)
-            record = Record(kernel=str(kernel_id), uid=uid, boot=processes.boot_id())
-            record.save(folder)
         except OSError:
             if self._uids is not None:
                 self._uids.free(uid)
             raise
+        record = Record(kernel=str(kernel_id), uid=uid, boot=self._boot)
         kernel = self._kernels[kernel_id] = Kernel(folder=folder, record=record)
         return kernel
 
@@ -270,9 +272,12 @@ class Kernels:
                 answer(result)
                 return
             kernel.record.scratch_enforced = result
-            _save(kernel)
+            try:
+                kernel.record.save(kernel.folder)
+            except OSError as exc:
+                answer(_explain(kernel.record.kernel, exc))
+                return
             answer({"enforced": {"disk": result}})
-            self._fill_pool()
 
         if self._pool.images and not self._at_hand(kernel, spec):
             self._helpers.run(lambda: take().enforced, took)
@@ -388,7 +393,7 @@ class Kernels:
         timings = {"sandbox": round((time.monotonic() - begin.began) * 1000, 3)}
         begin.answer({"at": kernel.record.started_at, "timings_ms": timings})
         self._changed(kernel.record.kernel)
-        self._fill_slots()
+        self._fill_up()
 
     def _start_failed(self, begin: _Begin) -> None:
         kernel, slot = begin.kernel, begin.slot
@@ -455,7 +460,7 @@ class Kernels:
             self._slots.remove(slot)
             say(f"launcher: slot lost: {slot.failure or 'killed'}")
             self._bury_slot(slot)
-            self._timers.after(1.0, self._fill_slots)
+            self._timers.after(1.0, self._fill_up)
 
     def _bury_slot(self, slot: Slot) -> None:
         """Both processes leave or are killed; then the group goes."""
@@ -472,8 +477,9 @@ class Kernels:
 
         self._selector.register(keeper_fd, selectors.EVENT_READ, left)
 
-    def _fill_slots(self) -> None:
-        if not self._filling and len(self._slots) < self._ready_slots:
+    def _fill_up(self) -> None:
+        short = len(self._slots) < self._ready_slots or self._pool.missing() > 0
+        if short and not self._filling:
             self._filling = True
             self._timers.after(_REFILL_S, self.refill)
 
@@ -485,9 +491,9 @@ class Kernels:
                 self._slots.append(self._make_slot())
             except RuntimeFailed as exc:
                 say(f"launcher: {exc.text}")
-                self._timers.after(1.0, self._fill_slots)
+                self._timers.after(1.0, self._fill_up)
                 return
-            self._fill_slots()
+            self._fill_up()
         else:
             self._fill_pool()
 
@@ -501,8 +507,6 @@ class Kernels:
                     say(f"launcher: {result.text}")
 
             self._helpers.run(self._pool.refill, filled)
-
-    _pool_filling = False
 
     # -- the end -----------------------------------------------------------------------------
 

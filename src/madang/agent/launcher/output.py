@@ -21,6 +21,7 @@ class Log:
         self._segment_bytes = min(SEGMENT_BYTES, limit_bytes // _LEAST_SEGMENTS)
         self._limit_bytes = limit_bytes
         self._segments: list[int] = []
+        """Offsets at which the kept segments begin."""
         self._fd = -1
         self._used = 0
         """Bytes in the newest segment."""
@@ -54,8 +55,8 @@ class Log:
     def _make_room(self, size: int) -> None:
         if self._fd >= 0 and self._used + size <= self._segment_bytes:
             return
-        kept = max(1, self._limit_bytes // self._segment_bytes) - 1
-        while len(self._segments) > kept:
+        wanted = max(size, self._segment_bytes)
+        while self._segments and self.end - self._segments[0] + wanted > self._limit_bytes:
             self._delete_oldest()
         name = f"{self._folder}/{self.end:020d}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -71,4 +72,3 @@ class Log:
             os.unlink(f"{self._folder}/{oldest:020d}")
         except FileNotFoundError:
             pass
-

@@ -59,7 +59,7 @@ def load(folder: str) -> Record | None:
     try:
         with open(f"{folder}/{FILE}", encoding="ascii") as file:
             return _parse(json.load(file))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+    except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
