@@ -39,7 +39,7 @@ _LONGEST_WAIT_S: Final = 20.0
 _DISK_CHECK_S: Final = 1.0
 _QUIET_S: Final = 1.0
 """An exec is over this long after its program ended, even if others hold its output open."""
-_FULL_BYTES: Final = 64 * 1024
+_FULL_BYTES: Final = 1024 * 1024
 _MAX_CLIENTS: Final = 256
 
 
