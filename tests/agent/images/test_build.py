@@ -149,6 +149,38 @@ async def test_layers_of_one_package_in_two_versions_lie_side_by_side(
     assert "3.10" in found[1]
 
 
+async def test_requirements_may_have_extras_markers_and_addresses(
+    tmp_path: Path, outputs: Path
+) -> None:
+    for name in ("direct", "named", "never"):
+        _wheel(tmp_path / "index", name, "1.0", {f"{name}.py": "x = 1\n"})
+    with _index(tmp_path / "index") as url:
+        builds = _builds(tmp_path, url)
+        await builds.open()
+        try:
+            ended, text = await _build(
+                builds,
+                tmp_path,
+                f"direct @ {url}/direct/direct-1.0-py3-none-any.whl",
+                "named[extra]==1.0; sys_platform == 'linux'",
+                'never; python_version < "3.0"',
+            )
+        finally:
+            await builds.close()
+    assert ended == SUCCESS, text
+    found = [(layer.name, layer.version) for layer in _manifest(outputs).layers]
+    assert found[:2] == [("direct", "1.0"), ("named", "1.0")]
+    assert len(found) == 3
+
+
+async def test_requirements_that_all_do_not_apply_make_an_empty_environment(
+    builds: Builds, tmp_path: Path, outputs: Path
+) -> None:
+    ended, text = await _build(builds, tmp_path, 'tomli; python_version < "3.0"')
+    assert ended == SUCCESS, text
+    assert [layer.name for layer in _manifest(outputs).layers] == ["python"]
+
+
 async def test_another_owner_builds_anew_but_gets_the_same_digest(
     builds: Builds, tmp_path: Path, outputs: Path
 ) -> None:

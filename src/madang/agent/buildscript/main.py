@@ -88,7 +88,7 @@ class Layer:
 def parse_lock(lock: str) -> list[Pin]:
     """The pins of a ``uv pip compile --generate-hashes``."""
     pins = []
-    for text in re.split(r"\n(?=\S)", lock.strip()):
+    for text in filter(None, re.split(r"\n(?=\S)", lock.strip())):
         head = text.split("\\")[0].split(";")[0].strip()
         match = re.match(r"([A-Za-z0-9._-]+)\s*(?:==\s*(\S+)|@\s*(\S+))", head)
         if match is None:
