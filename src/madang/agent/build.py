@@ -155,7 +155,7 @@ class Builds:
         proxy = Proxy(
             os.path.join(self._service_dir(kernel), PROXY_SOCKET),
             self._orders(known),
-            ProxySettings(hosts=self._registry.hosts),
+            ProxySettings(hosts=self._registry.hosts, upstream=self._registry.upstream),
         )
         try:
             await proxy.open()

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import urlsplit
 
+from madang.agent.registry import Upstream
 from madang.wire.size import GIB
 
 MAX_HEAD: Final = 32 * 1024
@@ -35,6 +36,8 @@ class ProxySettings:
     """At once; more are closed unread. uv opens 50 to an index."""
     bytes: int = 64 * GIB
     """In all, both directions."""
+    upstream: Upstream | None = None
+    """The site's own proxy. It resolves names itself, so that behind it only *hosts* are served."""
     connect_s: float = 20.0
     idle_s: float = 120.0
     """Without a byte in either direction until a connection is closed."""
@@ -164,8 +167,13 @@ class Proxy:
         named = (host, port) in self._settings.hosts
         if not named and port not in PUBLIC_PORTS:
             raise Refused("403 Forbidden", f"port {port} of {host} is not served")
+        upstream = self._settings.upstream
         try:
             async with asyncio.timeout(self._settings.connect_s):
+                if upstream is not None and upstream.serves(host):
+                    if not named:
+                        raise Refused("403 Forbidden", f"{host} is no index that was set up")
+                    return await _connect_through(upstream, host, port)
                 found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 addresses = [str(info[4][0]) for info in found]
                 allowed = [a for a in addresses if named or is_public(a)]
@@ -202,6 +210,30 @@ class Proxy:
             await target.drain()
         if target.can_write_eof():
             target.write_eof()
+
+
+async def _connect_through(
+    upstream: Upstream, host: str, port: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A tunnel of the site's proxy."""
+    reader, writer = await asyncio.open_connection(upstream.host, upstream.port, limit=MAX_HEAD)
+    target = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    if upstream.authorization is not None:
+        lines.append(f"Proxy-Authorization: {upstream.authorization.reveal()}")
+    try:
+        writer.write("\r\n".join([*lines, "", ""]).encode())
+        answer = await reader.readuntil(b"\r\n\r\n")
+        if answer.split(b" ", 2)[1:2] != [b"200"]:
+            status = answer.split(b"\r\n")[0].decode("ascii", "replace")
+            raise OSError(f"the site's proxy answers {status!r}")
+    except asyncio.IncompleteReadError as exc:
+        writer.close()
+        raise OSError("the site's proxy hangs up") from exc
+    except BaseException:
+        writer.close()
+        raise
+    return reader, writer
 
 
 async def _read_head(reader: asyncio.StreamReader) -> _Request:

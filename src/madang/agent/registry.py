@@ -6,6 +6,7 @@ folders of the server are not visible in a build session.
 
 from __future__ import annotations
 
+import base64
 import configparser
 import os
 from collections.abc import Iterable, Mapping
@@ -31,6 +32,23 @@ SYSTEM_CERTIFICATES: Final = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Upstream:
+    """A site's forward proxy."""
+
+    host: str
+    port: int
+    authorization: Secret | None = None
+    """Value of ``Proxy-Authorization``."""
+    direct: tuple[str, ...] = ()
+    """Hosts and domains that are reached without it (``NO_PROXY``)."""
+
+    def serves(self, host: str) -> bool:
+        """Whether *host* is to be reached through it."""
+        names = (name.lstrip(".") for name in self.direct)
+        return not any(name == "*" or host == name or host.endswith("." + name) for name in names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Registry:
     """Where builds get packages from."""
 
@@ -40,6 +58,8 @@ class Registry:
     """Name and port of each index; reachable wherever they are."""
     secrets: tuple[Secret, ...] = ()
     """Passwords, to be left out of what a build prints."""
+    upstream: Upstream | None = None
+    """The site's own proxy, if indexes are reached through it."""
     certificates: str = field(default="", repr=False)
     """Authorities to trust (PEM); empty: those that uv brings."""
 
@@ -67,6 +87,7 @@ def registry(environment: Mapping[str, str]) -> Registry:
         environment={name: Secret(value) for name, value in chosen.items() if value},
         hosts=frozenset(_host(url) for url in (*urls, *(() if defaults else PYPI))),
         secrets=tuple(_passwords(urls, environment)),
+        upstream=_upstream(environment),
         certificates=_certificates(environment, pip),
     )
 
@@ -117,6 +138,24 @@ def _passwords(urls: Iterable[str], environment: Mapping[str, str]) -> list[Secr
         if password:
             values |= {password, unquote(password)}
     return [Secret(value) for value in sorted(values, key=len, reverse=True)]
+
+
+def _upstream(environment: Mapping[str, str]) -> Upstream | None:
+    def value(name: str) -> str:
+        return environment.get(name.lower()) or environment.get(name, "")
+
+    url = urlsplit(value("HTTPS_PROXY") or value("ALL_PROXY"))
+    if url.scheme != "http" or not url.hostname:
+        return None
+    credentials = f"{unquote(url.username or '')}:{unquote(url.password or '')}"
+    basic = f"Basic {base64.b64encode(credentials.encode()).decode()}"
+    direct = (part.strip().lower() for part in value("NO_PROXY").split(","))
+    return Upstream(
+        host=url.hostname,
+        port=url.port or 80,
+        authorization=Secret(basic) if url.username else None,
+        direct=tuple(filter(None, direct)),
+    )
 
 
 def _certificates(environment: Mapping[str, str], pip: Mapping[str, str]) -> str:

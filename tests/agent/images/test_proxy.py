@@ -13,6 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from madang.agent.proxy import Proxy, ProxySettings, is_public
+from madang.agent.registry import Upstream
+from madang.kit.secret import Secret
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -101,6 +103,53 @@ async def test_plain_http_is_fetched_without_the_proxys_headers(tmp_path: Path) 
     assert b"GET /simple/?a=b HTTP/1.1\r\n" in got
     assert b"Accept: */*" in got
     assert b"Proxy-Authorization" not in got
+
+
+@contextlib.asynccontextmanager
+async def _site_proxy(asked: list[bytes], status: bytes = b"200 OK") -> AsyncIterator[Upstream]:
+    """A site's proxy that connects to nothing but echoes."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 " + status + b"\r\n\r\n")
+        await _echo(reader, writer)
+
+    async with _serving(handle) as port:
+        yield Upstream(
+            host="localhost",
+            port=port,
+            authorization=Secret("Basic abc"),
+            direct=(".near.example",),
+        )
+
+
+async def test_a_site_may_reach_its_index_through_a_proxy_of_its_own(tmp_path: Path) -> None:
+    asked: list[bytes] = []
+    async with (
+        _site_proxy(asked) as upstream,
+        _proxy(tmp_path, hosts=frozenset({("index.example", 443)}), upstream=upstream),
+    ):
+        async with _client(tmp_path) as (reader, writer):
+            writer.write(b"CONNECT index.example:443 HTTP/1.1\r\n\r\n")
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+        for other in ("elsewhere.example", "127.0.0.1", "near.example"):
+            answer = await _ask(tmp_path, f"CONNECT {other}:443 HTTP/1.1\r\n\r\n".encode())
+            assert answer.split()[1] in {b"403", b"502"}
+    assert len(asked) == 1
+    assert asked[0].startswith(b"CONNECT index.example:443 HTTP/1.1\r\n")
+    assert b"Proxy-Authorization: Basic abc\r\n" in asked[0]
+
+
+async def test_a_refusal_of_the_sites_proxy_is_told(tmp_path: Path) -> None:
+    async with (
+        _site_proxy([], b"407 Authenticate") as upstream,
+        _proxy(tmp_path, hosts=frozenset({("index.example", 443)}), upstream=upstream),
+    ):
+        answer = await _ask(tmp_path, b"CONNECT index.example:443 HTTP/1.1\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 502 ")
+    assert b"407 Authenticate" in answer
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,16 @@ def test_the_operators_certificates_come_along(tmp_path: Path) -> None:
     bundle.write_text("authority")
     found = registry({"HOME": str(tmp_path), "SSL_CERT_FILE": str(bundle)})
     assert found.certificates == "authority"
+
+
+def test_the_sites_proxy_is_read_from_the_environment(tmp_path: Path) -> None:
+    variables = {"https_proxy": "http://me:pw@gate:3128", "NO_PROXY": "localhost, .corp.example"}
+    found = registry({"HOME": str(tmp_path), **variables}).upstream
+    assert found is not None
+    assert (found.host, found.port) == ("gate", 3128)
+    assert found.authorization is not None
+    assert found.authorization.reveal() == "Basic bWU6cHc="
+    assert found.serves("index.example")
+    assert not found.serves("index.corp.example")
+    assert not found.serves("localhost")
+    assert registry({"HOME": str(tmp_path)}).upstream is None
