@@ -46,10 +46,12 @@ class NativeRuntime:
         self._lost = asyncio.Event()
         self._keeper_task: asyncio.Task[None] | None = None
         self._meter = layout.Meter()
+        self._enforced: dict[str, str] = {}
 
     async def open(self) -> RuntimeFacts:
         self._keeper_task = asyncio.create_task(self._keep_link(), name="native:link")
         facts = await self._call("hello")
+        self._enforced = dict(facts["enforced"])
         return RuntimeFacts(
             name=self.name,
             rootless=facts["rootless"],
@@ -70,7 +72,7 @@ class NativeRuntime:
 
     async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
         answer = await self._call("prepare", kernel=str(kernel), spec=to_builtins(spec))
-        return Prepared(enforced=answer["enforced"])
+        return Prepared(enforced=self._enforced | answer["enforced"])
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         answer = await self._call("start", kernel=str(kernel), spec=to_builtins(spec))
