@@ -18,6 +18,7 @@ from madang.agent.launcher.processes import ProcessId
 from madang.agent.runtime import layout
 from madang.kit.ids import new_id
 from madang.testing.sessions import PATIENCE_S, Launcher, Sessions, spec
+from madang.wire.errors import RuntimeFailed
 from madang.wire.kernel import KernelId
 from madang.wire.session import Reason
 
@@ -281,6 +282,29 @@ async def test_a_start_whose_slot_is_killed_is_an_error_and_can_be_repeated(
                 continue
             done = await sessions.outcome(kernel)
         assert done.out == b"again\n"
+
+
+async def test_a_kill_while_it_starts_is_an_end_or_as_if_it_never_began(
+    own_launcher: Launcher, own_sessions: Sessions
+) -> None:
+    """Whichever comes first, a start repeated runs the program at most once."""
+    sessions = own_sessions
+    await sessions.run("/bin/true")
+    for number in range(10):
+        asked = spec("/bin/sh", "-c", "echo ran >> /outputs/log; cat /outputs/log; sleep 1000")
+        kernel = await sessions.prepare(asked)
+        starting = asyncio.create_task(sessions.runtime.start(kernel, asked))
+        await asyncio.sleep(number * 0.002)
+        await sessions.runtime.kill(kernel)
+        try:
+            await starting
+        except RuntimeFailed:
+            await sessions.runtime.start(kernel, asked)
+            await sessions.until(kernel, b"ran")
+            await sessions.runtime.kill(kernel)
+        done = await sessions.outcome(kernel)
+        assert done.ended.signal == signal.SIGKILL
+        assert done.out in {b"", b"ran\n"}
 
 
 def _children(launcher: Launcher) -> list[int]:

@@ -177,6 +177,7 @@ class _Keeper:
 
     def _began(self, program: Program, message: dict[str, Any]) -> None:
         """The program runs, or could not be executed."""
+        program.known = True
         program.started_at = time.time()
         program.started_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
         if "failure" in message:
@@ -196,8 +197,9 @@ class _Keeper:
         while self._hear_init():
             pass
         self._over = True
-        if self._failed:  # Nothing has run: it may be started again.
-            os.unlink(f"{self._programs[init.MAIN].folder}/{CLAIMED}")
+        main = self._programs[init.MAIN]
+        if self._failed or not main.known:  # Nothing has run: it may be started again.
+            os.unlink(f"{main.folder}/{CLAIMED}")
             return
         for program in reversed(list(self._programs.values())):
             program.drain()

@@ -378,7 +378,8 @@ class Kernels:
             self._selector.unregister(begin.slot.link)
             begin.slot.link.close()
             if not begin.done:
-                self._start_failed(begin)
+                ran = os.path.exists(f"{begin.kernel.io}/main/{ENDED}")
+                (self._started if ran else self._start_failed)(begin)
         elif "ready" in message:
             self._hand_over(begin)
         elif "started" in message and not begin.done:

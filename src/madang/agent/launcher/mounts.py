@@ -214,8 +214,9 @@ def _mount_etc(root: bytes) -> None:
     os.makedirs(top, 0o755)
     for name in _OWN_ETC:
         _touch(top + b"/" + name.encode())
+    fd = os.open(top, _PATH_ONLY)  # Named by descriptor: sessions see the mount's options.
     try:
-        options = b"lowerdir=" + top + b":/etc"
+        options = b"lowerdir=/proc/self/fd/%d:/etc" % fd
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
         syscalls.mount(b"overlay", root + b"/etc", b"overlay", flags, options)
     except OSError as exc:
@@ -223,6 +224,8 @@ def _mount_etc(root: bytes) -> None:
             raise
         # No overlay here: what the host's /etc lacks stays missing.
         syscalls.bind(b"/etc", root + b"/etc", recursive=True)
+    finally:
+        os.close(fd)
 
 
 def _link_python(root: bytes) -> None:

@@ -45,6 +45,8 @@ class Program:
         """Descriptor → stream."""
         self.stdin: int | None = None
         self.tty = False
+        self.known = False
+        """Whether the init has told of it; before, it can't have run."""
         self.status: int | None = None
         self.exited_at: float | None = None
         """Monotonic."""
@@ -59,6 +61,7 @@ class Program:
         """Take our ends of the program's pipes, or of its terminal."""
         for fd in fds:
             os.set_blocking(fd, False)
+        self.known = True
         self.tty = tty
         self.outputs = {fds[0]: Stream.STDOUT}
         if tty:
