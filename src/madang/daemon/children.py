@@ -15,10 +15,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
-from madang.agent.launcher import cgroups, registry
 from madang.agent.launcher import main as launcher
 from madang.agent.launcher.main import LauncherConfig
-from madang.agent.launcher.processes import ProcessId
 from madang.daemon import confine
 from madang.daemon.state import Owner, StateFolder
 
@@ -26,7 +24,6 @@ FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
 STEADY_S: Final = 30.0
 """Who has lived this long starts again without a pause."""
-SWEEP_S: Final = 2.0
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 
 _PASSED_ON: Final = ("LANG", "LC_", "TZ", "SSL_CERT_", "UV_", "PIP_", "PYTHON", "http", "https")
@@ -119,24 +116,6 @@ def fork_server(
         _last_words("server", exc)
     finally:
         os._exit(1)
-
-
-def sweep_groups(state: str) -> None:
-    """Remove the control groups of sandboxes that nobody used; those of live sessions stay."""
-    groups = cgroups.detect(launcher._group_name(state))
-    records = (registry.load(folder) for _, folder in registry.folders(f"{state}/kernels"))
-    used = {record.slot for record in records if record and alive(record.init)}
-    unused = groups.names() - used
-    late = time.monotonic() + SWEEP_S
-    # Their processes end with the launcher, each in its own time.
-    while not all(groups.group(name).remove() for name in unused) and time.monotonic() < late:
-        time.sleep(0.02)
-    if not used:
-        groups.remove()
-
-
-def alive(process: ProcessId | None) -> bool:
-    return process is not None and ProcessId.of(process.pid) == process
 
 
 def _detach(parent: int, folder: StateFolder) -> None:

@@ -6,15 +6,14 @@ import os
 import select
 import signal
 import time
-from collections.abc import Iterator
 from typing import Final
 
 import click
 
-from madang.agent.launcher import registry
 from madang.agent.launcher.processes import ProcessId, kill
 from madang.client import Client
 from madang.daemon.state import read_running
+from madang.daemon.sweeping import kernel_processes
 from madang.wire.errors import Conflict, Forbidden, NotFound, PlatformError
 from madang.wire.session import SessionStatus
 
@@ -34,22 +33,9 @@ def down(state: str, *, keep_sessions: bool, timeout_s: float) -> int:
         for pid, started in running.children:
             _end(ProcessId(pid, started), signal.SIGKILL, KILL_S)
     if not keep_sessions:
-        for process in list(kernel_processes(state)):
+        for process in kernel_processes(state):
             _end(process, signal.SIGKILL, KILL_S)
     return _verdict(state, started=running is not None, keep_sessions=keep_sessions)
-
-
-def kernel_processes(state: str) -> Iterator[ProcessId]:
-    """Keepers and inits of sessions that live; with either gone a session ends."""
-    try:
-        found = list(registry.folders(os.path.join(state, "kernels")))
-    except FileNotFoundError:
-        return
-    for _, folder in found:
-        record = registry.load(folder)
-        for process in (record.keeper, record.init) if record else ():
-            if process and ProcessId.of(process.pid) == process:
-                yield process
 
 
 def _check_may(state: str) -> None:

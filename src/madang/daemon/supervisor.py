@@ -21,8 +21,9 @@ from typing import Any, Final
 
 import madang
 from madang.agent.launcher.main import LauncherConfig
-from madang.daemon.children import Child, fork_launcher, fork_server, redirect, sweep_groups
+from madang.daemon.children import Child, fork_launcher, fork_server, redirect
 from madang.daemon.state import Owner, Running, StateFolder, born
+from madang.daemon.sweeping import sweep, waiting_sandboxes
 from madang.wire.errors import ConfigInvalid, HostLacks, PlatformError, PortTaken, from_problem
 
 STOP_SERVER_S: Final = 12.0
@@ -71,9 +72,10 @@ class Supervisor:
                     self._check_hope(begin)
         finally:
             self._end(self._server, STOP_SERVER_S)
+            sandboxes = waiting_sandboxes(self._launcher.pid, self.folder.path)
             self._end(self._launcher, STOP_LAUNCHER_S)
+            sweep(sandboxes, self.folder.path)
             self._listener.close()
-            sweep_groups(self.folder.path)
 
     def _take_signals(self) -> int:
         wake, wake_in = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
