@@ -108,7 +108,10 @@ async def measure(launcher: Launcher, rounds: int) -> dict[str, float]:
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
     with open_launcher(uids=2_000_075_000) as launcher:
-        found = asyncio.run(measure(launcher, rounds))
+        try:
+            found = asyncio.run(measure(launcher, rounds))
+        except LookupError as exc:
+            sys.exit(f"blas_truth: {exc}")
     right = found["right"]
     print(f"blas_truth {found['session'] / right:.3f} ratio")
     print(f"blas_truth_without_variables {found['without_variables'] / right:.3f} ratio")

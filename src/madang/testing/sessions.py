@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from madang.agent.keepers import SocketKeepers
-from madang.agent.launcher import syscalls
+from madang.agent.launcher import cgroups, main, syscalls
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Runtime, RuntimeFacts
-from madang.daemon.children import sweep_groups
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.log import unpack
 from madang.wire.session import Ended
@@ -97,11 +97,22 @@ class Launcher:
         assert self.process is not None, "it was started"
         self.process.terminate()
         self.process.wait()
-        for _ in range(200):
-            if not self.processes():
-                break
-            time.sleep(0.01)  # Slots see their launcher's end.
-        sweep_groups(str(self.state))
+        groups = cgroups.detect(main._group_name(str(self.state)))
+        late = time.monotonic() + PATIENCE_S
+        while not self._swept(groups):  # Slots see their launcher's end, each in its own time.
+            assert time.monotonic() < late, f"groups are left: {groups.names()}"
+            time.sleep(0.01)
+
+    def _swept(self, groups: cgroups.Hierarchies) -> bool:
+        """Whether nothing is left; ends what a failed test left running."""
+        left = [groups.group(name) for name in groups.names()]
+        for pid in (pid for group in left for pid in group.processes()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if not all([group.remove() for group in left]) or self.processes():
+            return False
+        groups.remove()
+        return True
 
     def processes(self) -> list[int]:
         """Processes that run as one of this launcher's session uids."""
@@ -230,12 +241,17 @@ def spec(*argv: str, **more: Any) -> KernelSpec:
 
 
 def numpy_image(state: Path) -> ImageMount:
-    """An image with this interpreter's numpy in one layer. Raises ImportError without numpy.
+    """An image with this interpreter's numpy in one layer, for the machine's own Python.
 
-    For programs of the same Python version on the machine itself.
+    Raises LookupError, in words, where there is none or it is made for another version.
     """
-    import numpy as np
-
+    try:
+        import numpy as np
+    except ImportError as exc:
+        raise LookupError("numpy is not installed") from exc
+    own = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if os.path.basename(os.path.realpath(PYTHON[0])) != own:
+        raise LookupError(f"numpy is installed for {own}, which is not the machine's Python")
     packages = Path(np.__file__).parent.parent
     digest = hashlib.sha256(b"numpy").hexdigest()
     target = state / "layers" / digest / "site-packages"

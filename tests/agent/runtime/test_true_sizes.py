@@ -6,9 +6,7 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -119,12 +117,10 @@ async def test_lscpu_and_joblib_count_physical_cores(sessions: Sessions, cpu: in
 async def test_openblas_starts_as_many_threads_as_there_are_processors(
     sessions: Sessions, launcher: Launcher, variables: str
 ) -> None:
-    if sys.version_info[:2] != host_python():
-        pytest.skip("numpy at hand is for another Python version than the machine's")
     try:
         image = numpy_image(launcher.state)
-    except ImportError:
-        pytest.skip("numpy is not installed")
+    except LookupError as exc:
+        pytest.skip(str(exc))
     code = (
         "import os\n"
         f"if {variables == 'removed'}:\n"
@@ -137,12 +133,6 @@ async def test_openblas_starts_as_many_threads_as_there_are_processors(
     )
     told = await text(sessions, "/usr/bin/python3", "-c", code, image=image)
     assert told.strip() == "1"
-
-
-def host_python() -> tuple[int, int]:
-    version = Path(os.path.realpath("/usr/bin/python3")).name.removeprefix("python")
-    major, _, minor = version.partition(".")
-    return int(major), int(minor or 0)
 
 
 async def test_java_sees_its_processor_and_memory(sessions: Sessions) -> None:
