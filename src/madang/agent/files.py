@@ -26,6 +26,7 @@ Fetch = Callable[[str], Awaitable[str]]
 
 _BATCH_BYTES: Final = 1 << 20
 _BATCH_FILES: Final = 256
+_FEW_FILES: Final = 16
 
 
 class _Worker:
@@ -192,7 +193,8 @@ async def _send_workspace(worker: _Worker, manifest: WorkspaceManifest, fetch: F
         if size >= _BATCH_BYTES or len(batch) == _BATCH_FILES:
             await worker.send_raw(await asyncio.to_thread(_pack, batch))
             batch, size = [], 0
-    await worker.send_raw(await asyncio.to_thread(_pack, batch))
+    few = len(batch) <= _FEW_FILES and size <= MAX_FRAME  # Not worth a thread's start.
+    await worker.send_raw(_pack(batch) if few else await asyncio.to_thread(_pack, batch))
     await worker.send(Frame.END)
 
 

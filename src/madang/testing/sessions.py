@@ -109,7 +109,8 @@ class Launcher:
         for pid in (pid for group in left for pid in group.processes()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if not all([group.remove() for group in left]) or self.processes():
+        removed = [group.remove() for group in left]
+        if not all(removed) or self.processes():
             return False
         groups.remove()
         return True
