@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pytest
 from madang.agent.launcher import registry
 from madang.agent.launcher.processes import ProcessId
 from madang.client import Client
-from madang.daemon.state import read_running
-from madang.testing.platform import Platform, begin, launch, start
+from madang.daemon import confine
+from madang.daemon.state import born, read_running
+from madang.testing.platform import MADANG, Platform, begin, launch, start
 from madang.wire.session import SessionStatus
 
 pytestmark = [
@@ -25,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: sessions of several users"),
 ]
 
+USER = 54321
 COUNT = "i=0; while [ $i -lt 1000 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
 
 
@@ -74,6 +77,13 @@ def platform(tmp_path: Path) -> Iterator[Platform]:
     with start(tmp_path) as platform:
         yield platform
     assert left_over(platform.state) == []
+
+
+def environ(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/environ").read_text(errors="replace")
+    except OSError:
+        return ""
 
 
 def counting(client: Client) -> str:
@@ -278,7 +288,7 @@ def test_doctor_and_config_answer(platform: Platform) -> None:
 
 def test_the_server_alone_has_no_node_and_sessions_wait(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*launch_arguments(), "server", "--port", "0", "--state", str(tmp_path / "state")],
+        [*MADANG, "server", "--port", "0", "--state", str(tmp_path / "state")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -296,7 +306,24 @@ def test_the_server_alone_has_no_node_and_sessions_wait(tmp_path: Path) -> None:
     assert process.returncode == 0
 
 
-def launch_arguments() -> tuple[str, ...]:
-    from madang.testing.platform import MADANG
+def test_an_ordinary_user_has_a_platform_of_their_own(open_folder: Path) -> None:
+    closed = confine.closed_parents(confine.needed_paths([]), USER)
+    if closed:
+        pytest.skip(f"an ordinary user can't reach the interpreter: {closed} is closed")
+    os.chown(open_folder, USER, USER)
+    with start(open_folder, user=USER) as platform, platform.client() as client:
+        run = client.run(["sh", "-c", "id -u; touch /work/file && echo made"])
+        output = b"".join(record.data for record in run)
+        assert output.endswith(b"made\n")
+        assert run.wait().warnings is not None
+        assert Path(f"/proc/{platform.child('server')}").stat().st_uid == USER
+    assert not [pid for pid in map(int, filter(str.isdecimal, os.listdir("/proc")))
+                if born(pid) and str(open_folder) in environ(pid)]  # fmt: skip
 
-    return MADANG
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach, unlike pytest's own."""
+    with tempfile.TemporaryDirectory(prefix="madang-open-", dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)

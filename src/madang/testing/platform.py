@@ -35,6 +35,8 @@ class Platform:
     url: str
     process: subprocess.Popen[str]
     environment: dict[str, str] = field(default_factory=dict)
+    user: int | None = None
+    """Who started it, if not we."""
 
     @property
     def state(self) -> Path:
@@ -71,7 +73,7 @@ class Platform:
     def madang(self, *arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
         """One command line, to its end."""
         options: dict[str, Any] = {"capture_output": True, "text": True, "timeout": 60}
-        options |= {"env": self.environment} | more
+        options |= {"env": self.environment} | _as_user(self.user) | more
         return subprocess.run([*MADANG, *arguments], check=False, **options)
 
     def stop(self, *, keep_sessions: bool = False) -> None:
@@ -95,7 +97,10 @@ class Platform:
 
 
 def launch(
-    folder: Path, *arguments: str, environment: Mapping[str, str] | None = None
+    folder: Path,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    user: int | None = None,
 ) -> subprocess.Popen[str]:
     """``madang up`` in the foreground on *folder*, not waited for."""
     return subprocess.Popen(
@@ -106,6 +111,7 @@ def launch(
         text=True,
         env=_environment(folder, environment),
         start_new_session=True,
+        **_as_user(user),
     )
 
 
@@ -113,9 +119,10 @@ def begin(
     folder: Path,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    user: int | None = None,
 ) -> Platform:
     """A platform that is ready; the caller must ``stop`` it."""
-    process = launch(folder, *arguments, environment=environment)
+    process = launch(folder, *arguments, environment=environment, user=user)
     assert process.stdout is not None
     assert process.stderr is not None
     url = _wait_ready(process.stdout)
@@ -128,6 +135,7 @@ def begin(
         url=url,
         process=process,
         environment=_environment(folder, environment),
+        user=user,
     )
 
 
@@ -136,9 +144,10 @@ def start(
     folder: Path,
     arguments: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    user: int | None = None,
 ) -> Iterator[Platform]:
     """A platform for as long as the block runs."""
-    platform = begin(folder, arguments, environment)
+    platform = begin(folder, arguments, environment, user)
     try:
         yield platform
     except BaseException:
@@ -148,8 +157,13 @@ def start(
         platform.stop()
 
 
+def _as_user(user: int | None) -> dict[str, Any]:
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+
+
 def _environment(folder: Path, more: Mapping[str, str] | None) -> dict[str, str]:
     own = {"MADANG_CONFIG": str(folder / "client.toml"), "XDG_CACHE_HOME": str(folder / "cache")}
+    own |= {"HOME": str(folder), "XDG_CONFIG_HOME": str(folder / "config")}
     return {**os.environ, **own, **(more or {})}
 
 
