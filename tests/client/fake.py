@@ -112,6 +112,7 @@ class FakeServer:
         """What sessions have as their root: ``work`` and ``outputs`` lie below it."""
         self.port = 0
         self.jobs: dict[str, Job] = {}
+        self.programs: list[Program] = []
         self.keys: dict[str, tuple[bytes, str]] = {}
         self.blobs: dict[str, bytes] = {}
         self.manifests: dict[str, WorkspaceManifest] = {}
@@ -211,9 +212,10 @@ class FakeServer:
         await self._stop()
         for job in self.jobs.values():
             job.stopped = True
-            if job.program is not None and job.program.ended is None:
+        for program in self.programs:
+            if program.ended is None:
                 with contextlib.suppress(ProcessLookupError):
-                    job.program.process.kill()
+                    os.killpg(program.process.pid, signal.SIGKILL)
         for _ in range(3):
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=5)
@@ -317,7 +319,7 @@ class FakeServer:
         if program is not None and program.ended is None:
             number = signal.SIGKILL if body.grace_s == 0 else signal.SIGTERM
             with contextlib.suppress(ProcessLookupError):
-                program.process.send_signal(number)
+                os.killpg(program.process.pid, number)
         return _json(job.session)
 
     async def _signal(self, request: web.Request) -> web.Response:
@@ -597,8 +599,10 @@ class FakeServer:
                 stderr=asyncio.subprocess.PIPE,
                 env=env,
                 cwd=cwd,
+                start_new_session=True,
             )
             program = Program(process, None)
+            self.programs.append(program)
             self._spawn(self._collect(program))
             return program
         ours, theirs = pty.openpty()
@@ -611,6 +615,7 @@ class FakeServer:
         )  # fmt: skip
         os.close(theirs)
         program = Program(process, ours)
+        self.programs.append(program)
         self._spawn(self._collect_tty(program))
         return program
 
@@ -695,6 +700,8 @@ class FakeServer:
 
     async def _read_archive(self, request: web.Request) -> web.Response:
         path = self._path(request)
+        if not os.path.lexists(path):
+            raise FileMissing(f"{path!r}: no such file.")
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as tar:
             for name in sorted(os.listdir(path)) if os.path.isdir(path) else [b""]:
