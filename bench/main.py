@@ -44,6 +44,7 @@ def main() -> int:
     names = ", ".join([*ROWS, *TOGETHER])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {names}")
     parser.add_argument("--json", metavar="FILE", help="write everything there, too")
+    parser.add_argument("--markdown", metavar="FILE", help="a table for the documentation")
     options = parser.parse_args()
     unknown = set(options.names) - {*ROWS, *TOGETHER}
     if unknown:
@@ -56,9 +57,38 @@ def main() -> int:
         about = {"machine": machine.describe(), "version": madang.__version__, "at": time.time()}
         data = about | {"rows": [asdict(row) for row in found]}
         Path(options.json).write_text(json.dumps(data, indent=2) + "\n")
+    if options.markdown:
+        Path(options.markdown).write_text(markdown(found))
     if failed:
         print(f"\n✗ could not be measured: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def markdown(found: list[Row]) -> str:
+    """The results as a page."""
+    how = (
+        f"Measured on {time.strftime('%Y-%m-%d')} by `./bench.sh`, Madang {madang.__version__}, "
+        f"{machine.describe()}, Python {sys.version.split()[0]}. Medians of interleaved rounds, "
+        "pauses of 50 ms between starts; the reference runs in the same rounds."
+    )
+    lines = [
+        "# Figures",
+        "",
+        how,
+        "",
+        "| figure | value | goal | reference | ratio | how |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        reference = ratio = ""
+        if row.reference_value is not None:
+            reference = f"{row.reference}: {row.reference_value:.4g} {row.unit}"
+            ratio = f"{row.reference_value / row.value:.3g}"
+        value = f"{row.value:.4g} {row.unit}"
+        lines.append(
+            f"| `{row.name}` | {value} | {row.goal} | {reference} | {ratio} | {row.note} |"
+        )
+    return "\n".join(lines) + "\n"
 
 
 def measure(names: list[str]) -> tuple[list[Row], list[str]]:

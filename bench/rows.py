@@ -252,11 +252,34 @@ def memory(bench: Bench) -> Iterator[Row]:
               note=f"{len(everything)} processes, sandboxes made ahead included")  # fmt: skip
     yield Row(name="launcher_memory", value=machine.pss_bytes(launcher) / 2**20, unit="MiB",
               note="launcher and sandboxes made ahead")  # fmt: skip
+    agent = agent_pss_bytes() + machine.pss_bytes(launcher)
+    yield Row(name="agent_memory", value=agent / 2**20, unit="MiB", goal="≤ 60",
+              note="a process with the agent alone, and launcher_memory")  # fmt: skip
     with idle_sessions(bench.client, 10):
         time.sleep(1)
         more = machine.pss_bytes(machine.tree(platform.running().pid)) - idle
     yield Row(name="session_memory", value=more / 10 / 2**20, unit="MiB", goal="≤ 5",
               note="keeper, init and the server's share, of ten idle sessions")  # fmt: skip
+
+
+def agent_pss_bytes() -> int:
+    """Of an interpreter that has loaded all of the agent and nothing of the manager."""
+    script = (
+        "import asyncio, gc, madang.agent.service, madang.agent.build, madang.storage\n"
+        "import madang.agent.runtime.native, madang.kit.clock\n"
+        "gc.collect()\n"
+        "print(flush=True)\n"
+        "input()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    with process:
+        assert process.stdout
+        process.stdout.readline()
+        found = machine.pss_bytes([process.pid])
+        process.communicate("\n")
+    return found
 
 
 def _idle(cpu: float = 0.05) -> SessionSpec:
