@@ -15,13 +15,14 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from madang.agent.launcher import registry, scratch
+from madang.agent.launcher import checks, registry, scratch
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.order import Order
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Found, Prepared, RuntimeFacts, Started
 from madang.kit.clock import Clock, SystemClock
-from madang.wire.errors import NotFound, RuntimeFailed, SessionNotRunning
+from madang.kit.codec import to_builtins
+from madang.wire.errors import Conflict, NotFound, RuntimeFailed, SessionNotRunning
 from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
 from madang.wire.session import Ended, Usage
 
@@ -36,6 +37,7 @@ _HELPER: Final = (sys.executable, "-P", "-m", "madang.agent.launcher.bare")
 class _Kernel:
     record: registry.Record | None = None
     keeper_fd: int = -1
+    settled: bool = False
     left: asyncio.Event = field(default_factory=asyncio.Event)
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -86,9 +88,12 @@ class ProcessRuntime:
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         found = self._get(kernel)
+        checked = checks.kernel_spec(to_builtins(spec))
         async with found.lock:
+            if found.settled:
+                raise Conflict(f"{kernel} has ended.")
             if found.record is None:
-                await self._start(found, self._order(kernel, spec))
+                await self._start(found, self._order(kernel, checked))
             record = found.record
         assert record is not None
         return Started(at=record.started_at or 0.0)
@@ -175,15 +180,20 @@ class ProcessRuntime:
         if found.keeper_fd >= 0:
             await self.kill(kernel)
             await found.left.wait()
+        found.settled = True
         ended = layout.read_ended(f"{self.kernel_dir(kernel)}/io/main")
         return ended or layout.lost(self._clock.now())
 
     async def remove(self, kernel: KernelId) -> None:
-        if kernel in self._kernels:
-            await self.settle(kernel)
-            await asyncio.to_thread(scratch.remove_tree, self.kernel_dir(kernel))
-            self._kernels.pop(kernel, None)
-            self._meter.forget(self.kernel_dir(kernel))
+        found = self._kernels.get(kernel)
+        if found is None:
+            return
+        async with found.lock:
+            if kernel in self._kernels:
+                await self.settle(kernel)
+                await asyncio.to_thread(scratch.remove_tree, self.kernel_dir(kernel))
+                self._kernels.pop(kernel, None)
+                self._meter.forget(self.kernel_dir(kernel))
 
     def kernel_dir(self, kernel: KernelId) -> str:
         return f"{self._folder}/{kernel}"
