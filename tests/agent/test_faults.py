@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 
 from madang.agent.journal import Journal
+from madang.agent.runtime.contract import Found
+from madang.agent.service import Agent
 from madang.agent.settings import AgentSettings
 from madang.kit.link import memory_link
 from madang.testing.clock import LoopClock, simulate
@@ -496,3 +498,21 @@ async def test_hello_says_what_the_node_can_give(world: World) -> None:
         assert it.hello.layers == ("a" * 64,)
         assert it.hello.facts["enforced.mem"] == "cgroup"
         assert it.hello.node == "n1"
+
+
+@virtual
+async def test_an_agent_that_can_not_open_leaves_nothing_open(world: World) -> None:
+    class Broken(FakeRuntime):
+        async def adopt(self) -> list[Found]:
+            raise LauncherUnavailable("the launcher does not answer")
+
+    runtime = Broken(world.machine, world.root)
+    agent = Agent(world.settings, runtime, NoBlobs(), world.clock, keepers=runtime)
+
+    with pytest.raises(LauncherUnavailable):
+        await agent.open()
+
+    async with world.node() as it:
+        wanted = assignment("s")
+        await it.want(wanted)
+        await it.running(wanted.kernel)

@@ -82,10 +82,14 @@ class Agent:
         ensure_folder(self.settings.journal)
         boot = self.settings.boot_id or boot_id()
         self._journal = Journal(self.settings.journal, boot, self._clock.now())
-        self._facts: RuntimeFacts = await self._runtime.open()
-        if self._hook is not None:
-            await self._hook.open()
-        await self._adopt()
+        try:
+            self._facts: RuntimeFacts = await self._runtime.open()
+            if self._hook is not None:
+                await self._hook.open()
+            await self._adopt()
+        except BaseException:
+            await self.close()
+            raise
         self._meter.start()
         self._audit.start()
         for kernel in list(self._kernels.values()):

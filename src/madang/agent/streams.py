@@ -22,6 +22,7 @@ from madang.kit.clock import Clock
 from madang.kit.ids import new_id
 from madang.kit.tasks import TaskSet
 from madang.wire.errors import (
+    FileFailed,
     InvalidRequest,
     LogGone,
     PlatformError,
@@ -180,7 +181,10 @@ class Streams:
 
     async def _files(self, request: FileRequest, stream: BulkStream) -> None:
         sock = await self._runtime.files(request.kernel)
-        await serve_files(sock, request, stream)
+        try:
+            await serve_files(sock, request, stream)
+        except ConnectionError as exc:  # where it was the other end, nobody hears this
+            raise FileFailed(f"the file worker of {request.kernel} went away: {exc}.") from exc
 
 
 async def _reader(folder: str, request: ReadLog) -> LogReader:
