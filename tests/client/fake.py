@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import io
 import os
 import pty
 import signal
 import tarfile
+import termios
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -448,8 +450,6 @@ class FakeServer:
                 elif told.op is ClientOp.STDIN_END and program.process.stdin is not None:
                     program.process.stdin.close()
                 elif told.op is ClientOp.RESIZE and program.tty is not None:
-                    import termios
-
                     termios.tcsetwinsize(program.tty, (told.rows or 0, told.cols or 0))
                     program.process.send_signal(signal.SIGWINCH)
 
@@ -606,13 +606,17 @@ class FakeServer:
             self._spawn(self._collect(program))
             return program
         ours, theirs = pty.openpty()
-        import termios
-
         termios.tcsetwinsize(theirs, (spec.rows, spec.cols))
         process = await asyncio.create_subprocess_exec(
-            *argv, stdin=theirs, stdout=theirs, stderr=theirs, env=env, cwd=cwd,
+            *argv,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            env=env,
+            cwd=cwd,
             start_new_session=True,
-        )  # fmt: skip
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY),
+        )
         os.close(theirs)
         program = Program(process, ours)
         self.programs.append(program)

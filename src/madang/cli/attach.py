@@ -9,7 +9,7 @@ from madang.cli.config import ClientConfig, load
 from madang.cli.context import connect
 from madang.cli.follow import Follower, feeds_stdin
 from madang.cli.options import environment, parse_environment
-from madang.cli.phases import show_end
+from madang.cli.phases import explain_end, show_end
 from madang.cli.terminal import Notes, is_terminal, window
 from madang.client.requests import exec_spec
 from madang.wire.kernel import WORK_DIR, ExecSpec
@@ -104,6 +104,6 @@ def _execute(config: ClientConfig, name: str, spec: ExecSpec) -> int:
         if left is not None:
             return left
         ended = stream.wait()
-    if ended.text and ended.exit_code != 0:
-        notes.line("why", ended.text)
+    if explanation := explain_end(ended):
+        notes.line("why", explanation)
     return exits.of_ended(ended)

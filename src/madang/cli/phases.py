@@ -106,5 +106,11 @@ def show_end(notes: Notes, session: Session) -> None:
     fine = exits.of_ended(ended) == 0
     label = labels.get(session.result, "failed") if session.result else "done" if fine else "failed"
     notes.line(label, describe_end(ended, session.size))
-    if ended.text and not (fine and ended.reason is Reason.EXIT and not ended.oom_kills):
-        notes.line("why", ended.text)
+    if explanation := explain_end(ended):
+        notes.line("why", explanation)
+
+
+def explain_end(ended: Ended) -> str:
+    """The end in words, where it was more than the program's own exit."""
+    limited = ended.oom_kills or ended.pids_denied or ended.disk_full
+    return ended.text if ended.reason is not Reason.EXIT or limited else ""
