@@ -122,6 +122,13 @@ class Launcher:
         uids = range(self.base_uid, self.base_uid + self.uid_count)
         return [pid for pid, uid in _owners() if uid in uids]
 
+    async def wait_clean(self) -> None:
+        """Fails if sessions left something behind; the kernel's own clean-up takes its time."""
+        late = time.monotonic() + PATIENCE_S
+        while left := self.leftovers():
+            assert time.monotonic() < late, left
+            await asyncio.sleep(0.01)
+
     def leftovers(self) -> list[str]:
         """What sessions left behind; nothing, once all were removed."""
         found = [f"process {pid}" for pid in self.processes()]
@@ -290,7 +297,7 @@ async def sessions(runtime: Runtime, launcher: Launcher | None = None) -> AsyncI
         await found.close()
         await runtime.close()
     if launcher is not None:
-        assert launcher.leftovers() == []
+        await launcher.wait_clean()
 
 
 @contextlib.contextmanager
