@@ -45,6 +45,13 @@ _OOM_SCORE: Final = b"300"
 _NAMESPACES: Final = (
     syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWCGROUP
 )
+CHANGED_SIGNALS: Final = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE),
+    *(signal.SIGXFSZ, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN),
+    signal.SIGTTOU,
+)
+"""Those that Python, we, or who started us (nohup, shells) may have ignored: programs get the
+defaults."""
 _MAX_OPEN_FILES: Final = 1024 * 1024
 
 
@@ -65,9 +72,8 @@ def run(link: socket.socket, group: Group | None) -> NoReturn:
 
 def _ready(link: socket.socket, group: Group | None) -> bool:
     """Do everything that needs no session; whether it could be done."""
-    for number in set(signal.valid_signals()) - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}:
-        with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_DFL)
+    for number in CHANGED_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     syscalls.set_process_name("madang-init")
     gc.disable()
     try:

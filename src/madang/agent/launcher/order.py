@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from madang.agent.launcher import checks
 from madang.agent.launcher.cgroups import Group
-from madang.wire.kernel import KernelSpec
+from madang.wire.kernel import ImageMount, KernelSpec
+from madang.wire.size import Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,18 @@ class Order:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Order:
+        """From a launcher, which has checked everything that it was asked."""
         value = dict(value)
         view = value.pop("view")
         return cls(
-            spec=checks.kernel_spec(value.pop("spec")),
+            spec=_spec(value.pop("spec")),
             group=Group(**value.pop("group")),
             view=View(**view) if view else None,
             **value,
         )
+
+
+def _spec(value: dict[str, Any]) -> KernelSpec:
+    image, size, argv = value.pop("image"), value.pop("size"), value.pop("argv")
+    image["layers"] = tuple(image["layers"])
+    return KernelSpec(argv=tuple(argv), image=ImageMount(**image), size=Size(**size), **value)
