@@ -8,7 +8,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -22,7 +26,9 @@ from madang.wire.errors import RuntimeFailed
 from madang.wire.kernel import KernelId
 from madang.wire.session import Reason
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: groups, disks, uids")
+IS_ROOT = os.geteuid() == 0
+ORDINARY = 2_000_083_000
+needs_root = pytest.mark.skipif(not IS_ROOT, reason="needs root: groups, disks")
 
 
 def record(sessions: Sessions, kernel: KernelId) -> registry.Record:
@@ -99,6 +105,7 @@ async def test_an_end_that_no_launcher_saw_is_known_to_the_next(
     assert (ended.reason, ended.exit_code) == (Reason.EXIT, 3)
 
 
+@needs_root
 async def test_an_adopted_session_can_be_killed_frozen_executed_in_and_removed(
     own_launcher: Launcher, own_sessions: Sessions
 ) -> None:
@@ -128,6 +135,7 @@ async def test_calls_wait_for_a_launcher_that_is_started_again(
     assert (await starting).out == b"patience\n"
 
 
+@needs_root
 async def test_disks_of_removed_sessions_go_while_adopted_ones_live(
     own_launcher: Launcher, own_sessions: Sessions
 ) -> None:
@@ -246,6 +254,7 @@ async def test_a_launcher_killed_at_any_moment_loses_nothing(
     assert [task.result() for task in lives] == [f"start {n}\nend\n" for n in range(8)]
 
 
+@needs_root
 async def test_after_all_sessions_are_removed_only_the_slots_have_groups(
     own_launcher: Launcher, own_sessions: Sessions
 ) -> None:
@@ -316,3 +325,18 @@ def _children(launcher: Launcher) -> list[int]:
 
 def test_lost_is_told_in_words() -> None:
     assert "keeper" in layout.lost(1.0).text
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="an ordinary user runs this file itself")
+def test_all_this_is_true_for_an_ordinary_user_s_launcher() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="madang-rootless-"))
+    try:
+        os.chown(folder, ORDINARY, ORDINARY)
+        argv = [sys.executable, "-m", "pytest", __file__, "--basetemp", str(folder / "pytest")]
+        done = subprocess.run(
+            argv, user=ORDINARY, group=ORDINARY, extra_groups=[], timeout=110, text=True,
+            capture_output=True, env={**os.environ, "HOME": str(folder), "TMPDIR": str(folder)},
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
