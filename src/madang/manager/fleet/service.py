@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 from madang.kit.clock import Clock
@@ -64,6 +66,12 @@ class Connection:
     sender: Sender
     heard_at: float
     """Monotonic."""
+    streams: set[BulkStream] = field(default_factory=set)
+    """Open ones; they end with the link."""
+
+
+def _unavailable(node: str | None) -> NodeUnavailable:
+    return NodeUnavailable(f"machine {node!r} is not connected at present.", node=node)
 
 
 class FleetService:
@@ -131,6 +139,8 @@ class FleetService:
         finally:
             if self._connections.get(node) is connection:
                 del self._connections[node]
+            for stream in list(connection.streams):
+                await stream.close()
             await connection.sender.stop()
             log.info("agent gone", extra={"node": node, "incarnation": connection.incarnation})
 
@@ -167,15 +177,22 @@ class FleetService:
     def online(self) -> set[str]:
         return set(self._connections)
 
-    async def open(self, node: str | None, request: StreamRequest) -> BulkStream:
-        """A bulk stream to the agent of *node*. Raises NodeUnavailable."""
+    @asynccontextmanager
+    async def open(self, node: str | None, request: StreamRequest) -> AsyncIterator[BulkStream]:
+        """A bulk stream to the agent of *node*; it ends with the link. Raises NodeUnavailable."""
         connection = self._connections.get(node or "")
-        if connection is not None:
-            try:
-                return await connection.link.open(request)
-            except ConnectionError:
-                pass
-        raise NodeUnavailable(f"machine {node!r} is not connected at present.", node=node)
+        if connection is None:
+            raise _unavailable(node)
+        try:
+            stream = await connection.link.open(request)
+        except ConnectionError as exc:
+            raise _unavailable(node) from exc
+        connection.streams.add(stream)
+        try:
+            yield stream
+        finally:
+            connection.streams.discard(stream)
+            await stream.close()
 
     async def disconnect_silent(self) -> None:
         """Close links that have said nothing for too long; their agents connect anew."""

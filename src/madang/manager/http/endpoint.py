@@ -45,6 +45,8 @@ class Endpoint:
     body: Any
     returns: Any
     status: int
+    also: tuple[int, ...]
+    """Further statuses without an error."""
     body_limit: int
     sends: str
     """Media type of a body that the handler reads as a stream."""
@@ -98,6 +100,7 @@ def endpoint(
     body: Any = None,
     returns: Any = None,
     status: int = 200,
+    also: tuple[int, ...] = (),
     body_limit: int = DEFAULT_BODY_LIMIT,
     sends: str = "",
     streams: str = "",
@@ -117,6 +120,7 @@ def endpoint(
             body=body,
             returns=returns,
             status=status,
+            also=also,
             body_limit=body_limit,
             sends=sends,
             streams=streams,

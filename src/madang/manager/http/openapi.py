@@ -56,6 +56,9 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
             "default": {"$ref": "#/components/responses/Problem"},
         },
     }
+    for status in endpoint.also:
+        answer = _answer(endpoint, schemas) if status < 300 else {"description": "No content."}
+        operation["responses"][str(status)] = answer
     if parameters := _parameters(endpoint):
         operation["parameters"] = parameters
     if endpoint.sends:

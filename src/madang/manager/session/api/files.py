@@ -88,6 +88,7 @@ class FileApi:
         "/v1/sessions/{ref}/file",
         query=PathQuery,
         streams="application/octet-stream",
+        also=(206, 416),
         headers=("Range",),
     )
     async def get_file(self, call: Call[PathQuery, None]) -> web.StreamResponse:

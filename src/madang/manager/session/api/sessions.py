@@ -72,6 +72,7 @@ class SessionApi:
         body=SessionSpec,
         returns=Session,
         status=201,
+        also=(200,),
         body_limit=CREATE_LIMIT,
         headers=("Idempotency-Key",),
     )
@@ -101,7 +102,12 @@ class SessionApi:
         return Reply(page, {"Madang-Event": str(last)})
 
     @endpoint(
-        "GET", "/v1/sessions/{ref}", query=GetQuery, returns=Session, headers=("If-None-Match",)
+        "GET",
+        "/v1/sessions/{ref}",
+        query=GetQuery,
+        returns=Session,
+        also=(304,),
+        headers=("If-None-Match",),
     )
     async def get_session(self, call: Call[GetQuery, None]) -> Reply:
         """Read a session; with wait, once its version differs."""

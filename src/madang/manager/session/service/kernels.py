@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from madang.manager.fleet.service import FleetService
@@ -24,14 +24,11 @@ class KernelService:
     def __init__(self, fleet: FleetService) -> None:
         self._fleet: Final = fleet
 
-    @asynccontextmanager
-    async def open(self, row: SessionRow, request: StreamRequest) -> AsyncIterator[BulkStream]:
+    def open(
+        self, row: SessionRow, request: StreamRequest
+    ) -> AbstractAsyncContextManager[BulkStream]:
         """A stream to the node that holds *row*; closed at the end in any case."""
-        stream = await self._fleet.open(row.held_by, request)
-        try:
-            yield stream
-        finally:
-            await stream.close()
+        return self._fleet.open(row.held_by, request)
 
     async def signal(self, row: SessionRow, signal: int) -> None:
         if not 1 <= signal <= 64:
