@@ -6,9 +6,10 @@ import json
 import os
 import signal
 import stat
+import subprocess
 
 import pytest
-from tests.cli.conftest import Cli
+from tests.cli.conftest import COMMAND, Cli
 
 from madang.wire.session import SessionStatus
 
@@ -414,3 +415,31 @@ def test_a_closed_stdout_gives_no_traceback(cli: Cli) -> None:
     assert process.stderr is not None
     with process.stderr:
         assert process.stderr.read() == b""
+
+
+def test_closed_standard_streams_do_no_harm(cli: Cli) -> None:
+    shell = 'exec <&- >&-; exec "$@"'
+    done = subprocess.run(
+        ["sh", "-c", shell, "sh", *COMMAND, "run", "-i", "--", "cat"],
+        cwd=cli.project,
+        env=cli.env,
+        stderr=subprocess.PIPE,
+        check=False,
+        timeout=30,
+    )
+
+    assert done.returncode == 0
+    assert b"Traceback" not in done.stderr
+
+
+def test_what_others_wrote_does_not_steer_the_terminal(cli: Cli) -> None:
+    cli.run("run", "--name", "bad-owl", "--label", "a=\x1b[2J", "--", "true", "\x1b]0;x")
+
+    for command in (("ps", "-a"), ("show", "bad-owl")):
+        assert b"\x1b" not in cli.run(*command).stdout
+
+
+def test_the_shell_can_complete_commands(cli: Cli) -> None:
+    cli.env |= {"_MADANG_COMPLETE": "bash_complete", "COMP_WORDS": "madang lo", "COMP_CWORD": "1"}
+
+    assert cli.run().stdout.split() == [b"plain,logs", b"plain,login"]

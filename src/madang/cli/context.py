@@ -33,9 +33,15 @@ def print_json(value: Any) -> None:
     sys.stdout.write(data.decode() + "\n")
 
 
+def printable(text: str) -> str:
+    """Without control characters: what others wrote must not steer this terminal."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
+
+
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as they need to be; the last one is not padded."""
-    widths = [max(len(row[i]) for row in (headings, *rows)) for i in range(len(headings) - 1)]
-    for row in (headings, *rows):
+    table = [headings, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in table) for i in range(len(headings) - 1)]
+    for row in table:
         padded = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)]
         sys.stdout.write("  ".join([*padded, row[-1]]).rstrip() + "\n")

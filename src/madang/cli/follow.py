@@ -198,6 +198,7 @@ class Follower:
             self._leave(exits.DETACHED, "detached")
         else:
             self._interrupts = 0
+            self._notes.line("note", "still waiting; Ctrl-C asks again")
 
     def _stop(self, run: Run) -> None:
         self._notes.line("stop", "asked for; Ctrl-C again to leave it to itself")

@@ -9,7 +9,7 @@ import click
 
 from madang.cli import exits
 from madang.cli.config import load
-from madang.cli.context import connect, json_option, print_json, print_table
+from madang.cli.context import connect, json_option, print_json, print_table, printable
 from madang.cli.follow import Follower
 from madang.cli.options import parse_labels
 from madang.cli.phases import show_end
@@ -63,7 +63,7 @@ def show(name: str, as_json: bool) -> None:
         return
     for label, value in _facts(found):
         if value:
-            print(f"{label:<9} {value}")
+            print(f"{label:<9} {printable(value)}")
     if found.layers:
         rows = [(layer.name, layer.version, format_bytes(layer.size_bytes), layer.digest[:12])
                 for layer in found.layers]  # fmt: skip

@@ -100,6 +100,7 @@ def root() -> None:
 
 def run(args: list[str]) -> int:
     """Do one command line; the exit code."""
+    _open_standard_streams()
     try:
         result = root.main(args, prog_name="madang", standalone_mode=False)
         sys.stdout.flush()
@@ -116,6 +117,18 @@ def run(args: list[str]) -> int:
         print_error(exc)
         return exits.of_error(exc)
     return result if isinstance(result, int) else 0
+
+
+def _open_standard_streams() -> None:
+    """Give closed ones a null device, or a socket of ours would get their number."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdin = sys.stdin or open(0, closefd=False)  # noqa: SIM115 - for as long as we live
+    sys.stdout = sys.stdout or open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w", closefd=False)  # noqa: SIM115
 
 
 def print_error(error: PlatformError) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import click
 
 from madang.cli import exits
-from madang.cli.context import connect, json_option, print_json, print_table
+from madang.cli.context import connect, json_option, print_json, print_table, printable
 from madang.cli.options import parse_grace
 from madang.cli.phases import describe_end, describe_size
 from madang.cli.terminal import is_terminal
@@ -82,8 +82,7 @@ def command_line(session: Session) -> str:
     import shlex
 
     raw = (arg.encode(session.argv_encoding, "replace") for arg in session.argv)
-    text = " ".join(shlex.quote(arg.decode("utf-8", "replace")) for arg in raw)
-    return "".join(char if char.isprintable() else "�" for char in text)
+    return printable(" ".join(shlex.quote(arg.decode("utf-8", "replace")) for arg in raw))
 
 
 @click.command()
@@ -99,10 +98,10 @@ def show(name: str, as_json: bool) -> None:
         history = client.get_history(session.id)
     for label, value in _facts(session):
         if value:
-            print(f"{label:<9} {value}")
+            print(f"{label:<9} {printable(value)}")
     print("history")
     for entry in history:
-        print(f"  {_moment(entry)}")
+        print(f"  {printable(_moment(entry))}")
 
 
 def _facts(session: Session) -> list[tuple[str, str]]:

@@ -33,6 +33,7 @@ class Notes:
         """One line that stays."""
         self.clear()
         self._begun = time.monotonic()
+        text = "".join(char if char.isprintable() else " " for char in text)
         if not self._quiet:
             shown = f"\x1b[2m{label:<6}\x1b[0m" if self._styled else f"{label:<6}"
             _write(2, f"{shown} {text}\n".encode("utf-8", "replace"))
