@@ -22,10 +22,14 @@ PATIENCE_S = float(os.environ.get("CONTAINED_PATIENCE_S", "10"))
 
 def main() -> int:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    # Not below a private folder: processes of other users reach their files here.
-    with tempfile.TemporaryDirectory(prefix="madang-test-", ignore_cleanup_errors=True) as folder:
+    # Not below a private folder: processes of other users reach their files here. The names are
+    # short: a Unix socket's path holds 107 bytes.
+    with tempfile.TemporaryDirectory(
+        prefix="mt-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:
         Path(folder).chmod(0o755)
-        command = subprocess.Popen(sys.argv[1:], env=os.environ | {"TMPDIR": folder})
+        own = {"TMPDIR": folder, "PYTEST_ADDOPTS": f"--basetemp={folder}/t"}
+        command = subprocess.Popen(sys.argv[1:], env=os.environ | own)
         signal.signal(signal.SIGTERM, lambda *_: command.terminate())
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         status = reap_until(command.pid)
