@@ -19,8 +19,8 @@ from madang.kit.secret import Secret
 PYPI: Final = ("https://index.example/simple", "https://files.example/")
 """The default index and where its files lie."""
 PASSED: Final = (
-    "UV_EXCLUDE_NEWER UV_HTTP_TIMEOUT UV_INDEX_STRATEGY UV_INSECURE_HOST UV_PRERELEASE "
-    "UV_TORCH_BACKEND"
+    "UV_EXCLUDE_NEWER UV_HTTP_RETRIES UV_HTTP_TIMEOUT UV_INDEX_STRATEGY UV_INSECURE_HOST "
+    "UV_PRERELEASE UV_TORCH_BACKEND"
 ).split()
 """Other variables that uv reads in the build as it would outside."""
 

@@ -110,7 +110,9 @@ def _builds(tmp_path: Path, index: str) -> Builds:
         state_dir=str(tmp_path),
         service_dir=lambda _: str(tmp_path / "service"),
         read=reader(tmp_path / "outputs"),
-        registry=registry({"HOME": str(tmp_path), "UV_DEFAULT_INDEX": index}),
+        registry=registry(
+            {"HOME": str(tmp_path), "UV_DEFAULT_INDEX": index, "UV_HTTP_RETRIES": "0"}
+        ),
         clock=SystemClock(),
     )
 

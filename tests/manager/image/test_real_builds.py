@@ -252,7 +252,7 @@ def test_a_build_outlives_its_server(client: Client, platform: Platform, index: 
 
 def test_a_build_whose_disk_is_full_says_so(client: Client, platform: Platform) -> None:
     before = _layers(platform)
-    image = _build(client, "large", "numpy", "pillow", size=SizeRequest(disk_bytes=40 * MIB))
+    image = _build(client, "large", "numpy==2.2.6", size=SizeRequest(disk_bytes=40 * MIB))
     assert image.status is ImageStatus.FAILED
     assert "disk" in image.reason
     assert _layers(platform) == before
