@@ -175,6 +175,7 @@ class Kernel:
         """Compare with what the runtime found after a restart of the agent."""
         self._reached = not self._settled
         if found is not None and found.running:
+            self._report = replace(self._report, enforced=found.enforced)
             if self.phase is Phase.INTENDED:
                 self._enter_running(found.started_at)
             if self.phase is Phase.RUNNING:

@@ -312,6 +312,7 @@ class Agent:
         due = self._clock.monotonic() + within_s
         self._due[kernel.id] = due if within_s == 0 else self._due.get(kernel.id, due)
         self._report_due.set()
+        self._meter.wake()
 
     # --- reports
 

@@ -156,6 +156,7 @@ class Kernels:
             "state": record.state,
             "running": kernel.running,
             "started_at": record.started_at,
+            "scratch_enforced": record.scratch_enforced,
             "group": {"version": group.version, "paths": group.paths} if group else None,
         }
 

@@ -62,6 +62,8 @@ class Found:
     started_at: float | None = None
     ended: Ended | None = None
     execs: tuple[str, ...] = ()
+    enforced: dict[str, str] = field(default_factory=dict)
+    """As ``Prepared`` told it."""
 
 
 class Runtime(Protocol):

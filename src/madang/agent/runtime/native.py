@@ -140,6 +140,7 @@ class NativeRuntime:
             started_at=entry["started_at"],
             ended=layout.read_ended(f"{folder}/io/main"),
             execs=layout.execs(folder),
+            enforced=self._enforced | {"disk": entry["scratch_enforced"]},
         )
 
     # -- the link ----------------------------------------------------------------------------
