@@ -29,6 +29,6 @@ def messages() -> Iterator[tuple[str, str]]:
 def test_each_loud_message_is_documented_and_no_other() -> None:
     rows = [line.split("|") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     documented = {row[1].strip().strip("`") for row in rows}
-    logged = dict((message, where) for where, message in messages())
+    logged = {message: where for where, message in messages()}
     assert logged.keys() - documented == set(), "add these to docs/reference/log-messages.md"
     assert documented - logged.keys() == set(), "these are not logged any more"
