@@ -23,7 +23,7 @@ from madang.wire.api import (
     WorkspaceManifest,
     WorkspaceState,
 )
-from madang.wire.errors import InvalidRequest, PlatformError, Retry, from_problem
+from madang.wire.errors import InvalidRequest, PlatformError, from_problem
 from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatus
 
 if TYPE_CHECKING:  # 10 ms, and not of use to a run
@@ -62,11 +62,6 @@ def failure(status: int, body: bytes, call: Call[Any]) -> PlatformError:
         )
         return PlatformError(text, status=status)
     return from_problem(problem.code, problem.detail or problem.title, problem.details)
-
-
-def may_repeat(error: PlatformError) -> bool:
-    """Whether the server asks for one more try of the same call, soon."""
-    return error.code in {"server.stopping", "request.rate_limited"} and error.retry is Retry.LATER
 
 
 def _read(kind: type[T]) -> Callable[[bytes], T]:
