@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.client.fake import FakeServer
 
-from madang.client import Client, workspace
+from madang.client import Client, tree, workspace
 from madang.client.ignore import Rules
-from madang.client.workspace import FileChanged, Limits
+from madang.client.tree import Limits
+from madang.client.workspace import FileChanged
 from madang.wire.api import WorkspaceManifest, WorkspaceState
 from madang.wire.errors import FileFailed, WorkspaceTooLarge
 
@@ -26,8 +27,8 @@ def project(tmp_path: Path) -> Path:
 
 
 def names(folder: Path, limits: Limits | None = None) -> list[bytes]:
-    tree = workspace.scan(os.fsencode(folder), limits or Limits())
-    return [entry.path for entry in tree.entries]
+    found = tree.scan(os.fsencode(folder), limits or Limits())
+    return [entry.path for entry in found.entries]
 
 
 def make(folder: Path, *paths: str, text: str = "x") -> None:
@@ -73,10 +74,10 @@ def test_sockets_and_pipes_are_left_out_and_named(project: Path) -> None:
     os.mkfifo(project / "pipe")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(project / "socket"))
-        tree = workspace.scan(os.fsencode(project), Limits())
+        found = tree.scan(os.fsencode(project), Limits())
 
-    assert tree.entries == ()
-    assert tree.skipped == (b"pipe", b"socket")
+    assert found.entries == ()
+    assert found.skipped == (b"pipe", b"socket")
 
 
 def test_too_much_is_refused_with_the_largest_folders(project: Path) -> None:

@@ -37,7 +37,7 @@ class Syncing:
         return replace(spec, workspace=self._sync(client, folder, again=again))
 
     def _sync(self, client: Client, folder: str, *, again: bool) -> str | None:
-        from madang.client.workspace import Limits
+        from madang.client.tree import Limits
 
         begun = time.monotonic()
         key = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]

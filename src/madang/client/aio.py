@@ -30,7 +30,8 @@ from madang.client.following import Following, LogReading
 from madang.client.requests import Amount, Argument, exec_spec, new_key, session_spec, size_request
 from madang.client.retry import Retries
 from madang.client.transport import PATIENCE_S
-from madang.client.workspace import FileChanged, Limits, Progress, Synced
+from madang.client.tree import Limits
+from madang.client.workspace import FileChanged, Progress, Synced
 from madang.kit.secret import Secret
 from madang.wire.api import (
     ClientMessage,

@@ -34,7 +34,8 @@ from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, 
 
 if TYPE_CHECKING:  # not of use to a run
     from madang.client.archive import Unpacked
-    from madang.client.workspace import Limits, Progress, Synced
+    from madang.client.tree import Limits
+    from madang.client.workspace import Progress, Synced
     from madang.wire.image import Image
     from madang.wire.link import FileEntry
 

@@ -11,17 +11,16 @@ import hashlib
 import os
 import stat
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from madang.client.ignore import FILE_NAME, Rules
+from madang.client.tree import Entry, Limits, Tree, entry_of, scan, unreadable
 from madang.kit.codec import from_json, to_json
 from madang.wire.api import WorkspaceFile, WorkspaceManifest, WorkspaceState
-from madang.wire.errors import FileFailed, PlatformError, WorkspaceTooLarge
+from madang.wire.errors import FileFailed, PlatformError
 from madang.wire.paths import display, to_wire
-from madang.wire.size import GIB, MIB, format_bytes
+from madang.wire.size import GIB
 
 Known = dict[str, tuple[list[int], str]]
 """Path → stamp and digest."""
@@ -32,7 +31,6 @@ TRIES: Final = 3
 _CHUNK: Final = 256 * 1024
 _SETTLED_NS: Final = 2_000_000_000
 """A file changed this shortly before it was hashed may change again with the same times."""
-_NAMED: Final = 5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,38 +42,6 @@ class Memory:
     """SHA-256 of the manifest that a server was last told of …"""
     workspace: str = ""
     """… and the digest that it answered."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    size_bytes: int = 512 * MIB
-    files: int = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One thing found, by its path relative to the root."""
-
-    path: bytes
-    kind: str
-    mode: int
-    size_bytes: int
-    modified_ns: int
-    changed_ns: int
-    inode: int
-    target: bytes | None = None
-
-    @property
-    def stamp(self) -> list[int]:
-        return [self.size_bytes, self.modified_ns, self.changed_ns, self.inode]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tree:
-    root: bytes
-    entries: tuple[Entry, ...]
-    skipped: tuple[bytes, ...]
-    """Sockets, pipes and devices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,153 +199,6 @@ def _wire_file(entry: Entry, digest: str | None) -> WorkspaceFile:
     )
 
 
-# Looking
-
-
-@dataclass(slots=True)
-class _Scan:
-    root: bytes
-    limits: Limits
-    entries: list[Entry] = field(default_factory=list)
-    skipped: list[bytes] = field(default_factory=list)
-    unreadable: list[str] = field(default_factory=list)
-    private: set[bytes] = field(default_factory=set)
-    """Folders whose own ignore file leaves nothing of them, such as ``runs``."""
-    size_bytes: int = 0
-
-    @property
-    def too_large(self) -> bool:
-        return self.size_bytes > self.limits.size_bytes or len(self.entries) > self.limits.files
-
-    @property
-    def hopeless(self) -> bool:
-        """Far beyond the limit; what was seen is enough to say what is large."""
-        return len(self.entries) > 4 * self.limits.files
-
-
-def scan(root: bytes, limits: Limits) -> Tree:
-    """Everything below *root* that is not ignored, parents first. Links are not followed.
-
-    Raises WorkspaceTooLarge with the largest folders, FileFailed with what can't be read.
-    """
-    state = _Scan(root, limits)
-    todo: list[tuple[bytes, Rules]] = [(b"", Rules.defaults())]
-    while todo and not state.hopeless:
-        folder, rules = todo.pop()
-        todo += _scan_folder(state, folder, rules)
-    if state.too_large:
-        raise _too_large(state)
-    if state.unreadable:
-        raise _unreadable(state.unreadable)
-    entries = [entry for entry in state.entries if entry.path not in state.private]
-    entries.sort(key=lambda entry: entry.path)
-    return Tree(root=root, entries=tuple(entries), skipped=tuple(sorted(state.skipped)))
-
-
-def _scan_folder(state: _Scan, folder: bytes, rules: Rules) -> list[tuple[bytes, Rules]]:
-    """Add what lies in *folder* (``b"a/b/"``); return the folders in it."""
-    try:
-        with os.scandir(state.root + b"/" + folder) as found:
-            items = list(found)
-    except FileNotFoundError:
-        return []
-    except OSError as exc:
-        state.unreadable.append(f"{display(folder) or '.'} ({exc.strerror})")
-        return []
-    if any(item.name == FILE_NAME for item in items):
-        rules = rules.extended(folder, _read_rules(state, folder))
-    below: list[tuple[bytes, Rules]] = []
-    kept = 0
-    for item in items:
-        path = folder + item.name
-        is_folder = item.is_dir(follow_symlinks=False)
-        if rules.ignores(path, is_folder=is_folder):
-            continue
-        kept += 1
-        _add(state, path, item)
-        if is_folder:
-            below.append((path + b"/", rules))
-    if items and not kept and any(item.name == FILE_NAME for item in items):
-        state.private.add(folder.rstrip(b"/"))
-    return below
-
-
-def _read_rules(state: _Scan, folder: bytes) -> bytes:
-    try:
-        with open(state.root + b"/" + folder + FILE_NAME, "rb") as file:
-            return file.read(MIB)
-    except OSError as exc:
-        state.unreadable.append(f"{display(folder + FILE_NAME)} ({exc.strerror})")
-        return b""
-
-
-def _add(state: _Scan, path: bytes, item: os.DirEntry[bytes]) -> None:
-    try:
-        seen = item.stat(follow_symlinks=False)
-        target = os.readlink(item.path) if stat.S_ISLNK(seen.st_mode) else None
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        state.unreadable.append(f"{display(path)} ({exc.strerror})")
-        return
-    entry = _entry(path, seen, target)
-    if entry is None:
-        state.skipped.append(path)
-        return
-    state.entries.append(entry)
-    state.size_bytes += entry.size_bytes
-
-
-def _entry(path: bytes, seen: os.stat_result, target: bytes | None = None) -> Entry | None:
-    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "link"}
-    kind = kinds.get(stat.S_IFMT(seen.st_mode))
-    if kind is None:
-        return None
-    return Entry(
-        path,
-        kind,
-        stat.S_IMODE(seen.st_mode) & 0o777,
-        seen.st_size if kind == "file" else 0,
-        seen.st_mtime_ns,
-        seen.st_ctime_ns,
-        seen.st_ino,
-        target,
-    )
-
-
-def _too_large(state: _Scan) -> WorkspaceTooLarge:
-    sizes: Counter[bytes] = Counter()
-    counts: Counter[bytes] = Counter()
-    for entry in state.entries:
-        top = entry.path.partition(b"/")[0]
-        sizes[top] += entry.size_bytes
-        counts[top] += 1
-    by_size = state.size_bytes > state.limits.size_bytes
-    ranked = (sizes if by_size else counts).most_common(_NAMED)
-    largest = ", ".join(
-        f"{display(name)} ({format_bytes(amount) if by_size else f'{amount:,} files'})"
-        for name, amount in ranked
-    )
-    more = "more than " if state.hopeless else ""
-    text = (
-        f"the working directory {display(state.root)} has {more}{format_bytes(state.size_bytes)} "
-        f"in {len(state.entries):,} files; the limit is {format_bytes(state.limits.size_bytes)} "
-        f"in {state.limits.files:,}. Largest: {largest}. List what is not needed in "
-        ".madangignore, or use --no-sync."
-    )
-    return WorkspaceTooLarge(text, size_bytes=state.size_bytes, files=len(state.entries))
-
-
-def _unreadable(names: Sequence[str]) -> FileFailed:
-    shown = ", ".join(sorted(names)[:_NAMED])
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    text = (
-        f"the working directory holds what can't be read: {shown}{more}. Mend the permissions, "
-        "or list it in .madangignore."
-    )
-    return FileFailed(text)
-
-
 # Hashing
 
 
@@ -391,7 +210,7 @@ def _digest(root: bytes, entry: Entry, known: Known) -> tuple[Entry, str, bool]:
     for _ in range(TRIES):
         with open(_open_file(root, entry.path), "rb", buffering=0) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            after = _entry(entry.path, os.fstat(file.fileno()))
+            after = entry_of(entry.path, os.fstat(file.fileno()))
         if after is not None and after.stamp == entry.stamp:
             return entry, digest, False
         entry = after or entry
@@ -404,7 +223,7 @@ def _open_file(root: bytes, path: bytes) -> int:
     try:
         fd = os.open(root + b"/" + path, flags)
     except OSError as exc:
-        raise _unreadable([f"{display(path)} ({exc.strerror})"]) from exc
+        raise unreadable([f"{display(path)} ({exc.strerror})"]) from exc
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise FileFailed(f"{display(path)} was a file and is none any more. Try again.")
