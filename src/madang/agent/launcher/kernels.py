@@ -6,7 +6,6 @@ waits itself: keepers answer through the selector, slow work is done by helpers.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import selectors
@@ -17,15 +16,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import processes, registry, scratch, slots
-from madang.agent.launcher.cgroups import Group, Hierarchies
+from madang.agent.launcher import processes, registry, scratch
+from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.program import CLAIMED, ENDED
 from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Record
-from madang.agent.launcher.slots import Slot
+from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.wire.errors import Conflict, NotFound, PlatformError, RuntimeFailed, StorageFull
 from madang.wire.kernel import KernelId, KernelSpec
@@ -37,11 +36,6 @@ START_S: Final = 30.0
 """A start that takes longer is given up."""
 END_S: Final = 15.0
 """A keeper that has not left so long after its init was killed is killed."""
-_EMPTY_S: Final = 10.0
-"""Groups must be empty so long after the last process was killed."""
-_RETRY_S: Final = 0.005
-_REFILL_S: Final = 0.03
-"""Slots are made so long after the last start, not to be in its way."""
 _MAX_FILE_WORKERS: Final = 32
 """At once, for one kernel."""
 
@@ -91,7 +85,6 @@ class Kernels:
         self._folder = f"{state}/kernels"
         self._owner = owner
         self._uids = uids
-        self._ready_slots = ready_slots
         self._hierarchies = hierarchies
         self._templates = templates
         self._pool = pool
@@ -102,10 +95,17 @@ class Kernels:
         cpus = os.sched_getaffinity(0) if "cpuset" in hierarchies.bases else ()
         self._processors = registry.Processors(cpus)
         self._kernels: dict[KernelId, Kernel] = {}
-        self._slots: list[Slot] = []
+        self._slots = Slots(
+            folder=self._folder,
+            owner=owner,
+            wanted=ready_slots,
+            hierarchies=hierarchies,
+            disks=pool,
+            helpers=self._helpers,
+            selector=selector,
+            timers=timers,
+        )
         self._boot = processes.boot_id()
-        self._filling = False
-        self._pool_filling = False
 
     # -- what is there -----------------------------------------------------------------------
 
@@ -118,8 +118,8 @@ class Kernels:
             self._adopt(kernel_id, folder)
         kept = {k.record.slot for k in self._kernels.values() if k.record.slot}
         for name in self._hierarchies.names() - kept:
-            self._clear_group(self._hierarchies.group(name), lambda _: None)
-        self._helpers.run(self._pool.sweep, lambda _: self.refill())
+            self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
+        self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
 
     def _adopt(self, kernel_id: KernelId, folder: str) -> None:
         record = registry.load(folder)
@@ -333,7 +333,7 @@ class Kernels:
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
         )
-        slot = self._slots.pop(0) if self._slots else self._make_slot()
+        slot = self._slots.take()
         cpus = self._processors.take(spec.size.cpu)
         record.cpu, record.cpus = spec.size.cpu, cpus
         record.slot, record.group, record.template = slot.name, slot.group, view.template
@@ -395,7 +395,7 @@ class Kernels:
         timings = {"sandbox": round((time.monotonic() - begin.began) * 1000, 3)}
         begin.answer({"at": kernel.record.started_at, "timings_ms": timings})
         self._changed(kernel.record.kernel)
-        self._fill_up()
+        self._slots.fill_up()
 
     def _start_failed(self, begin: _Begin) -> None:
         kernel, slot = begin.kernel, begin.slot
@@ -407,7 +407,7 @@ class Kernels:
         _forget_start(record)
         kernel.slot = None
         _save(kernel)
-        self._bury_slot(slot)
+        self._slots.bury(slot)
         begin.answer(RuntimeFailed(f"{record.kernel} could not be started: {words}."))
 
     def _give_up(self, begin: _Begin) -> None:
@@ -424,91 +424,13 @@ class Kernels:
         if child and kernel.record.keeper is not None:
             os.waitpid(kernel.record.keeper.pid, 0)
         if kernel.init_fd >= 0:
-            self._end_init(kernel.init_fd)
+            self._slots.end_init(kernel.init_fd)
         os.close(kernel.keeper_fd)
         kernel.keeper_fd = kernel.init_fd = -1
         waiting, kernel.at_end = kernel.at_end, []
         for call in waiting:
             call()
         self._changed(kernel.record.kernel)
-
-    def _end_init(self, init_fd: int) -> None:
-        """Of a keeper that has left. Bury it, if it became our child (we are a subreaper)."""
-        processes.kill(init_fd)
-
-        def dead(_events: int) -> None:
-            self._selector.unregister(init_fd)
-            with contextlib.suppress(ChildProcessError):
-                os.waitid(os.P_PIDFD, init_fd, os.WEXITED)
-            os.close(init_fd)
-
-        self._selector.register(init_fd, selectors.EVENT_READ, dead)
-
-    # -- slots -------------------------------------------------------------------------------
-
-    def _make_slot(self) -> Slot:
-        try:
-            slot = slots.make(self._folder, self._hierarchies, *self._owner, self._selector)
-        except OSError as exc:
-            raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
-        self._selector.register(slot.link, selectors.EVENT_READ, partial(self._hear_slot, slot))
-        return slot
-
-    def _hear_slot(self, slot: Slot, _events: int) -> None:
-        """News of a slot that waits."""
-        if slot.hear() is None:
-            self._selector.unregister(slot.link)
-            slot.link.close()
-            self._slots.remove(slot)
-            say(f"launcher: slot lost: {slot.failure or 'killed'}")
-            self._bury_slot(slot)
-            self._timers.after(1.0, self._fill_up)
-
-    def _bury_slot(self, slot: Slot) -> None:
-        """Both processes leave or are killed; then the group goes."""
-        slot.abandon()
-        pid, keeper_fd = slot.keeper.pid, slot.keeper_fd
-
-        def left(_events: int) -> None:
-            self._selector.unregister(keeper_fd)
-            os.waitpid(pid, 0)
-            os.close(keeper_fd)
-            if slot.init_fd >= 0:
-                self._end_init(slot.init_fd)
-            self._clear_group(slot.group, lambda _: None)
-
-        self._selector.register(keeper_fd, selectors.EVENT_READ, left)
-
-    def _fill_up(self) -> None:
-        short = len(self._slots) < self._ready_slots or self._pool.missing() > 0
-        if short and not self._filling:
-            self._filling = True
-            self._timers.after(_REFILL_S, self.refill)
-
-    def refill(self) -> None:
-        """One slot at a time, so that requests in between are not kept waiting."""
-        self._filling = False
-        if len(self._slots) < self._ready_slots:
-            try:
-                self._slots.append(self._make_slot())
-            except RuntimeFailed as exc:
-                say(f"launcher: {exc.text}")
-                self._timers.after(1.0, self._fill_up)
-                return
-            self._fill_up()
-        else:
-            self._fill_pool()
-
-    def _fill_pool(self) -> None:
-        if self._pool.missing() > 0 and not self._pool_filling:
-            self._pool_filling = True
-
-            def filled(result: Any) -> None:
-                self._pool_filling = False
-                if isinstance(result, PlatformError):
-                    say(f"launcher: {result.text}")
-
-            self._helpers.run(self._pool.refill, filled)
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -539,7 +461,7 @@ class Kernels:
         if group is None:
             self._release(kernel, answer)
         else:
-            self._clear_group(group, partial(self._cleared, kernel, answer))
+            self._slots.clear_group(group, partial(self._cleared, kernel, answer))
 
     def _cleared(self, kernel: Kernel, answer: Answer, empty: bool) -> None:
         if not empty:
@@ -593,23 +515,6 @@ class Kernels:
     def _forget_templates(self) -> None:
         kept = {kernel.record.template for kernel in self._kernels.values()}
         self._templates.forget(kept)
-
-    def _clear_group(self, group: Group, done: Callable[[bool], None]) -> None:
-        """Remove a group once its processes are gone; they were killed, or their init was."""
-        group.thaw()
-        deadline = time.monotonic() + _EMPTY_S
-
-        def attempt() -> None:
-            if group.remove():
-                done(True)
-            elif time.monotonic() > deadline:
-                done(False)
-            else:
-                for pid in group.processes():
-                    _kill_stray(pid)
-                self._timers.after(_RETRY_S, attempt)
-
-        attempt()
 
     # -- files -------------------------------------------------------------------------------
 
@@ -680,12 +585,3 @@ def _open(process: ProcessId | None) -> int:
 def _kill_keeper(kernel: Kernel) -> None:
     if kernel.keeper_fd >= 0:
         processes.kill(kernel.keeper_fd)
-
-
-def _kill_stray(pid: int) -> None:
-    """A process in one of our groups, seen a moment ago."""
-    found = ProcessId.of(pid)
-    fd = found.open() if found is not None else None
-    if fd is not None:
-        processes.kill(fd)
-        os.close(fd)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import selectors
 import socket
+import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
 
-from madang.agent.launcher import channel, keeper, syscalls
+from madang.agent.launcher import channel, keeper, scratch, syscalls
 from madang.agent.launcher.cgroups import NOWHERE, Group, Hierarchies
+from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.order import Order
-from madang.agent.launcher.processes import ProcessId, kill
+from madang.agent.launcher.processes import ProcessId, kill, say
+from madang.agent.launcher.timers import Timers
+from madang.wire.errors import PlatformError, RuntimeFailed
 
-Events = Callable[["Slot", channel.Message | None], None]
-"""Called with each message of the keeper, and with None once it is gone."""
+_RETRY_S: Final = 0.005
+_REFILL_S: Final = 0.03
+"""Slots are made so long after the last start, not to be in its way."""
+_EMPTY_S: Final = 10.0
+"""Groups must be empty so long after the last process was killed."""
 
 _numbers: Final = itertools.count()
 
@@ -31,10 +40,8 @@ class Slot:
     init: ProcessId | None = None
     init_fd: int = -1
     ready: bool = False
-    kernel: str | None = None
     failure: str = ""
     """Words of a keeper or init that could not go on."""
-    began: float = field(default=0.0)
 
     def claim(self, order: Order) -> bool:
         """Hand the session over; False if the keeper has gone."""
@@ -112,3 +119,137 @@ def _parent(pid: int) -> int:
             return int(file.read().rpartition(b")")[2].split()[1])
     except (FileNotFoundError, ProcessLookupError):
         return 0
+
+
+class Slots:
+    """Keeps some ready, and disks too; ends those that fail."""
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        owner: tuple[int, int],
+        wanted: int,
+        hierarchies: Hierarchies,
+        disks: scratch.Pool,
+        helpers: Helpers,
+        selector: selectors.BaseSelector,
+        timers: Timers,
+    ) -> None:
+        self._folder = folder
+        self._owner = owner
+        self._wanted = wanted
+        self._hierarchies = hierarchies
+        self._disks = disks
+        self._helpers = helpers
+        self._selector = selector
+        self._timers = timers
+        self._ready: list[Slot] = []
+        self._filling = False
+        self._filling_disks = False
+
+    def take(self) -> Slot:
+        """A ready one, or one that will be ready soon. Raises RuntimeFailed."""
+        return self._ready.pop(0) if self._ready else self._make()
+
+    def _make(self) -> Slot:
+        try:
+            slot = make(self._folder, self._hierarchies, *self._owner, self._selector)
+        except OSError as exc:
+            raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
+        self._selector.register(slot.link, selectors.EVENT_READ, partial(self._hear, slot))
+        return slot
+
+    def _hear(self, slot: Slot, _events: int) -> None:
+        """News of a slot that waits."""
+        if slot.hear() is None:
+            self._selector.unregister(slot.link)
+            slot.link.close()
+            self._ready.remove(slot)
+            say(f"launcher: slot lost: {slot.failure or 'killed'}")
+            self.bury(slot)
+            self._timers.after(1.0, self.fill_up)
+
+    def bury(self, slot: Slot) -> None:
+        """Both processes leave or are killed; then the group goes."""
+        slot.abandon()
+        pid, keeper_fd = slot.keeper.pid, slot.keeper_fd
+
+        def left(_events: int) -> None:
+            self._selector.unregister(keeper_fd)
+            os.waitpid(pid, 0)
+            os.close(keeper_fd)
+            if slot.init_fd >= 0:
+                self.end_init(slot.init_fd)
+            self.clear_group(slot.group, lambda _: None)
+
+        self._selector.register(keeper_fd, selectors.EVENT_READ, left)
+
+    def fill_up(self) -> None:
+        short = len(self._ready) < self._wanted or self._disks.missing() > 0
+        if short and not self._filling:
+            self._filling = True
+            self._timers.after(_REFILL_S, self.refill)
+
+    def refill(self) -> None:
+        """One slot at a time, so that requests in between are not kept waiting."""
+        self._filling = False
+        if len(self._ready) < self._wanted:
+            try:
+                self._ready.append(self._make())
+            except RuntimeFailed as exc:
+                say(f"launcher: {exc.text}")
+                self._timers.after(1.0, self.fill_up)
+                return
+            self.fill_up()
+        else:
+            self._fill_disks()
+
+    def _fill_disks(self) -> None:
+        if self._disks.missing() > 0 and not self._filling_disks:
+            self._filling_disks = True
+
+            def filled(result: Any) -> None:
+                self._filling_disks = False
+                if isinstance(result, PlatformError):
+                    say(f"launcher: {result.text}")
+
+            self._helpers.run(self._disks.refill, filled)
+
+    def end_init(self, init_fd: int) -> None:
+        """Of a keeper that has left. Bury it, if it became our child (we are a subreaper)."""
+        kill(init_fd)
+
+        def dead(_events: int) -> None:
+            self._selector.unregister(init_fd)
+            with contextlib.suppress(ChildProcessError):
+                os.waitid(os.P_PIDFD, init_fd, os.WEXITED)
+            os.close(init_fd)
+
+        self._selector.register(init_fd, selectors.EVENT_READ, dead)
+
+    def clear_group(self, group: Group, done: Callable[[bool], None]) -> None:
+        """Remove a group once its processes are gone; they were killed, or their init was."""
+        group.thaw()
+        deadline = time.monotonic() + _EMPTY_S
+
+        def attempt() -> None:
+            if group.remove():
+                done(True)
+            elif time.monotonic() > deadline:
+                done(False)
+            else:
+                for pid in group.processes():
+                    _kill_stray(pid)
+                self._timers.after(_RETRY_S, attempt)
+
+        attempt()
+
+
+def _kill_stray(pid: int) -> None:
+    """A process in one of our groups, seen a moment ago."""
+    found = ProcessId.of(pid)
+    fd = found.open() if found is not None else None
+    if fd is not None:
+        kill(fd)
+        os.close(fd)
