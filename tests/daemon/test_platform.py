@@ -144,7 +144,7 @@ def test_the_launcher_may_be_killed_and_sessions_go_on_and_start(platform: Platf
         assert gone(pid)
         ended = client.run(["echo", "new"]).wait().ended
         assert ended is not None
-        assert ended.exit_code == 0
+        assert ended.exit_code == 0, ended.text
         assert_goes_on(client, session)
 
 

@@ -278,13 +278,14 @@ def test_many_helpers_at_once_get_different_disks(folder: Path, pool: Pool) -> N
     code = (
         "import sys; from madang.agent.launcher.scratch import Pool\n"
         "pool = Pool(sys.argv[1] + '/pool', default_bytes=64 << 20)\n"
+        "pool._mine = sys.argv[3]  # as a fork of the launcher has it\n"
         "pool.take(sys.argv[2], 64 << 20, 7)"
     )
     kernels = [folder / f"k{n}" for n in range(8)]
     for kernel in kernels:
         kernel.mkdir()
     helpers = [
-        subprocess.Popen([sys.executable, "-c", code, str(folder), str(kernel)])
+        subprocess.Popen([sys.executable, "-c", code, str(folder), str(kernel), pool._mine])
         for kernel in kernels
     ]
 
@@ -436,3 +437,18 @@ def test_any_tree_is_removed(tmp_path: Path, tree: object) -> None:
     plant(tmp_path / "top", tree)
     scratch.remove_tree(str(tmp_path / "top"))
     assert not (tmp_path / "top").exists(), json.dumps(tree)
+
+
+@needs_root
+def test_a_new_launcher_sweeps_what_an_older_one_made_and_not_its_own(
+    folder: Path, pool: Pool
+) -> None:
+    pool.refill()
+    newer = Pool(f"{folder}/pool", default_bytes=64 * MIB, ready=1)
+    assert newer.missing() == 1
+    newer.refill()
+    newer.sweep()
+    assert newer.missing() == 0
+    assert pool.missing() == 1
+    for entry in (folder / "pool").iterdir():
+        newer.release(str(entry))

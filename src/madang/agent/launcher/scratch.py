@@ -89,17 +89,19 @@ class Pool:
         self.ready = ready
         self.images = images
         self.reserve_bytes = reserve_bytes
+        self._mine = os.urandom(4).hex()
+        """In the names of what this pool makes: an older launcher's may be mounted elsewhere."""
 
     def missing(self) -> int:
         """How many ready ones ``refill`` would make."""
-        return self.ready - len(self._entries("ready-")) if self.images else 0
+        return self.ready - len(self._entries(f"ready-{self._mine}-")) if self.images else 0
 
     def refill(self) -> None:
         """Make what is missing, as long as the disk has room."""
         for _ in range(self.missing()):
             if self._free_bytes() < self.reserve_bytes:
                 return
-            name = os.urandom(8).hex()
+            name = f"{self._mine}-{os.urandom(8).hex()}"
             half_made = f"{self.folder}/new-{name}"
             os.mkdir(half_made, 0o700)
             try:
@@ -111,9 +113,11 @@ class Pool:
                 raise
 
     def sweep(self) -> None:
-        """Forget all ready ones. For a launcher's start: older ones are mounted elsewhere."""
+        """Forget what older launchers made ready. May run beside all other calls."""
         os.makedirs(self.folder, 0o700, exist_ok=True)
         for name in self._entries(""):
+            if f"-{self._mine}-" in name:
+                continue
             self.remove(f"{self.folder}/{name}")
             remove_tree(f"{self.folder}/{name}")
 
@@ -168,7 +172,7 @@ class Pool:
                 raise RuntimeFailed(f"scratch space for {kernel_dir}: {exc}") from exc
 
     def _take_ready(self, kernel_dir: str) -> bool:
-        for name in self._entries("ready-"):
+        for name in self._entries(f"ready-{self._mine}-"):
             claimed = f"{self.folder}/taken-{name}"
             try:
                 os.rename(f"{self.folder}/{name}", claimed)
