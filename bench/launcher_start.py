@@ -9,55 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import signal
 import statistics
 import sys
-import tempfile
 import time
 from collections import defaultdict
-from typing import NoReturn
 
-from madang.agent.launcher.main import LauncherConfig, serve
 from madang.agent.runtime import layout
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.clock import SystemClock
 from madang.kit.ids import new_id
-from madang.wire.kernel import ImageMount, KernelId, KernelSpec
+from madang.testing.sessions import Launcher, open_launcher, spec
+from madang.wire.kernel import KernelId
 from madang.wire.log import unpack
-from madang.wire.size import MIB, Size
 
-SERVER_UID = 1_900_000_000
 PROGRAM = ("/bin/echo", "hello")
-DISK = 64 * MIB
-
-
-def spec() -> KernelSpec:
-    return KernelSpec(
-        argv=PROGRAM,
-        image=ImageMount(name="host", digest="", kind="host"),
-        size=Size(cpu=1, mem_bytes=256 * MIB, pids=64, disk_bytes=DISK),
-    )
-
-
-def fork_launcher(state: str) -> int:
-    pid = os.fork()
-    if pid == 0:
-        _serve(state)
-    return pid
-
-
-def _serve(state: str) -> NoReturn:
-    os.setsid()
-    serve(
-        LauncherConfig(
-            state=state,
-            server_uid=SERVER_UID,
-            base_uid=SERVER_UID + 1,
-            uid_count=10_000,
-            scratch_default_bytes=DISK,
-        )
-    )
 
 
 def first_output_at(folder: str) -> float:
@@ -70,9 +35,9 @@ def first_output_at(folder: str) -> float:
 async def one(runtime: NativeRuntime, found: dict[str, list[float]]) -> None:
     kernel = KernelId(new_id(), 1)
     began = time.time()
-    await runtime.prepare(kernel, spec())
+    await runtime.prepare(kernel, spec(*PROGRAM))
     prepared = time.time()
-    started = await runtime.start(kernel, spec())
+    started = await runtime.start(kernel, spec(*PROGRAM))
     running = time.time()
     folder = f"{runtime.kernel_dir(kernel)}/io/main"
     while (ended := layout.read_ended(folder)) is None:
@@ -102,8 +67,8 @@ def bare() -> float:
     return took
 
 
-async def measure(state: str, rounds: int) -> None:
-    runtime = NativeRuntime(f"{state}/run/launcher.sock", state, SystemClock())
+async def measure(launcher: Launcher, rounds: int) -> None:
+    runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
     await runtime.open()
     await asyncio.sleep(1.0)
     for name, gap_s in (("sporadic", 0.1), ("tight", 0.0)):
@@ -122,15 +87,8 @@ async def measure(state: str, rounds: int) -> None:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-    state = tempfile.mkdtemp(prefix="madang-bench-")
-    os.chmod(state, 0o711)
-    pid = fork_launcher(state)
-    try:
-        asyncio.run(measure(state, rounds))
-    finally:
-        os.kill(pid, signal.SIGTERM)
-        os.waitpid(pid, 0)
-        shutil.rmtree(state, ignore_errors=True)
+    with open_launcher(uids=2_000_084_000) as launcher:
+        asyncio.run(measure(launcher, rounds))
 
 
 if __name__ == "__main__":
