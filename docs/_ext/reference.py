@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
+import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import click
-from madang.cli.__main__ import cli
-from madang.manager.session.types import LIFE
+from aiohttp.test_utils import TestClient, TestServer
 from sphinx.application import Sphinx
 
+from madang.cli.root import root
 from madang.daemon import config
-from madang.manager.http import openapi
+from madang.kit.clock import SystemClock
+from madang.manager.app import Manager, ManagerSettings
+from madang.manager.session.types import LIFE
+from madang.storage import BlobStore
 from madang.wire.errors import catalogue
+from madang.wire.size import format_duration
 
 
 def commands() -> Iterator[str]:
-    root = click.Context(cli, info_name="madang")
-    yield from _command(cli, root, 2)
+    yield from _command(root, click.Context(root, info_name="madang"), 2)
 
 
 def _command(command: click.Command, context: click.Context, depth: int) -> Iterator[str]:
@@ -63,11 +69,25 @@ def states() -> Iterator[str]:
     yield "| status | next | owner | deadline |\n|---|---|---|---|"
     for status, rule in LIFE.items():
         following = ", ".join(sorted(rule.next)) or "final"
-        yield f"| {status} | {following} | {rule.owner} | {rule.deadline or ''} |"
+        deadline = "" if rule.deadline_s is None else format_duration(rule.deadline_s)
+        yield f"| {status} | {following} | {rule.owner} | {deadline} |"
+
+
+logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+async def _description() -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        settings = ManagerSettings(database_url=f"sqlite:///{folder}/madang.db")
+        manager = Manager(settings, BlobStore(folder), SystemClock())
+        async with TestClient(TestServer(manager.web_app())) as client:
+            answer = await client.get("/v1/openapi.json")
+            found: dict[str, Any] = await answer.json()
+            return found
 
 
 def api() -> Iterator[str]:
-    document = openapi.document()
+    document = asyncio.run(_description())
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             if isinstance(operation, dict):
