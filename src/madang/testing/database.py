@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import shutil
@@ -16,6 +17,7 @@ from typing import Any, Final
 import asyncpg
 
 _VERSIONS: Final = ("17", "16", "15", "14")
+_PREFIX: Final = "madang-pg-"
 _OPTIONS: Final = {
     "fsync": "off",
     "synchronous_commit": "off",
@@ -100,6 +102,15 @@ class PostgresCluster:
         return name
 
 
+def _sweep(programs: Path) -> None:
+    """Stop and remove the clusters of test runs that were killed."""
+    for owner in Path("/tmp").glob(f"{_PREFIX}*/owner"):
+        with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+            if not Path(f"/proc/{int(owner.read_text())}").exists():
+                PostgresCluster(programs, owner.parent).stop(how="immediate")
+                shutil.rmtree(owner.parent, ignore_errors=True)
+
+
 @contextmanager
 def postgres_cluster() -> Iterator[PostgresCluster | None]:
     """One running cluster, gone afterwards; None where PostgreSQL is not installed."""
@@ -107,9 +118,11 @@ def postgres_cluster() -> Iterator[PostgresCluster | None]:
     if programs is None:
         yield None
         return
-    folder = Path(tempfile.mkdtemp(prefix="madang-pg-", dir="/tmp"))  # short: a socket lies in it
+    _sweep(programs)
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir="/tmp"))  # short: a socket lies in it
     cluster = PostgresCluster(programs, folder)
     try:
+        (folder / "owner").write_text(str(os.getpid()))
         cluster.make()
         cluster.start()
         yield cluster
