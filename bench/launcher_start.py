@@ -87,7 +87,7 @@ async def measure(launcher: Launcher, rounds: int) -> None:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 30
-    with open_launcher(uids=2_000_084_000) as launcher:
+    with open_launcher() as launcher:
         asyncio.run(measure(launcher, rounds))
 
 

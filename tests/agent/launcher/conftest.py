@@ -14,13 +14,13 @@ from madang.testing.sessions import sessions as open_sessions
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[Launcher]:
-    with open_launcher(uids=2_000_081_000) as found:
+    with open_launcher() as found:
         yield found
 
 
 @pytest.fixture
 def own_launcher() -> Iterator[Launcher]:
-    with open_launcher(uids=2_000_082_000) as found:
+    with open_launcher() as found:
         yield found
 
 
