@@ -19,7 +19,7 @@ from madang.agent.runtime.native import NativeRuntime
 from madang.agent.settings import AgentSettings
 from madang.kit.clock import SystemClock
 from madang.storage import BlobStore
-from madang.testing.nodes import NodeUnderTest, node, own_uids
+from madang.testing.nodes import NodeUnderTest, node
 from madang.testing.sessions import Launcher, open_launcher, spec
 from madang.testing.simulation import assignment
 from madang.wire.kernel import Assignment, KernelId, KernelState
@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture
 def launcher() -> Iterator[Launcher]:
-    with open_launcher(uids=own_uids()) as started:
+    with open_launcher() as started:
         yield started
 
 

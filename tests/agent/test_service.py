@@ -20,7 +20,7 @@ from madang.agent.runtime.process import ProcessRuntime
 from madang.agent.settings import AgentSettings
 from madang.kit.clock import SystemClock
 from madang.storage import BlobStore
-from madang.testing.nodes import NodeUnderTest, node, own_uids
+from madang.testing.nodes import NodeUnderTest, node
 from madang.testing.sessions import Launcher, open_launcher, spec
 from madang.testing.simulation import assignment
 from madang.wire.api import WorkspaceFile, WorkspaceManifest
@@ -77,7 +77,7 @@ def launcher() -> Iterator[Launcher | None]:
     if os.geteuid() != 0:
         yield None
         return
-    with open_launcher(uids=own_uids()) as started:
+    with open_launcher() as started:
         yield started
 
 

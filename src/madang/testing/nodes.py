@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -33,11 +32,6 @@ from madang.wire.session import Ended
 PATIENCE_S: Final = 20.0
 _LATER: Final = 1_000_000
 """A revision after all that the manager of an earlier agent used."""
-
-
-def own_uids() -> int:
-    """First uid of a range that no test process beside this one uses."""
-    return 2_000_100_000 + os.getpid() % 20_000 * 1_000
 
 
 class NodeUnderTest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -34,6 +35,8 @@ SMALL: Final = Size(cpu=1.0, mem_bytes=256 * MIB, pids=64, disk_bytes=16 * MIB)
 HOST: Final = ImageMount(name="host", digest="", kind="host")
 PYTHON: Final = ("/usr/bin/python3", "-I", "-S", "-c")
 PATIENCE_S: Final = 30.0
+UIDS_EACH: Final = 100
+_ranges: Final = itertools.count()
 
 _LAUNCHER: Final = """
 import json, signal, sys
@@ -46,11 +49,11 @@ main.serve(main.LauncherConfig(**json.loads(sys.argv[1])))
 class Launcher:
     """A launcher process on a state folder. *uid*: who runs it, root or an ordinary user."""
 
-    def __init__(self, state: Path, *, uids: int = 2_000_070_000) -> None:
+    def __init__(self, state: Path, *, uids: int) -> None:
         self.state = state
         self.server_uid = uids if os.geteuid() == 0 else os.geteuid()
         self.base_uid = uids + 1
-        self.uid_count = 900
+        self.uid_count = UIDS_EACH - 1
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -300,8 +303,13 @@ async def sessions(runtime: Runtime, launcher: Launcher | None = None) -> AsyncI
         await launcher.wait_clean()
 
 
+def own_uids() -> int:
+    """First uid of a range that no launcher of this or another test process uses."""
+    return 2_000_100_000 + os.getpid() % 20_000 * 1_000 + next(_ranges) % 10 * UIDS_EACH
+
+
 @contextlib.contextmanager
-def open_launcher(*, uids: int = 2_000_070_000, disk: str | None = None) -> Iterator[Launcher]:
+def open_launcher(*, disk: str | None = None) -> Iterator[Launcher]:
     """A launcher on a new state folder that others may pass: keepers and sessions are others.
 
     Not in pytest's own folders: every run of it closes them. *disk*: on a disk of that size
@@ -313,7 +321,7 @@ def open_launcher(*, uids: int = 2_000_070_000, disk: str | None = None) -> Iter
         with _small_disk(folder, disk):
             for name in ("kernels", "layers", "tools", "run"):
                 (folder / "state" / name).mkdir(0o755, parents=True)
-            launcher = Launcher(folder / "state", uids=uids)
+            launcher = Launcher(folder / "state", uids=own_uids())
             launcher.start()
             try:
                 yield launcher

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="these need mounts and
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[Launcher]:
-    with open_launcher(uids=2_000_076_000) as started:
+    with open_launcher() as started:
         yield started
 
 
@@ -35,7 +35,7 @@ async def sessions(launcher: Launcher) -> AsyncIterator[Sessions]:
 
 
 async def test_a_full_disk_refuses_new_sessions_and_spares_running_ones() -> None:
-    with open_launcher(uids=2_000_077_000, disk="400m") as launcher:
+    with open_launcher(disk="400m") as launcher:
         runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
         async with open_sessions(runtime, launcher) as found:
             script = "trap 'echo over; exit 3' USR1; echo on; while :; do sleep 0.05; done"

@@ -32,7 +32,6 @@ from madang.testing.sessions import Launcher, Outcome, open_launcher, sessions, 
 
 IS_ROOT = os.geteuid() == 0
 ORDINARY = 2_000_072_000
-UIDS = 2_000_073_000
 SHM_KEY = 0x6D61_6461 + os.getpid()
 ROOTLESS_MAY = {"use_all_processors"}
 """Without a cpuset this is not held, and said so (``RuntimeFacts``)."""
@@ -53,7 +52,7 @@ class Battle:
 @pytest.fixture(scope="module")
 def battle() -> Iterator[Battle]:
     with ExitStack() as stack:
-        launcher = stack.enter_context(open_launcher(uids=UIDS))
+        launcher = stack.enter_context(open_launcher())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o755)
         (folder / "secret").write_text("host")

@@ -25,7 +25,7 @@ MEM = 512 * MIB
 
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[Launcher]:
-    with open_launcher(uids=2_000_074_000) as started:
+    with open_launcher() as started:
         yield started
 
 
