@@ -26,7 +26,7 @@ STEADY_S: Final = 30.0
 """Who has lived this long starts again without a pause."""
 MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 
-_PASSED_ON: Final = ("LANG", "LC_", "TZ", "SSL_CERT_", "UV_", "PIP_", "PYTHON", "http", "https")
+_PASSED_ON: Final = ("LANG", "LC_", "TZ", "SSL_CERT_", "UV_", "PIP_", "PYTHON")
 """Beginnings of the variables that the server gets of our environment; others may be secrets."""
 _PROXIES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"})
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
