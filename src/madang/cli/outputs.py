@@ -17,7 +17,7 @@ RUNS: Final = "runs"
 
 def fetch_outputs(client: Client, session: Session, target: str, notes: Notes) -> None:
     """Copy the outputs to *target*, or to ``runs/NAME`` if it is empty. Never fails the run."""
-    if session.started_at is None:
+    if session.started_at is None or (session.ended and session.ended.has_outputs is False):
         return
     where = target or os.path.join(RUNS, session.name)
     try:

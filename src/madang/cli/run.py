@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import sys
-import threading
 from dataclasses import replace
-from importlib import import_module
 
 import click
 
@@ -143,8 +141,6 @@ def _follow(
 ) -> int:
     phases = Phases(notes)
     with client.run_spec(spec) as stream:
-        # For the outputs at the end; 30 ms that pass while the server works.
-        threading.Thread(target=import_module, args=["http.client"], daemon=True).start()
         follower = Follower(
             stream,
             notes,

@@ -89,6 +89,8 @@ class Ended:
     """Forks refused for the processes limit."""
     disk_used_bytes: int | None = None
     disk_full: bool = False
+    has_outputs: bool | None = None
+    """Whether the outputs folder holds anything; None if nobody could look."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -232,6 +232,7 @@ class _Keeper:
             failure=program.failure,
             disk_full=self._disk_full,
             disk_used_bytes=used,
+            has_outputs=_holds_anything(f"{order.scratch}/outputs") if is_main else None,
             dropped_bytes=program.log.dropped_bytes,
             at=time.time(),
             duration_s=time.clock_gettime(time.CLOCK_BOOTTIME) - program.started_boot,
@@ -451,3 +452,11 @@ def _stop_request(request: dict[str, Any], grace_s: float) -> tuple[Reason, str,
     if not 0 <= grace <= 1e6:
         raise InvalidRequest(f"stop: a grace of {grace:g} s makes no sense.")
     return reason, str(request.get("text", ""))[:2000], grace
+
+
+def _holds_anything(folder: str) -> bool | None:
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:  # The session closed it to us.
+        return None

@@ -26,6 +26,7 @@ class Seen:
     """The program could not be executed: exit code and words."""
     disk_full: bool = False
     disk_used_bytes: int | None = None
+    has_outputs: bool | None = None
     dropped_bytes: int = 0
     """Output that could not be kept because the disk under the log was full."""
     at: float = 0.0
@@ -50,6 +51,7 @@ def derive(seen: Seen) -> Ended:
         pids_denied=seen.counters.pids_denied,
         disk_used_bytes=seen.disk_used_bytes,
         disk_full=seen.disk_full,
+        has_outputs=seen.has_outputs,
     )
 
 
