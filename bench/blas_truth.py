@@ -107,7 +107,7 @@ async def measure(launcher: Launcher, rounds: int) -> dict[str, float]:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 25
-    with open_launcher(uids=2_000_075_000) as launcher:
+    with open_launcher() as launcher:
         try:
             found = asyncio.run(measure(launcher, rounds))
         except LookupError as exc:
