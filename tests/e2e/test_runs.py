@@ -140,6 +140,17 @@ def test_bad_specs_are_errors_with_codes(client: Client) -> None:
     assert refused(SessionSpec(argv=("true",), env={"A=B": "c"})) is InvalidRequest
 
 
+def test_a_run_that_is_refused_fails_at_once_and_a_closed_one_goes_on(client: Client) -> None:
+    with pytest.raises(ImageUnknown):
+        client.run(["true"], image="nope")
+    run = client.run(["sh", "-c", "sleep 0.2; echo done"], cpu=0.2, mem="64m")
+    run.close()
+    with pytest.raises(Conflict):
+        run.wait()
+    ended = client.wait_session(run.session.id, timeout_s=20)
+    assert (ended.result, output(client, ended.id, Stream.STDOUT)) == (Result.SUCCESS, b"done\n")
+
+
 def test_a_repeated_create_makes_one_session(client: Client, platform: Platform) -> None:
     spec = SessionSpec(argv=("true",), size=SizeRequest(cpu=0.1, mem_bytes=64 << 20))
 

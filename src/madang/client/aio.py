@@ -363,7 +363,7 @@ class AsyncClient:
         stdin: bool = False,
         workspace: str | None = None,
     ) -> AsyncRun:
-        """Start a program in a session of its own and follow it.
+        """Start a program in a session of its own and follow it; returns once it is accepted.
 
         Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
         digest from ``sync_workspace``.
@@ -379,7 +379,13 @@ class AsyncClient:
             stdin=stdin,
             workspace=workspace,
         )
-        return await self.run_spec(spec)
+        run = await self.run_spec(spec)
+        try:
+            await run.session()
+        except BaseException:
+            await run.close()
+            raise
+        return run
 
     async def run_spec(self, spec: SessionSpec) -> AsyncRun:
         """Like ``run``, for a complete *spec*."""

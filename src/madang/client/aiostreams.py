@@ -14,7 +14,7 @@ from madang.client import calls
 from madang.client.events import StreamEvent
 from madang.client.following import Following
 from madang.client.retry import Retries
-from madang.wire.errors import PlatformError, ServerUnreachable
+from madang.wire.errors import Conflict, PlatformError, ServerUnreachable
 from madang.wire.log import LogRecord
 from madang.wire.session import Ended, Session, SessionStatus
 
@@ -35,6 +35,7 @@ class AsyncStream:
         self._channel: aiohttp.ClientWebSocketResponse | None = None
         self._retries: Retries | None = None
         self._opened_at = 0.0
+        self._closed = False
         self._turn = asyncio.Lock()
         """Whoever holds it receives, or connects anew."""
 
@@ -89,6 +90,7 @@ class AsyncStream:
 
     async def close(self) -> None:
         """Let go of the program; it goes on."""
+        self._closed = True
         channel, self._channel = self._channel, None
         if channel is not None:
             if not self.finished and not channel.closed:
@@ -117,6 +119,8 @@ class AsyncStream:
         async with self._turn:
             if self._events or self.finished:
                 return
+            if self._closed:
+                raise Conflict("the stream was closed; `attach` opens another.")
             try:
                 if self._channel is None:
                     self._channel = await self._connect()

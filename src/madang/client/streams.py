@@ -14,7 +14,7 @@ from madang.client.events import StreamEvent
 from madang.client.following import Following
 from madang.client.retry import Retries
 from madang.client.transport import Transport
-from madang.wire.errors import PlatformError, ServerUnreachable
+from madang.wire.errors import Conflict, PlatformError, ServerUnreachable
 from madang.wire.log import LogRecord
 from madang.wire.session import Ended, Session, SessionStatus
 
@@ -41,6 +41,7 @@ class Stream:
         self._retries: Retries | None = None
         self._next_try = self._opened_at = 0.0
         self._told = False
+        self._closed = False
         self._channel: Channel | None = None
         self.on_break: Callable[[str], None] | None = None
         """Told in words when the connection breaks."""
@@ -85,6 +86,8 @@ class Stream:
         """
         if self.finished:
             return set()
+        if self._closed:
+            raise Conflict("the stream was closed; `attach` opens another.")
         if self._channel is None:
             return self._rest(watch, timeout_s)
         try:
@@ -118,6 +121,7 @@ class Stream:
 
     def close(self) -> None:
         """Let go of the program; it goes on."""
+        self._closed = True
         if self._channel is not None:
             if not self.finished:
                 self._channel.send(self._following.detach(), text=True)

@@ -210,7 +210,7 @@ class Client:
         stdin: bool = False,
         workspace: str | None = None,
     ) -> Run:
-        """Start a program in a session of its own and follow it.
+        """Start a program in a session of its own and follow it; returns once it is accepted.
 
         Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
         digest from ``sync_workspace``.
@@ -233,7 +233,13 @@ class Client:
             stdin=stdin,
             workspace=workspace,
         )
-        return self.run_spec(spec)
+        run = self.run_spec(spec)
+        try:
+            run.session  # noqa: B018 - waits until the session is there, or was refused
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     def run_spec(self, spec: SessionSpec) -> Run:
         """Like ``run``, for a complete *spec*."""
