@@ -273,12 +273,16 @@ class RateLimited(PlatformError):
 
 
 def catalogue() -> dict[str, type[PlatformError]]:
-    """All errors by code, for ``explain``, documentation and clients."""
+    """All errors by code, for ``explain``, documentation and clients.
+
+    A subclass that does not set ``code`` is a variant of its parent, and not listed.
+    """
     found: dict[str, type[PlatformError]] = {PlatformError.code: PlatformError}
     todo = list(PlatformError.__subclasses__())
     while todo:
         kind = todo.pop()
-        found[kind.code] = kind
+        if "code" in vars(kind):
+            found[kind.code] = kind
         todo += kind.__subclasses__()
     return dict(sorted(found.items()))
 
