@@ -391,6 +391,7 @@ class Kernels:
         begin.done = True
         self._timers.cancel(begin.timer)
         kernel.keeper_fd, kernel.init_fd = slot.keeper_fd, slot.init_fd
+        kernel.slot = None  # The descriptors are the kernel's now, and closed as such.
         self._watch_keeper(kernel, child=True)
         timings = {"sandbox": round((time.monotonic() - begin.began) * 1000, 3)}
         begin.answer({"at": kernel.record.started_at, "timings_ms": timings})

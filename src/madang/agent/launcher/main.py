@@ -149,7 +149,12 @@ class _Launcher:
         except PlatformError as exc:
             answer(exc)
         except Exception as exc:  # The request boundary: a bad request must not end us.
-            say(f"launcher: {message}: {exc!r}"[:2000])
+            where = exc.__traceback__
+            while where is not None and where.tb_next is not None:
+                where = where.tb_next
+            line = f"{where.tb_frame.f_code.co_qualname}:{where.tb_lineno}" if where else ""
+            # Not the message: it holds the session's environment.
+            say(f"launcher: a request failed in {line}: {exc!r}"[:2000])
             answer(PlatformError("the launcher failed; its log says more."))
 
     def _perform(self, message: dict[str, Any], answer: Callable[[Any], None]) -> None:
