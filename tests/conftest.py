@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
 import os
+import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -14,6 +17,14 @@ ROOT = Path(__file__).parent.parent
 
 # Processes that tests start find the package, installed or not.
 os.environ["PYTHONPATH"] = str(ROOT / "src")
+
+# Nothing of whoever runs the tests is read or written: settings, tokens, caches.
+_own = tempfile.mkdtemp(prefix="madang-home-")
+atexit.register(shutil.rmtree, _own, ignore_errors=True)
+for _name in [name for name in os.environ if name.startswith("MADANG_")]:
+    del os.environ[_name]
+for _name in ("CONFIG", "DATA", "CACHE"):
+    os.environ[f"XDG_{_name}_HOME"] = f"{_own}/{_name.lower()}"
 
 
 @pytest.fixture
