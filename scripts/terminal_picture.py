@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import sys
 from io import StringIO
+from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
@@ -40,7 +42,10 @@ def main() -> None:
     console = Console(record=True, width=COLUMNS, file=StringIO(), force_terminal=True)
     console.print(Text("$ ", style="bold green") + Text(typed, style="bold"))
     console.print(Text.from_ansi(record(command)))
-    console.save_svg(target, title="madang")
+    svg = console.export_svg(title="madang")
+    # Fonts of the reader's machine: nothing is fetched.
+    svg = re.sub(r"\s*@font-face \{.*?\}|\s*<!--.*?-->", "", svg, flags=re.DOTALL)
+    Path(target).write_text(svg)
 
 
 if __name__ == "__main__":
