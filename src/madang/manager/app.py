@@ -44,7 +44,10 @@ from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
 from madang.wire.kernel import ImageMount
 from madang.wire.link import ManagerEnd, ReadFile
-from madang.wire.session import Session, SessionKind, SessionSpec
+from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
+
+_ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
+"""Moves to these statuses are the scheduler's business."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +161,7 @@ class Manager:
             self.agents.forget(event.object)
         if node := event.payload.get("node"):
             self.fleet.wake(node)
-        if event.kind in {"session.moved", "node.connected"}:
+        if event.kind == "node.connected" or event.payload.get("target") in _ASKS_OR_FREES:
             self._scheduler.wake()
 
     async def _health(self) -> None:

@@ -54,12 +54,25 @@ _LAST: Final = sa.select(sa.func.max(events.c.id).label("id"))
 _PRUNE: Final = sa.delete(events).where(events.c.at < sa.bindparam("b_before"))
 
 
+def event_row(
+    *, at: int, kind: str, subject: str, owner_id: str, payload: dict[str, Any]
+) -> dict[str, Any]:
+    """For ``add_events``."""
+    text = to_json(payload).decode()
+    return {"at": at, "kind": kind, "object": subject, "owner_id": owner_id, "payload": text}
+
+
 async def add_event(
     tx: Transaction, *, at: int, kind: str, subject: str, owner_id: str, payload: dict[str, Any]
 ) -> None:
     """Call it in the transaction of the change itself."""
-    text = to_json(payload).decode()
-    await tx.execute(_ADD, at=at, kind=kind, object=subject, owner_id=owner_id, payload=text)
+    row = event_row(at=at, kind=kind, subject=subject, owner_id=owner_id, payload=payload)
+    await tx.execute(_ADD, **row)
+
+
+async def add_events(tx: Transaction, rows: list[dict[str, Any]]) -> None:
+    """Several at once, in this order."""
+    await tx.many(_ADD, rows)
 
 
 async def list_events(tx: Reader, *, after: int, owner_id: str | None = None) -> list[Event]:

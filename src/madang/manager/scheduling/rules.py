@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from madang.manager.scheduling.types import Amounts, Ask, Held, Place, Plan, Room, Wait
@@ -23,6 +23,7 @@ def plan(
     """Place what fits, in order; say why the rest waits."""
     free = {room.node: dict(room.free) for room in rooms}
     kept: dict[str, Ask] = {}
+    most = _most(held)
     places: list[Place] = []
     waits: list[Wait] = []
     for ask in sorted(pending, key=lambda a: (-a.priority, a.created_at, a.session)):
@@ -31,7 +32,7 @@ def plan(
             _take(free[room.node], ask.slots)
             places.append(Place(ask.session, room.node))
             continue
-        waits.append(_why(ask, rooms, free, kept, held, now))
+        waits.append(_why(ask, rooms, free, kept, most, now))
         if now - ask.created_at >= reserve_after_s:
             _reserve(ask, rooms, free, kept)
     return Plan(tuple(places), tuple(waits))
@@ -87,7 +88,7 @@ def _why(
     rooms: Sequence[Room],
     free: dict[str, dict[str, int]],
     kept: dict[str, Ask],
-    held: Sequence[Held],
+    most: Mapping[tuple[str, str], Held],
     now: float,
 ) -> Wait:
     if not rooms:
@@ -106,15 +107,23 @@ def _why(
         f"waits for {_SHOWN[slot]}: asks {show(slot, ask.slots[slot])}, "
         f"{show(slot, left)} of {show(slot, has)} free on {room.node}"
     )
-    return Wait(ask.session, f"capacity.{_SHOWN[slot]}", text + _holder(room.node, slot, held))
+    return Wait(ask.session, f"capacity.{_SHOWN[slot]}", text + _holder(room.node, slot, most))
 
 
-def _holder(node: str, slot: str, held: Sequence[Held]) -> str:
-    there = [h for h in held if h.node == node and h.slots.get(slot)]
-    if not there:
-        return "."
-    most = max(there, key=lambda h: (h.slots[slot], h.name))
-    return f"; {most.name} holds {show(slot, most.slots[slot])}."
+def _most(held: Sequence[Held]) -> dict[tuple[str, str], Held]:
+    """By node and slot, who holds most."""
+    most: dict[tuple[str, str], Held] = {}
+    for one in held:
+        for slot, amount in one.slots.items():
+            other = most.get((one.node, slot))
+            if amount and (other is None or (amount, one.name) > (other.slots[slot], other.name)):
+                most[one.node, slot] = one
+    return most
+
+
+def _holder(node: str, slot: str, most: Mapping[tuple[str, str], Held]) -> str:
+    holder = most.get((node, slot))
+    return "." if holder is None else f"; {holder.name} holds {show(slot, holder.slots[slot])}."
 
 
 def _impossible(ask: Ask, rooms: Sequence[Room]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
@@ -26,7 +26,10 @@ S = SessionStatus
 PASS: Final = 2000
 """Pending sessions that one pass looks at."""
 BATCH: Final = 50
-"""Placements in one transaction."""
+"""Placements or reasons in one transaction."""
+PAUSE_TIMES: Final = 4
+"""Where many wait, a pass is followed by a pause of so many times its own length."""
+MAX_PAUSE_S: Final = 0.5
 REFRESH_S: Final = 5.0
 """How old the evidence in a waiting session's reason may grow."""
 CLOCK_STEP_S: Final = 2.0
@@ -34,7 +37,11 @@ CLOCK_STEP_S: Final = 2.0
 
 
 class Scheduler(Loop):
-    """Woken by each creation, end and new link; plans over a snapshot, applies guarded."""
+    """Woken by each creation, end and new link; plans over a snapshot, applies guarded.
+
+    A pass costs as much as there is waiting. While some have to wait, passes keep a distance, so
+    that they leave most of the time to those who ask; otherwise each wake-up is followed at once.
+    """
 
     period_s = 5.0
 
@@ -54,10 +61,17 @@ class Scheduler(Loop):
         self._refreshed = 0.0
 
     async def tick(self, now: float) -> None:
+        began = self.clock.monotonic()
+        if await self._pass(now):
+            spent = self.clock.monotonic() - began
+            await self.clock.sleep(min(spent * PAUSE_TIMES, MAX_PAUSE_S))
+
+    async def _pass(self, now: float) -> bool:
+        """Whether some have to wait."""
         async with self._database.read() as tx:
             pending = await store.list_pending(tx, PASS)
             if not pending:
-                return
+                return False
             snapshot = await read_snapshot(tx, self._fleet.online())
         found = plan(
             [ask_of(row) for row in pending],
@@ -70,6 +84,7 @@ class Scheduler(Loop):
         for start in range(0, len(found.places), BATCH):
             await self._place(found.places[start : start + BATCH])
         await self._explain(rows, found.waits)
+        return bool(found.waits)
 
     async def _place(self, places: tuple[Place, ...]) -> None:
         at = micros(self.clock.now())
@@ -80,25 +95,26 @@ class Scheduler(Loop):
                     self.wake()  # another was faster, or the room is gone: plan again
         self._feed.wake()
 
-    async def _explain(self, rows: dict[str, SessionRow], waits: tuple[Wait, ...]) -> None:
+    async def _explain(self, rows: dict[str, Any], waits: tuple[Wait, ...]) -> None:
         """Write down why; a new reason at once, newer figures now and then."""
         stamp = self.clock.monotonic()
         refresh = stamp - self._refreshed >= REFRESH_S
         if refresh:
             self._refreshed = stamp
-        news = [w for w in waits if _is_news(rows[w.session], w, refresh=refresh)][:PASS]
+        news = [w for w in waits if _is_news(rows[w.session], w, refresh=refresh)]
         for start in range(0, len(news), BATCH):
             at = micros(self.clock.now())
+            reasons = {
+                wait.session: to_json(_pending(rows[wait.session], wait, at)).decode()
+                for wait in news[start : start + BATCH]
+            }
             async with self._database.begin() as tx:
-                for wait in news[start : start + BATCH]:
-                    pending = to_json(_pending(rows[wait.session], wait, at)).decode()
-                    await store.change(
-                        tx, rows[wait.session], at=at, what="pending", pending=pending
-                    )
+                await store.explain(tx, rows, reasons, at=at)
             self._feed.wake()
+            await self.clock.sleep(0)  # let others have their turn
 
 
-def _pending(row: SessionRow, wait: Wait, at: int) -> Pending:
+def _pending(row: Any, wait: Wait, at: int) -> Pending:
     new = Pending(code=wait.code, text=wait.text, since=seconds(at))
     if row.pending is None:
         return replace(new, since=seconds(row.created_at))
@@ -106,7 +122,7 @@ def _pending(row: SessionRow, wait: Wait, at: int) -> Pending:
     return replace(new, since=old.since) if old.code == new.code else new
 
 
-def _is_news(row: SessionRow, wait: Wait, *, refresh: bool) -> bool:
+def _is_news(row: Any, wait: Wait, *, refresh: bool) -> bool:
     if row.pending is None:
         return True
     old = from_json(Pending, row.pending)

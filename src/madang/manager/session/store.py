@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from madang.manager.db import Reader, Transaction, one_of, seconds
-from madang.manager.db.events import add_event
+from madang.manager.db.events import add_event, add_events, event_row
+from madang.manager.fleet.tables import SLOTS
 from madang.manager.session.tables import history, idempotency, sessions
 from madang.manager.session.types import LIFE, PLACED, SessionRow
 from madang.wire.session import HistoryEntry, SessionStatus
@@ -50,6 +52,11 @@ _CHANGE: Final = (
     .values(version=sessions.c.version + 1)
     .returning(*sessions.c)
 )
+_EXPLAIN: Final = (
+    sa.update(sessions)
+    .where(sessions.c.id == _B("b_id"), sessions.c.version == _B("b_version"))
+    .values(version=sessions.c.version + 1)
+)
 _REMOVE: Final = sa.delete(sessions).where(
     sessions.c.id == _B("b_id"), sessions.c.status == str(S.TERMINATED)
 )
@@ -70,7 +77,16 @@ _PAGE: Final = (
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
 )
 _PENDING: Final = (
-    sa.select(sessions)
+    sa.select(
+        sessions.c.id,
+        sessions.c.name,
+        sessions.c.owner_id,
+        sessions.c.priority,
+        sessions.c.created_at,
+        *(sessions.c[slot] for slot in SLOTS),
+        sessions.c.pending,
+        sessions.c.version,
+    )
     .where(sessions.c.status == str(S.PENDING))
     .order_by(sessions.c.priority.desc(), sessions.c.created_at, sessions.c.id)
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
@@ -78,10 +94,7 @@ _PENDING: Final = (
 _PLACED: Final = sa.select(
     sessions.c.name,
     sessions.c.node,
-    sessions.c.cpu_milli,
-    sessions.c.mem_bytes,
-    sessions.c.disk_bytes,
-    sessions.c.pids,
+    *(sessions.c[slot] for slot in SLOTS),
 ).where(one_of(sessions.c.status, PLACED))
 _COUNTS: Final = sa.select(sessions.c.status, sa.func.count().label("count")).group_by(
     sessions.c.status
@@ -224,6 +237,30 @@ async def change(
     return changed
 
 
+async def explain(
+    tx: Transaction, rows: Mapping[str, Any], reasons: Mapping[str, str], *, at: int
+) -> None:
+    """Write down why sessions wait (by id); what changed since *rows* were read stays as it is.
+
+    *rows* are of ``list_pending``, reasons are ``Pending`` as JSON.
+    """
+    events = []
+    for session, reason in reasons.items():
+        row = rows[session]
+        if await tx.execute(_EXPLAIN, b_id=row.id, b_version=row.version, pending=reason):
+            payload = {"name": row.name, "what": "pending", "node": None}
+            events.append(
+                event_row(
+                    at=at,
+                    kind="session.changed",
+                    subject=row.id,
+                    owner_id=row.owner_id,
+                    payload={**payload, "version": row.version + 1},
+                )
+            )
+    await add_events(tx, events)
+
+
 async def remove(tx: Transaction, row: SessionRow, *, at: int, actor: str) -> bool:
     """Delete an ended session with its history; False if it has not ended or is gone."""
     if await tx.execute(_REMOVE, b_id=row.id) == 0:
@@ -275,9 +312,9 @@ async def list_page(
     return [SessionRow(*row) for row in rows]
 
 
-async def list_pending(tx: Reader, limit: int) -> list[SessionRow]:
-    """In scheduling order."""
-    return [SessionRow(*row) for row in await tx.all(_PENDING, b_limit=limit)]
+async def list_pending(tx: Reader, limit: int) -> list[Any]:
+    """What the scheduler looks at, in scheduling order; there may be very many."""
+    return await tx.all(_PENDING, b_limit=limit)
 
 
 async def list_placed(tx: Reader) -> list[Any]:

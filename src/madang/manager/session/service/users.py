@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import to_json
@@ -361,14 +361,19 @@ class SessionService:
         self._feed.wake()
 
 
-def ask_of(row: SessionRow) -> Ask:
+def ask_of(row: Any) -> Ask:
+    """Of a ``SessionRow`` or a row of ``store.list_pending``."""
     return Ask(
         session=row.id,
         name=row.name,
         priority=row.priority,
         created_at=seconds(row.created_at),
-        slots=asdict(row.slots),
+        slots=_slots(row),
     )
+
+
+def _slots(row: Any) -> dict[str, int]:
+    return {slot: getattr(row, slot) for slot in SLOTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +392,6 @@ async def read_snapshot(tx: Reader, online: set[str]) -> Snapshot:
             free = {slot: capacity[slot] - used[slot] for slot in capacity}
             rooms.append(Room(node=node.name, capacity=capacity, free=free))
     held = [
-        Held(node=row.node, name=row.name, slots={slot: getattr(row, slot) for slot in SLOTS})
-        for row in await store.list_placed(tx)
+        Held(node=row.node, name=row.name, slots=_slots(row)) for row in await store.list_placed(tx)
     ]
     return Snapshot(rooms, held)
