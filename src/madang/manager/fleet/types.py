@@ -26,6 +26,15 @@ class Slots:
         cpu = math.ceil(round(size.cpu * 1000, 6))
         return cls(cpu, size.mem_bytes, size.disk_bytes, size.pids)
 
+    def within(self, other: Slots) -> bool:
+        """Whether *other* has as much of everything."""
+        return (
+            self.cpu_milli <= other.cpu_milli
+            and self.mem_bytes <= other.mem_bytes
+            and self.disk_bytes <= other.disk_bytes
+            and self.pids <= other.pids
+        )
+
     def capacity(self) -> Capacity:
         return Capacity(
             cpu=self.cpu_milli / 1000,

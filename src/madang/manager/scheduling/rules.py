@@ -26,15 +26,21 @@ def plan(
     most = _most(held)
     places: list[Place] = []
     waits: list[Wait] = []
+    said: dict[tuple[int, ...], tuple[str, str]] = {}
+    """Why a size does not fit, since anything was taken: long queues hold few sizes."""
     for ask in sorted(pending, key=lambda a: (-a.priority, a.created_at, a.session)):
-        room = _choose(ask, rooms, free)
-        if room is not None:
-            _take(free[room.node], ask.slots)
-            places.append(Place(ask.session, room.node))
-            continue
-        waits.append(_why(ask, rooms, free, kept, most, now))
-        if now - ask.created_at >= reserve_after_s:
-            _reserve(ask, rooms, free, kept)
+        size = tuple(ask.slots.values())
+        if size not in said:
+            room = _choose(ask, rooms, free)
+            if room is not None:
+                _take(free[room.node], ask.slots)
+                places.append(Place(ask.session, room.node))
+                said.clear()
+                continue
+            said[size] = _why(ask, rooms, free, kept, most, now)
+        waits.append(Wait(ask.session, *said[size]))
+        if now - ask.created_at >= reserve_after_s and _reserve(ask, rooms, free, kept):
+            said.clear()
     return Plan(tuple(places), tuple(waits))
 
 
@@ -75,12 +81,16 @@ def _possible(ask: Ask, rooms: Sequence[Room]) -> list[Room]:
 
 def _reserve(
     ask: Ask, rooms: Sequence[Room], free: dict[str, dict[str, int]], kept: dict[str, Ask]
-) -> None:
+) -> bool:
+    """Whether there was a machine to keep room on."""
+    if len(kept) == len(rooms):
+        return False
     open_rooms = [room for room in _possible(ask, rooms) if room.node not in kept]
     if open_rooms:
         best = min(open_rooms, key=lambda r: (_lack(ask, r, free[r.node])[0], r.node))
         kept[best.node] = ask
         _take(free[best.node], ask.slots)
+    return bool(open_rooms)
 
 
 def _why(
@@ -90,24 +100,25 @@ def _why(
     kept: dict[str, Ask],
     most: Mapping[tuple[str, str], Held],
     now: float,
-) -> Wait:
+) -> tuple[str, str]:
+    """Code and text."""
     if not rooms:
-        return Wait(ask.session, "node.none", "waits for a machine: none is connected.")
+        return "node.none", "waits for a machine: none is connected."
     possible = _possible(ask, rooms)
     if not possible:
-        return Wait(ask.session, "size.impossible", _impossible(ask, rooms))
+        return "size.impossible", _impossible(ask, rooms)
     room = min(possible, key=lambda r: (_lack(ask, r, r.free)[0], r.node))
     if (first := kept.get(room.node)) is not None and _fits(ask.slots, room.free):
         waited = format_duration(now - first.created_at)
         text = f"waits its turn: {room.node} is kept for {first.name}, which has waited {waited}."
-        return Wait(ask.session, "capacity.reserved", text)
+        return "capacity.reserved", text
     _, slot = _lack(ask, room, free[room.node])
     left, has = free[room.node].get(slot, 0), room.capacity.get(slot, 0)
     text = (
         f"waits for {_SHOWN[slot]}: asks {show(slot, ask.slots[slot])}, "
         f"{show(slot, left)} of {show(slot, has)} free on {room.node}"
     )
-    return Wait(ask.session, f"capacity.{_SHOWN[slot]}", text + _holder(room.node, slot, most))
+    return f"capacity.{_SHOWN[slot]}", text + _holder(room.node, slot, most)
 
 
 def _most(held: Sequence[Held]) -> dict[tuple[str, str], Held]:

@@ -215,11 +215,11 @@ class SessionService:
 
     async def _refuse_impossible(self, size: Size) -> None:
         nodes = await self._fleet.nodes()
-        asked = asdict(Slots.of(size))
-        capacities = [asdict(node.capacity) for node in nodes]
-        if not nodes or any(all(asked[s] <= c[s] for s in asked) for c in capacities):
+        slots = Slots.of(size)
+        if not nodes or any(slots.within(node.capacity) for node in nodes):
             return
-        slot, most = lacking(asked, capacities)
+        asked = asdict(slots)
+        slot, most = lacking(asked, [asdict(node.capacity) for node in nodes])
         name = slot_name(slot)
         text = (
             f"{name}: asks {show(slot, asked[slot])}, but the largest machine has "
