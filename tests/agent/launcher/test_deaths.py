@@ -293,6 +293,22 @@ async def test_a_start_whose_slot_is_killed_is_an_error_and_can_be_repeated(
         assert done.out == b"again\n"
 
 
+async def test_when_the_zygote_is_killed_sessions_go_on_and_new_ones_start(
+    own_launcher: Launcher, own_sessions: Sessions
+) -> None:
+    """More of them than slots are ready."""
+    sessions = own_sessions
+    before = await sessions.start("/bin/cat", stdin=True)
+    for _ in range(2):
+        os.kill(_zygote(own_launcher), signal.SIGKILL)
+        async with asyncio.TaskGroup() as tasks:
+            runs = [tasks.create_task(sessions.run("/bin/echo", str(n))) for n in range(6)]
+        assert [run.result().out for run in runs] == [b"%d\n" % n for n in range(6)]
+
+    found = await sessions.runtime.adopt()
+    assert [f.running for f in found if f.kernel == before] == [True]
+
+
 async def test_a_kill_while_it_starts_is_an_end_or_as_if_it_never_began(
     own_launcher: Launcher, own_sessions: Sessions
 ) -> None:
@@ -314,6 +330,11 @@ async def test_a_kill_while_it_starts_is_an_end_or_as_if_it_never_began(
         done = await sessions.outcome(kernel)
         assert done.ended.signal == signal.SIGKILL
         assert done.out in {b"", b"ran\n"}
+
+
+def _zygote(launcher: Launcher) -> int:
+    names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in _children(launcher)}
+    return next(pid for pid, name in names.items() if name == "madang-zygote")
 
 
 def _children(launcher: Launcher) -> list[int]:

@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import channel, keeper, scratch, syscalls
-from madang.agent.launcher.cgroups import NOWHERE, Group, Hierarchies
+from madang.agent.launcher import channel, scratch
+from madang.agent.launcher.cgroups import Group, Hierarchies
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, kill, say
 from madang.agent.launcher.timers import Timers
+from madang.agent.launcher.zygote import Zygote
 from madang.wire.errors import PlatformError, RuntimeFailed
 
 _RETRY_S: Final = 0.005
@@ -84,29 +85,18 @@ class Slot:
                 kill(fd)
 
 
-def make(
-    folder: str,
-    hierarchies: Hierarchies,
-    uid: int,
-    gid: int,
-    selector: selectors.BaseSelector,
-) -> Slot:
-    """Fork a slot that works in *folder*. Raises OSError if no process or group can be had."""
+def make(zygote: Zygote, hierarchies: Hierarchies) -> Slot:
+    """A new slot. Raises OSError if no process or group can be had."""
     name = f"s{next(_numbers)}-{os.urandom(3).hex()}"
-    group = hierarchies.make(name) if hierarchies is not NOWHERE else Group(version=0)
+    group = hierarchies.make(name)
     ours, theirs = channel.pair()
-    try:
-        pid = os.fork()
-    except OSError:
-        ours.close()
-        theirs.close()
-        group.remove()
-        raise
-    if pid == 0:
-        selector.close()
-        syscalls.close_all_but(theirs.fileno())
-        keeper.run(theirs, folder, group, uid, gid)
-    theirs.close()
+    with theirs:
+        try:
+            pid = zygote.fork_keeper(name, theirs)
+        except OSError:
+            ours.close()
+            group.remove()
+            raise
     ours.setblocking(False)
     started = ProcessId.of(pid)
     assert started is not None, "a child that was not waited for has a number of its own"
@@ -136,8 +126,7 @@ class Slots:
         selector: selectors.BaseSelector,
         timers: Timers,
     ) -> None:
-        self._folder = folder
-        self._owner = owner
+        self._zygote = Zygote(folder, hierarchies, *owner)
         self._wanted = wanted
         self._hierarchies = hierarchies
         self._disks = disks
@@ -154,7 +143,7 @@ class Slots:
 
     def _make(self) -> Slot:
         try:
-            slot = make(self._folder, self._hierarchies, *self._owner, self._selector)
+            slot = make(self._zygote, self._hierarchies)
         except OSError as exc:
             raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
         self._selector.register(slot.link, selectors.EVENT_READ, partial(self._hear, slot))

@@ -1,0 +1,134 @@
+"""A process that sleeps, and forks keepers when the launcher asks.
+
+A fork shares memory with its parent until one of the two writes to it, which the launcher does all
+the time: of its own forks each would soon hold alone whatever was written between two of them.
+
+::
+
+    launcher ── zygote ── (a fork that leaves at once) ── keeper
+
+The launcher is a subreaper, so the keeper becomes its child.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import signal
+import socket
+from typing import Final, NoReturn
+
+from madang.agent.launcher import channel, keeper, syscalls
+from madang.agent.launcher.cgroups import Hierarchies
+
+_ANSWER_S: Final = 10.0
+"""Who has not forked by then is given up."""
+
+
+class Zygote:
+    """The launcher's side. The process is started when it is first asked, and when it was lost."""
+
+    def __init__(self, folder: str, hierarchies: Hierarchies, uid: int, gid: int) -> None:
+        """What its keepers are told: see ``keeper.run``."""
+        self._folder = folder
+        self._hierarchies = hierarchies
+        self._owner = (uid, gid)
+        self._link: socket.socket | None = None
+        self._pid = 0
+
+    def fork_keeper(self, slot: str, launcher: socket.socket) -> int:
+        """The pid of a keeper, our child. Raises OSError if it can't be had.
+
+        *slot* names its group, *launcher* is its end of a channel to us.
+        """
+        answer = self._ask(slot, launcher)
+        if answer is None:
+            self._end()
+            raise OSError(errno.ECHILD, "what forks keepers was killed, or hangs")
+        if "errno" in answer:
+            raise OSError(answer["errno"], os.strerror(answer["errno"]))
+        return int(answer["pid"])
+
+    def _ask(self, slot: str, launcher: socket.socket) -> channel.Message | None:
+        """None: it was lost after it was asked, and may have forked."""
+        message, fds = {"slot": slot}, [launcher.fileno()]
+        if self._link is None or not channel.send(self._link, message, fds):
+            self._end()
+            self._link = self._start()
+            channel.send(self._link, message, fds)
+        try:
+            return channel.receive(self._link)[0]
+        except TimeoutError:
+            return None
+
+    def _start(self) -> socket.socket:
+        ours, theirs = channel.pair()
+        with theirs:
+            try:
+                self._pid = os.fork()
+            except OSError:
+                ours.close()
+                raise
+            if self._pid == 0:
+                self._serve(theirs)
+        ours.settimeout(_ANSWER_S)
+        return ours
+
+    def _end(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
+            os.kill(self._pid, signal.SIGKILL)  # Our child that was not waited for: its own number.
+            os.waitpid(self._pid, 0)
+
+    # -- the other side ----------------------------------------------------------------------
+
+    def _serve(self, link: socket.socket) -> NoReturn:
+        try:
+            syscalls.close_all_but(link.fileno())
+            syscalls.set_process_name("madang-zygote")
+            syscalls.die_with_parent(signal.SIGKILL)
+            gc.disable()
+            while self._obey(link):
+                pass
+        finally:
+            os._exit(0)
+
+    def _obey(self, link: socket.socket) -> bool:
+        """One request; False once the launcher has left."""
+        message, fds = channel.receive(link)
+        if message is None:
+            return False
+        answer = self._fork_twice(message["slot"], fds[0])
+        os.close(fds[0])
+        return channel.send(link, answer)
+
+    def _fork_twice(self, slot: str, launcher: int) -> channel.Message:
+        reader, writer = os.pipe2(os.O_CLOEXEC)
+        try:
+            middle = os.fork()
+            if middle == 0:
+                self._fork_and_leave(slot, launcher, writer)
+            os.waitpid(middle, 0)
+            found = os.read(reader, 100)
+            return {"pid": int(found)} if found else {"errno": errno.EAGAIN}
+        except OSError as exc:
+            return {"errno": exc.errno}
+        finally:
+            os.close(reader)
+            os.close(writer)
+
+    def _fork_and_leave(self, slot: str, launcher: int, writer: int) -> NoReturn:
+        with contextlib.suppress(OSError):
+            pid = os.fork()
+            if pid == 0:
+                self._become_keeper(slot, launcher)
+            os.write(writer, str(pid).encode())
+        os._exit(0)
+
+    def _become_keeper(self, slot: str, launcher: int) -> NoReturn:
+        syscalls.close_all_but(launcher)
+        group = self._hierarchies.group(slot)
+        keeper.run(socket.socket(fileno=launcher), self._folder, group, *self._owner)
