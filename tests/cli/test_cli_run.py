@@ -443,3 +443,32 @@ def test_the_shell_can_complete_commands(cli: Cli) -> None:
     cli.env |= {"_MADANG_COMPLETE": "bash_complete", "COMP_WORDS": "madang lo", "COMP_CWORD": "1"}
 
     assert cli.run().stdout.split() == [b"plain,logs", b"plain,login"]
+
+
+@pytest.mark.parametrize("command", [("run", "-q", "--", "echo", "hi"), ("ps",), ("explain",)])
+def test_a_full_disk_below_stdout_is_told_without_traceback(
+    cli: Cli, command: tuple[str, ...]
+) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, *command],
+            cwd=cli.project,
+            env=cli.env,
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+            timeout=30,
+        )
+
+    assert done.returncode == 125
+    assert b"No space left on device" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_outputs_that_find_no_room_are_told_even_when_quiet(cli: Cli) -> None:
+    script = "echo x > ../outputs/file"
+    done = cli.run("run", "-q", "--output", "/proc/x", "--", "sh", "-c", script)
+
+    assert b"error  the outputs could not all be brought back: /proc/x" in done.stderr
+    assert b"They are kept: madang get" in done.stderr

@@ -7,9 +7,12 @@ import sys
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
-    from madang.cli.root import run
+    try:
+        from madang.cli.root import run
 
-    sys.exit(run(sys.argv[1:]))
+        sys.exit(run(sys.argv[1:]))
+    except KeyboardInterrupt:  # while modules were being loaded
+        sys.exit(130)
 
 
 if __name__ == "__main__":

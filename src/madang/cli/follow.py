@@ -125,6 +125,10 @@ class Follower:
             write_all(2 if record.stream is LogStream.STDERR else 1, record.data)
         except BrokenPipeError:
             self._leave(exits.CLOSED_PIPE, "nobody reads the output any more")
+        except OSError as exc:
+            if self._code is None:
+                self._notes.error(f"the output can't be written here: {exc.strerror}.")
+            self._leave(exits.INTERNAL, "no room for its output here")
         self._line_open = not record.data.endswith(b"\n")
 
     def _broken(self, reason: str) -> None:

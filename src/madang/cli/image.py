@@ -173,8 +173,10 @@ def read_requirements(path: str) -> list[str]:
     try:
         with open(path, encoding="utf-8") as file:
             lines = file.read().replace("\\\n", " ").splitlines()
-    except (OSError, UnicodeDecodeError) as exc:
-        raise InvalidRequest(f"{path} can't be read ({exc}).") from exc
+    except OSError as exc:
+        raise InvalidRequest(f"{path} can't be read ({exc.strerror}).") from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"{path} can't be read: it is not UTF-8 text.") from exc
     found = []
     for line in lines:
         text = line.split(" #")[0].split(" --hash")[0].strip()

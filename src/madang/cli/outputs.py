@@ -28,7 +28,8 @@ def fetch_outputs(client: Client, session: Session, target: str, notes: Notes) -
         got = client.get(session.id, OUTPUT_DIR, where)
     except (PlatformError, OSError) as exc:
         hint = f"They are kept: madang get {session.name}:{OUTPUT_DIR} DIR"
-        notes.line("note", f"outputs could not be brought back: {exc} {hint}")
+        why = exc.text if isinstance(exc, PlatformError) else f"{where}: {exc.strerror}."
+        notes.error(f"the outputs could not all be brought back: {why} {hint}")
         return
     size = format_bytes(got.size_bytes)
     notes.line("saved", f"{where}/ ({count(got.files, 'file')}, {size})")

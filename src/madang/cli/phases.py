@@ -10,6 +10,8 @@ from madang.wire.session import Ended, Reason, Result, Session, SessionStatus
 from madang.wire.size import Size, format_bytes, format_duration
 
 _WAITED_S = 0.15
+_NOT_STARTED = frozenset({126, 127})
+"""Exit codes of programs that can't be executed, as shells have them."""
 
 
 def describe_size(size: Size) -> str:
@@ -108,6 +110,8 @@ def show_end(notes: Notes, session: Session) -> None:
     notes.line(label, describe_end(ended, session.size))
     if explanation := explain_end(ended):
         notes.line("why", explanation)
+    elif ended.exit_code in _NOT_STARTED and not ended.text.startswith("exit code"):
+        notes.error(ended.text)
 
 
 def explain_end(ended: Ended) -> str:

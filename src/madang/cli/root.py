@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import sys
 from importlib import import_module
 from typing import Final
@@ -116,6 +116,8 @@ def run(args: list[str]) -> int:
     except PlatformError as exc:
         print_error(exc)
         return exits.of_error(exc)
+    except OSError as exc:
+        return _failed(exc)
     return result if isinstance(result, int) else 0
 
 
@@ -138,5 +140,20 @@ def print_error(error: PlatformError) -> None:
 
 def _closed_pipe() -> int:
     """Whoever read our output has gone: end as other programs do, without a traceback."""
+    _drop_output()
+    return exits.CLOSED_PIPE
+
+
+def _failed(error: OSError) -> int:
+    """This machine refused something, such as room for our output: no fault of the server."""
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(f"error: {where}{error.strerror or error} (on this machine)\n")
+        sys.stderr.flush()
+    _drop_output()
+    return exits.INTERNAL
+
+
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, or the interpreter would fail again at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 128 + signal.SIGPIPE

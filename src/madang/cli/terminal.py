@@ -38,6 +38,12 @@ class Notes:
             shown = f"\x1b[2m{label:<6}\x1b[0m" if self._styled else f"{label:<6}"
             _write(2, f"{shown} {text}\n".encode("utf-8", "replace"))
 
+    def error(self, text: str) -> None:
+        """What went wrong: also said where nothing else of ours is."""
+        quiet, self._quiet = self._quiet, False
+        self.line("error", text)
+        self._quiet = quiet
+
     def live(self, label: str, text: str) -> None:
         """Show what goes on, once it takes a moment; plain output has no such line."""
         if self._quiet or not self._styled or time.monotonic() - self._begun < LIVE_AFTER_S:

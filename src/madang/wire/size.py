@@ -54,10 +54,15 @@ def check(size: Size) -> Size:
     )
     for name, value, low, high in rules:
         if not (math.isfinite(value) and low <= value <= high):
-            least = format_bytes(int(low)) if name in {"mem", "disk"} else f"{low:g}"
-            text = f"{name}: {value:g} makes no sense; the least is {least}."
+            shown = _show_bytes if name in {"mem", "disk"} else "{:g}".format
+            bound = f"least is {shown(low)}" if value < low else f"most is {shown(high)}"
+            text = f"{name}: {shown(value)} makes no sense; the {bound}."
             raise SizeInvalid(text, field=name)
     return size
+
+
+def _show_bytes(value: float) -> str:
+    return format_bytes(int(value)) if math.isfinite(value) else f"{value:g}"
 
 
 def parse_cpu(text: str) -> float:
