@@ -140,7 +140,7 @@ def test_a_ready_disk_is_taken_and_made_again(
 ) -> None:
     pool.refill()
     assert pool.missing() == 0
-    (ready,) = (folder / "pool").iterdir()
+    (ready,) = (folder / "pool").glob("ready-*")
     inode = (ready / IMAGE).stat().st_ino
 
     kernel = new_kernel()
@@ -148,8 +148,27 @@ def test_a_ready_disk_is_taken_and_made_again(
 
     assert os.stat(f"{kernel}/{IMAGE}").st_ino == inode
     assert os.path.ismount(f"{kernel}/{MOUNT}")
-    assert list((folder / "pool").iterdir()) == []
+    assert list((folder / "pool").glob("ready-*")) == []
     assert pool.missing() == 1
+
+
+@needs_root
+def test_disks_copied_from_one_template_are_sound_and_share_nothing(
+    pool: Pool, new_kernel: Callable[[], str]
+) -> None:
+    """One that was made ahead, and one that was not."""
+    pool.refill()
+    kernels = [new_kernel(), new_kernel()]
+    paths = [pool.take(kernel, pool.default_bytes, UID).path for kernel in kernels]
+    for path in paths:
+        assert os.listdir(f"{path}/work") == []
+        Path(path, "work/own").write_bytes(os.urandom(8 * MIB))
+        assert os.statvfs(path).f_bavail * os.statvfs(path).f_frsize >= pool.default_bytes - 9 * MIB
+
+    for kernel in kernels:
+        pool.release(kernel)
+        image = f"{kernel}/{IMAGE}"
+        assert subprocess.run(["/sbin/e2fsck", "-fn", image], capture_output=True).returncode == 0
 
 
 @needs_root

@@ -27,7 +27,7 @@ import os
 import shutil
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -91,26 +91,40 @@ class Pool:
         self.reserve_bytes = reserve_bytes
         self._mine = os.urandom(4).hex()
         """In the names of what this pool makes: an older launcher's may be mounted elsewhere."""
+        self._template = f"{folder}/template-{self._mine}-/{IMAGE}"
+        """A fresh image of the default size, never mounted; a copy is made sooner than another."""
 
     def missing(self) -> int:
         """How many ready ones ``refill`` would make."""
         return self.ready - len(self._entries(f"ready-{self._mine}-")) if self.images else 0
 
     def refill(self) -> None:
-        """Make what is missing, as long as the disk has room."""
+        """Make what is missing, as long as the disk has room. One call at a time."""
         for _ in range(self.missing()):
             if self._free_bytes() < self.reserve_bytes:
                 return
-            name = f"{self._mine}-{os.urandom(8).hex()}"
-            half_made = f"{self.folder}/new-{name}"
-            os.mkdir(half_made, 0o700)
-            try:
-                _make(half_made, self.default_bytes)
-                os.rename(half_made, f"{self.folder}/ready-{name}")
-            except BaseException:
-                self.remove(half_made)
-                os.rmdir(half_made)
-                raise
+            if not os.path.exists(self._template):
+                self._add(os.path.dirname(self._template), self._make_template)
+            name = f"ready-{self._mine}-{os.urandom(8).hex()}"
+            self._add(f"{self.folder}/{name}", self._make_default)
+
+    def _add(self, folder: str, make: Callable[[str], None]) -> None:
+        """*folder*, filled by *make*: whole or not there."""
+        half_made = f"{self.folder}/new-{self._mine}-{os.urandom(8).hex()}"
+        os.mkdir(half_made, 0o700)
+        try:
+            make(half_made)
+            os.rename(half_made, folder)
+        except BaseException:
+            self.remove(half_made)
+            os.rmdir(half_made)
+            raise
+
+    def _make_template(self, folder: str) -> None:
+        _format(f"{folder}/{IMAGE}", self.default_bytes)
+
+    def _make_default(self, folder: str) -> None:
+        _make(folder, self.default_bytes, self._template)
 
     def sweep(self) -> None:
         """Forget what older launchers made ready. May run beside all other calls."""
@@ -164,9 +178,10 @@ class Pool:
         remove_tree(f"{kernel_dir}/{MOUNT}")
 
     def _take_image(self, kernel_dir: str, size_bytes: int) -> None:
-        if size_bytes != self.default_bytes or not self._take_ready(kernel_dir):
+        is_default = size_bytes == self.default_bytes
+        if not is_default or not self._take_ready(kernel_dir):
             try:
-                _make(kernel_dir, size_bytes)
+                _make(kernel_dir, size_bytes, self._template if is_default else None)
             except OSError as exc:
                 self.remove(kernel_dir)
                 raise RuntimeFailed(f"scratch space for {kernel_dir}: {exc}") from exc
@@ -237,24 +252,74 @@ def image_bytes(size_bytes: int) -> int:
     return size_bytes + size_bytes // 28 + kept_back + groups * 32 * 1024 + 512 * 1024
 
 
-def _make(folder: str, size_bytes: int) -> None:
-    """A mounted image in *folder*; made under another name, so that it is whole or not there."""
+def _make(folder: str, size_bytes: int, template: str | None) -> None:
+    """A mounted image in *folder*; made under another name, so that it is whole or not there.
+
+    *template*: an image of that size, to copy if it exists.
+    """
     new, image = f"{folder}/{IMAGE}.new", f"{folder}/{IMAGE}"
-    fd = os.open(new, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
-        os.ftruncate(fd, image_bytes(size_bytes))
-    finally:
-        os.close(fd)
-    try:
-        _mkfs(new)
+        if template is None or not _copy(template, new):
+            _format(new, size_bytes)
         os.rename(new, image)
     except BaseException:
         os.unlink(new)
         raise
     os.makedirs(f"{folder}/{MOUNT}", 0o755, exist_ok=True)
-    _mount(image, f"{folder}/{MOUNT}")
+    _mount(image, f"{folder}/{MOUNT}", fresh=True)
     with contextlib.suppress(OSError):
         os.rmdir(f"{folder}/{MOUNT}/lost+found")
+
+
+def _format(image: str, size_bytes: int) -> None:
+    with _created(image) as fd:
+        os.ftruncate(fd, image_bytes(size_bytes))
+    _mkfs(image)
+
+
+def _copy(source: str, target: str) -> bool:
+    """Data as data, holes as holes. False: there is no *source*."""
+    try:
+        reader = os.open(source, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        with _created(target) as writer:
+            os.ftruncate(writer, os.fstat(reader).st_size)
+            for start, end in _data(reader):
+                _copy_range(reader, writer, start, end)
+    finally:
+        os.close(reader)
+    return True
+
+
+def _data(fd: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file holds data."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:  # ENXIO: nothing but a hole is left.
+                raise
+            return
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
+
+
+def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
+    while start < end:
+        data = os.pread(reader, min(end - start, MIB), start)
+        start += os.pwrite(writer, data, start)
+
+
+@contextlib.contextmanager
+def _created(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def mkfs_path() -> str | None:
@@ -281,14 +346,14 @@ def _mkfs(image: str) -> None:
         raise OSError(errno.EIO, f"mkfs.ext4 on {image} ended with {code}")
 
 
-def _mount(image: str, path: str) -> None:
+def _mount(image: str, path: str, *, fresh: bool = False) -> None:
     """Mount *image* by a loop device that vanishes with the mount.
 
     An image that is still mounted in an older launcher's namespace is mounted through the same
-    device: two devices over one file would destroy it.
+    device: two devices over one file would destroy it. A *fresh* one never was: no search.
     """
     for _ in range(16):
-        fd, device = _attached(image) or _attach(image)
+        fd, device = (None if fresh else _attached(image)) or _attach(image)
         try:
             syscalls.mount(device.encode(), path.encode(), b"ext4", _MOUNT_FLAGS, _MOUNT_OPTIONS)
             return
