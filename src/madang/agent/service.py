@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from madang.agent.audit import Audit
 from madang.agent.build import BuildHook
 from madang.agent.capacity import capacity, facts_as_text
-from madang.agent.journal import Journal, boot_id, ensure_folder
+from madang.agent.journal import Journal, Record, boot_id, ensure_folder
 from madang.agent.keepers import Keepers, SocketKeepers
 from madang.agent.kernel import Kernel, Surroundings, found_record, new_record
 from madang.agent.meter import Meter
@@ -57,6 +58,8 @@ class Agent:
         self._keepers: Keepers = keepers or SocketKeepers()
         self._tasks = TaskSet()
         self._kernels: dict[KernelId, Kernel] = {}
+        self._attempts: defaultdict[str, list[Kernel]] = defaultdict(list)
+        """The same by session: ended kernels are kept by the thousand."""
         self._later: dict[KernelId, Assignment] = {}
         """Assigned again under another nonce: started once the former one is removed."""
         self._due: dict[KernelId, float] = {}
@@ -116,9 +119,14 @@ class Agent:
         for each in found.values():
             records.setdefault(each.kernel, found_record(each))
         for record in records.values():
-            kernel = self._kernels[record.kernel] = Kernel(record, around)
+            kernel = self._add(record)
             kernel.recover(found.get(kernel.id), rebooted=self._journal.boot_changed)
             await self._reopen_build(kernel)
+
+    def _add(self, record: Record) -> Kernel:
+        kernel = self._kernels[record.kernel] = Kernel(record, self._around)
+        self._attempts[record.kernel.session].append(kernel)
+        return kernel
 
     async def _reopen_build(self, kernel: Kernel) -> None:
         spec = kernel.assignment.spec if kernel.assignment is not None else None
@@ -246,8 +254,7 @@ class Agent:
         """The kernel that it changes, if any."""
         kernel = self._kernels.get(assignment.kernel)
         if kernel is None:
-            kernel = Kernel(new_record(assignment), self._around)
-            self._kernels[kernel.id] = kernel
+            kernel = self._add(new_record(assignment))
         elif kernel.phase is Phase.REMOVING:
             self._later[kernel.id] = assignment
             return None
@@ -278,7 +285,7 @@ class Agent:
 
     def _meet(self, found: Found) -> None:
         """A kernel that neither the journal nor the manager named until now."""
-        kernel = self._kernels[found.kernel] = Kernel(found_record(found), self._around)
+        kernel = self._add(found_record(found))
         kernel.recover(found, rebooted=False)
         kernel.wake()
 
@@ -287,20 +294,22 @@ class Agent:
     def _has_rival(self, kernel: Kernel) -> bool:
         return any(
             other.may_run
-            for other in self._kernels.values()
-            if other is not kernel and other.id.session == kernel.id.session
+            for other in self._attempts.get(kernel.id.session, ())
+            if other is not kernel
         )
 
     def _left(self, kernel: Kernel) -> None:
         if kernel.removed and self._kernels.get(kernel.id) is kernel:
             del self._kernels[kernel.id]
+            self._attempts[kernel.id.session].remove(kernel)
             self._due.pop(kernel.id, None)
             if (assignment := self._later.pop(kernel.id, None)) is not None:
                 self._take_in_later(assignment)
         self.kernels_changed.notify()
-        for other in list(self._kernels.values()):
-            if other.id.session == kernel.id.session:
-                other.wake()
+        for other in list(self._attempts[kernel.id.session]):
+            other.wake()
+        if not self._attempts[kernel.id.session]:
+            del self._attempts[kernel.id.session]
 
     def _take_in_later(self, assignment: Assignment) -> None:
         kernel = self._assign(assignment)
