@@ -48,6 +48,8 @@ DEFAULT_RESERVE: Final = 256 * MIB
 
 _LOOP_CONFIGURE, _LOOP_GET_STATUS64, _LOOP_CTL_GET_FREE = 0x4C0A, 0x4C05, 0x4C82
 _LOOP_MAJOR: Final = 7
+_ATTACH_S: Final = 10.0
+"""How long to try for a loop device: many starts at once take each the one that others saw free."""
 _AUTOCLEAR: Final = 4
 _LOOP_INFO: Final = struct.Struct("=QQQQQIIII64s64s32sQQ")
 _LOOP_CONFIG: Final = struct.Struct(f"=II{_LOOP_INFO.size}s64x")
@@ -383,7 +385,8 @@ def _attach(image: str) -> tuple[int, str]:
 def _configure(control: int, backing: int, image: str) -> tuple[int, str]:
     name = os.fsencode(image)[-63:]
     info = _LOOP_INFO.pack(0, 0, 0, 0, 0, 0, 0, 0, _AUTOCLEAR, name, b"", b"", 0, 0)
-    for _ in range(64):
+    give_up = time.monotonic() + _ATTACH_S
+    while time.monotonic() < give_up:
         device = f"/dev/loop{fcntl.ioctl(control, _LOOP_CTL_GET_FREE)}"
         _ensure_node(device)
         fd = os.open(device, os.O_RDWR | os.O_CLOEXEC)
@@ -394,6 +397,7 @@ def _configure(control: int, backing: int, image: str) -> tuple[int, str]:
             os.close(fd)
             if exc.errno != errno.EBUSY:  # EBUSY: somebody else took the free one.
                 raise
+            time.sleep(os.urandom(1)[0] / 25_600)  # apart: helpers ask at once, for the same
     raise OSError(errno.EBUSY, "no free loop device")
 
 
