@@ -132,6 +132,18 @@ def test_the_reason_names_the_slot_the_room_and_who_holds_it() -> None:
     assert wait.text == "waits for cpu: asks 2, 0.5 of 4 free on n1; calm-otter holds 3.5."
 
 
+def test_a_reason_tells_what_is_free_when_its_turn_comes() -> None:
+    room = Room(node="n", capacity={"cpu_milli": 9000}, free={"cpu_milli": 5000})
+    queue = [
+        Ask(session=f"s{at}", name="x", priority=0, created_at=at, slots={"cpu_milli": milli})
+        for at, milli in enumerate((8000, 8000, 2000, 8000))
+    ]
+    found = plan(queue, [room], 10)
+    texts = [wait.text for wait in found.waits]
+    assert [place.session for place in found.places] == ["s2"]
+    assert texts == [f"waits for cpu: asks 8, {n} of 9 free on n." for n in (5, 5, 3)]
+
+
 def test_no_machine_and_too_small_machines_are_told_apart() -> None:
     ask = Ask(session="s", name="x", priority=0, created_at=0, slots={"pids": 100})
     assert plan([ask], [], 0).waits[0].code == "node.none"

@@ -275,6 +275,20 @@ async def test_sessions_wait_for_room_and_say_for_what(either_box: ManagerBox) -
     assert found["pending"] is None
 
 
+async def test_each_of_a_long_queue_is_told_why_once(either_box: ManagerBox) -> None:
+    box, agent = either_box, await either_box.add_agent()
+    big = await start(box, agent, size={"mem_bytes": 6 << 30})
+    queue = [(await create(box, size={"mem_bytes": 4 << 30}))["id"] for _ in range(70)]
+    for session in queue:
+        found = await box.call("GET", f"/v1/sessions/{session}?wait=5&version=1")
+        assert found["version"] == 2
+        assert found["pending"]["code"] == "capacity.mem"
+        assert found["pending"]["since"] == found["created_at"]
+    await agent.ended(big)
+    await agent.assigned(queue[0])
+    await agent.assigned(queue[1])
+
+
 async def test_impossible_sizes_are_refused_at_once(either_box: ManagerBox) -> None:
     await either_box.add_agent()
     body = {**TRUE, "size": {"mem_bytes": 9 << 30}}

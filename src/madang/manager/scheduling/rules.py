@@ -26,10 +26,10 @@ def plan(
     most = _most(held)
     places: list[Place] = []
     waits: list[Wait] = []
-    said: dict[tuple[int, ...], tuple[str, str]] = {}
+    said: dict[tuple[tuple[str, int], ...], tuple[str, str]] = {}
     """Why a size does not fit, since anything was taken: long queues hold few sizes."""
     for ask in sorted(pending, key=lambda a: (-a.priority, a.created_at, a.session)):
-        size = tuple(ask.slots.values())
+        size = tuple(ask.slots.items())
         if size not in said:
             room = _choose(ask, rooms, free)
             if room is not None:
