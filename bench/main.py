@@ -17,6 +17,7 @@ import machine
 import madang
 import rows
 from rows import Bench, Row
+from soak import soak
 
 ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "session_cold": rows.session_cold,
@@ -30,6 +31,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "submit_rate": rows.submit_rate,
     "restart": rows.restart,
     "blas_truth": rows.blas_truth,
+    "soak": soak,
 }
 TOGETHER: Final = {
     "docker_ratio": "session_cold",
