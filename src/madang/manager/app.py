@@ -48,6 +48,8 @@ from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
 """Moves to these statuses are the scheduler's business."""
+_REPORTED: Final = frozenset({SessionStatus.PREPARING, SessionStatus.RUNNING})
+"""Moves to these come from the agent itself: there is nothing to tell it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,9 +161,10 @@ class Manager:
         """Who has to look because of *event*; each would look by itself later."""
         if event.kind == "session.removed":
             self.agents.forget(event.object)
-        if node := event.payload.get("node"):
+        target = event.payload.get("target")
+        if (node := event.payload.get("node")) and target not in _REPORTED:
             self.fleet.wake(node)
-        if event.kind == "node.connected" or event.payload.get("target") in _ASKS_OR_FREES:
+        if event.kind == "node.connected" or target in _ASKS_OR_FREES:
             self._scheduler.wake()
 
     async def _health(self) -> None:
