@@ -194,9 +194,10 @@ def _boot_time() -> int:
 def _field(path: str, name: str) -> int:
     """The first number on the line of that name; 0 if there is none."""
     for line in _read(path).splitlines():
-        words = line.replace(":", " ").split()
-        if words and words[0] == name:
-            return int(words[1])
+        if line.startswith(name):  # Before the split: a line of interrupts has thousands of words.
+            words = line.replace(":", " ").split()
+            if words[0] == name:
+                return int(words[1])
     return 0
 
 
