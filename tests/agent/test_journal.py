@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sqlite3
@@ -76,7 +77,7 @@ def test_a_reboot_is_noticed_once(path: str) -> None:
 
 def test_a_newer_format_is_refused_and_left_alone(path: str) -> None:
     reopened(path).close()
-    with sqlite3.connect(path) as database:
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("PRAGMA user_version=99")
     database.close()
 

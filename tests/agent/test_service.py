@@ -161,7 +161,7 @@ async def test_an_end_is_told_until_the_manager_knows_it(it: NodeUnderTest) -> N
 
 
 async def test_files_and_output_stay_until_forgotten(it: NodeUnderTest) -> None:
-    wanted = shell("echo kept; echo content > /outputs/file; echo x > file")
+    wanted = shell("echo kept; echo content > $MADANG_OUTPUTS/file; echo x > file")
     await it.want(wanted)
     await it.ended(wanted.kernel)
     await it.keep(wanted.kernel)
