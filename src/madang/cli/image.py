@@ -136,12 +136,18 @@ def build(
         if detach:
             print(session.name)
             return 0
-        notes.line("build", f"{name} in session {session.name}; Ctrl-C cancels")
-        with client.attach(session.id) as stream:
-            left = Follower(stream, notes, stdin=False, tty=False, stop_on_interrupt=True).follow()
-            if left is not None:
-                return left
-            session = stream.wait()
+        try:
+            notes.line("build", f"{name} in session {session.name}; Ctrl-C cancels")
+            with client.attach(session.id) as stream:
+                follower = Follower(stream, notes, stdin=False, tty=False, stop_on_interrupt=True)
+                left = follower.follow()
+                if left is not None:
+                    return left
+                session = stream.wait()
+        except KeyboardInterrupt:  # before the follower took the signal
+            client.stop(session.id)
+            notes.line("stop", f"{session.name} is being stopped")
+            return exits.INTERRUPTED
         if session.result is not Result.SUCCESS:
             show_end(notes, session)
             raise BuildFailed(
