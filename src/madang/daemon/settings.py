@@ -97,7 +97,7 @@ class NodeSettings:
     """Free disk below which no session starts."""
     slots: int = 3
     """Sandboxes made ahead, so that a session starts at once; about 1.5 MB each."""
-    scratch_pool: int = 3
+    scratch_pool: int = 8
     """Scratch disks made ahead."""
     uid_count: int = 100_000
     """User numbers for sessions, from ``server.uid`` + 1 on."""

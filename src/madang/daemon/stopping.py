@@ -52,31 +52,38 @@ def _stop_sessions(state: str, url: str, timeout_s: float) -> None:
             token = file.read().strip()
         with Client(url, token, patience_s=min(timeout_s, 10.0)) as client:
             live = list(client.list_sessions())
-            for session in live:
-                _stop_session(client, session.id, None)
-            for session in live:
+            asked = [s for s in live if _stop_session(client, s.id, None, late)]
+            for session in asked:
                 _wait_session(client, session.id, late)
-            if live:
-                click.echo(f"✓ {len(live)} session{'s' if len(live) > 1 else ''} stopped")
+            if asked:
+                click.echo(f"✓ {len(asked)} session{'s' if len(asked) > 1 else ''} stopped")
+            if len(asked) < len(live):
+                more = len(live) - len(asked)
+                text = "what runs is killed, what waits starts after the next `madang up`"
+                click.echo(f"! no time for {more} more: {text}", err=True)
     except (PlatformError, OSError) as exc:
         click.echo(f"! sessions can't be stopped in order ({exc}); they are killed", err=True)
 
 
-def _stop_session(client: Client, session: str, grace_s: float | None) -> None:
+def _stop_session(client: Client, session: str, grace_s: float | None, late: float) -> bool:
+    """Whether there was time to ask."""
+    if time.monotonic() > late:
+        return False
     try:
         client.stop(session, grace_s=grace_s)
     except (NotFound, Conflict):
         pass  # it ended meanwhile
+    return True
 
 
 def _wait_session(client: Client, session: str, late: float) -> None:
     try:
         left = max(0.1, late - time.monotonic())
         found = client.wait_session(session, timeout_s=left)
-        if found.status is not SessionStatus.TERMINATED:
-            _stop_session(client, session, 0)
+        if found.status is not SessionStatus.TERMINATED and time.monotonic() < late + KILL_S:
+            client.stop(session, grace_s=0)
             client.wait_session(session, timeout_s=KILL_S)
-    except NotFound:
+    except (NotFound, Conflict):
         pass
 
 
