@@ -240,8 +240,8 @@ def test_a_build_that_is_cut_short_leaves_nothing_and_can_be_repeated(
 def test_a_build_outlives_its_server(client: Client, platform: Platform, index: Index) -> None:
     session = client.build_image("outlived", ["waiting"])
     assert index.building.wait(30)
+    index.building.clear()  # Before: the new server may be back sooner than we are.
     pid = platform.kill("server")
-    index.building.clear()
     assert index.building.wait(30), "the new server opened the way to the index again"
     assert platform.child("server") != pid
     index.go.set()
