@@ -26,15 +26,15 @@ pytestmark = [
 
 STANDARD = SizeRequest()
 WAITING = """
-import os, time, urllib.request
+import http.client, os, time, urllib.request
 proxy = urllib.request.ProxyHandler({"http": os.environ["HTTP_PROXY"]})
 index = urllib.request.build_opener(proxy)
 while True:
     try:
         if index.open(URL + "/go", timeout=5).read() == b"go":
             break
-    except OSError:
-        pass
+    except (OSError, http.client.HTTPException):
+        pass  # a proxy that is killed may leave half an answer
     time.sleep(0.05)
 
 def build_wheel(folder, settings=None, metadata=None):
