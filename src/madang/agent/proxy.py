@@ -172,7 +172,11 @@ class Proxy:
             async with asyncio.timeout(self._settings.connect_s):
                 if upstream is not None and upstream.serves(host):
                     if not named:
-                        raise Refused("403 Forbidden", f"{host} is no index that was set up")
+                        raise Refused(
+                            "403 Forbidden",
+                            f"{host} is no index that was set up; behind a site's proxy name the "
+                            "index and the host of its files (UV_DEFAULT_INDEX, UV_INDEX)",
+                        )
                     return await _connect_through(upstream, host, port)
                 found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 addresses = [str(info[4][0]) for info in found]
@@ -270,6 +274,14 @@ def _answer(status: str, body: bytes) -> bytes:
     return head.encode() + body
 
 
+_NOBODYS: Final = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+)
+"""Set aside for documentation (RFC 5737, RFC 3849). Sites that redirect the way out use them; no
+machine of a site's own network has such an address."""
+
+
 def is_public(address: str) -> bool:
     """Whether an address is one of the whole internet's, also when wrapped in IPv6."""
     ip = ipaddress.ip_address(address.partition("%")[0])
@@ -279,4 +291,4 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
-    return ip.is_global and not ip.is_multicast
+    return (ip.is_global or any(ip in net for net in _NOBODYS)) and not ip.is_multicast

@@ -16,8 +16,6 @@ from urllib.parse import unquote, urlsplit
 
 from madang.kit.secret import Secret
 
-PYPI: Final = ("https://index.example/simple", "https://files.example/")
-"""The default index and where its files lie."""
 PASSED: Final = (
     "UV_EXCLUDE_NEWER UV_HTTP_RETRIES UV_HTTP_TIMEOUT UV_INDEX_STRATEGY UV_INSECURE_HOST "
     "UV_PRERELEASE UV_TORCH_BACKEND"
@@ -85,7 +83,7 @@ def registry(environment: Mapping[str, str]) -> Registry:
     urls = [_address(index) for index in (*defaults, *extras)]
     return Registry(
         environment={name: Secret(value) for name, value in chosen.items() if value},
-        hosts=frozenset(_host(url) for url in (*urls, *(() if defaults else PYPI))),
+        hosts=frozenset(_host(url) for url in urls),
         secrets=tuple(_passwords(urls, environment)),
         upstream=_upstream(environment),
         certificates=_certificates(environment, pip),
