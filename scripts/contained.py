@@ -33,6 +33,8 @@ def main() -> int:
     ) as folder:
         Path(folder).chmod(0o755)
         own = {"TMPDIR": folder, "HOME": folder, "PYTEST_ADDOPTS": f"--basetemp={folder}/t"}
+        # Also where our own caller ignores it, as shells do for what runs in the background.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         command = subprocess.Popen(sys.argv[1:], env=os.environ | own)
         signal.signal(signal.SIGTERM, lambda *_: command.terminate())
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -138,7 +138,7 @@ async def test_a_launcher_that_stays_away_fails_the_start_in_words(world: World)
 async def test_a_failed_start_is_an_end_with_the_error_s_words(
     world: World, operation: str, error: PlatformError
 ) -> None:
-    world.failures[operation] = [error]
+    world.failures[operation] = [error] * 20
     async with world.node() as it:
         wanted = assignment("s")
         await it.want(wanted)
@@ -147,6 +147,18 @@ async def test_a_failed_start_is_an_end_with_the_error_s_words(
 
         assert (ended.reason, ended.text) == (Reason.START_FAILED, error.text)
         assert calls(world, "settle") == 1, "what was reserved is free again"
+
+
+@virtual
+@pytest.mark.parametrize("operation", ["prepare", "start"])
+async def test_a_start_that_fails_once_is_tried_again(world: World, operation: str) -> None:
+    """Such as one that was under way in a launcher that was killed."""
+    world.failures[operation] = [RuntimeFailed("its processes were killed")]
+    async with world.node() as it:
+        wanted = assignment("s")
+        await it.want(wanted)
+
+        await it.running(wanted.kernel)
 
 
 @virtual
@@ -203,6 +215,23 @@ async def test_a_stop_during_a_slow_start_comes_next(world: World) -> None:
 
         assert (await it.ended(wanted.kernel)).reason is Reason.USER
         assert world.machine.starts == {}
+
+
+@virtual
+async def test_what_is_forgotten_while_it_starts_is_removed(world: World) -> None:
+    """Told once: removal is final, although the program runs by then."""
+    world.delays["start"] = 5.0
+    async with world.node() as it:
+        wanted = assignment("s")
+        await it.want(wanted)
+        await asyncio.sleep(1)
+
+        await it.forget(wanted.kernel)
+        async with asyncio.timeout(30):
+            while it.agent.kernels:
+                await it.agent.kernels_changed.wait()
+
+        assert world.machine.kernels == {}
 
 
 # --- ends
@@ -469,7 +498,7 @@ async def test_a_stream_for_an_unknown_kernel_fails_in_words(world: World) -> No
 
 @virtual
 async def test_the_log_of_what_never_started_is_just_its_end(world: World) -> None:
-    world.failures["start"] = [RuntimeFailed("no")]
+    world.failures["start"] = [HostLacks("no")]
     async with world.node() as it:
         wanted = assignment("s")
         await it.want(wanted)

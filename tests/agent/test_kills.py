@@ -171,5 +171,6 @@ async def test_an_agent_killed_at_any_moment_starts_nothing_twice_and_loses_noth
                 assert (await found.ended(each.kernel)).exit_code == 0
             else:
                 await found.running(each.kernel)
+                await found.first_output(each.kernel)
                 await found.stop_kernel(each.kernel, grace_s=0)
             assert await found.output(each.kernel) == b"once\n"

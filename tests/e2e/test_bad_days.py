@@ -99,13 +99,6 @@ def test_killing_our_processes_at_any_moment_loses_no_session(
             ended = client.wait_session(ref, timeout_s=60)
             assert ended.status is SessionStatus.TERMINATED
             assert ended.ended is not None
-            if ended.started_at is None:
-                # Its start was under way in the launcher that was killed: told, and it never ran.
-                assert ended.ended.reason is Reason.START_FAILED, ended.ended
-                assert ended.ended.text
-                assert text(client, ref) == b""
-                client.remove(ref)
-                continue
             assert ended.result is Result.SUCCESS, ended.ended
             lines = text(client, ref).split()
             assert lines == [b"%d" % n for n in range(60)]

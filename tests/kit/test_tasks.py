@@ -128,3 +128,21 @@ async def test_a_failing_tick_is_told_once_and_tried_again_ever_later(
     assert loop.ticks == pytest.approx([0, 0.1, 0.3, 0.7, 1.5])
     assert [r.levelno for r in caplog.records if r.levelno >= logging.INFO] == [logging.ERROR]
     await loop.stop()
+
+
+async def test_a_loop_ends_even_if_its_clean_up_fails() -> None:
+    """A tick whose ``finally`` raises replaces the cancellation by its own error."""
+
+    class Fails(Loop):
+        async def tick(self, now: float) -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                raise ValueError("the connection is gone")
+
+    loop = Fails(FakeClock())
+    loop.start()
+    await settle()
+
+    async with asyncio.timeout(5):
+        await loop.stop()

@@ -22,7 +22,7 @@ from madang.agent.watch import Watch
 from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json
-from madang.kit.tasks import TaskSet
+from madang.kit.tasks import TaskSet, is_cancelled
 from madang.wire.api import WorkspaceManifest
 from madang.wire.errors import (
     ImageUnknown,
@@ -44,6 +44,8 @@ _PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 10.0
 _KILL_AGAIN_S: Final = 5.0
 _SETTLE_TRIES: Final = 4
+_START_TRIES: Final = 3
+"""Most failures of a launcher (a process killed, none to be had) are over at the next try."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +99,14 @@ class Kernel:
         self._reached = False
         """The runtime may know of it."""
         self._was_asked = False
-        """Its program may run already."""
+        """Its program may run already: its files are left alone."""
         self._settled = record.phase is Phase.ENDED
         self._failure: Ended | None = None
         self._since: float | None = None
         self._sent: StopOrder | None = None
         self._kill_at = float("inf")
         self._tries = 0
+        self._start_tries = 0
         self._worker: asyncio.Task[None] | None = None
         self._steps: Final[dict[Step, Callable[[], Coroutine[Any, Any, None]]]] = {
             Step.START: self._start,
@@ -220,6 +223,8 @@ class Kernel:
                     await self._steps[step]()
                     pause, last = _PAUSE_S, ""
                 except Exception as exc:
+                    if is_cancelled():
+                        raise asyncio.CancelledError from exc
                     level = logging.WARNING if repr(exc) != last else logging.DEBUG
                     trace = None if isinstance(exc, PlatformError) else exc
                     extra = {"kernel": str(self.id), "step": step.value, "error": str(exc)}
@@ -244,11 +249,17 @@ class Kernel:
             prepared = await self._make_ready(timings)
             if self._next() is not Step.START:
                 return
+            self._was_asked = True
             async with _timed(self._clock, timings, "sandbox"):
                 started = await self._around.runtime.start(self.id, self.assignment.spec)
         except LauncherUnavailable as exc:
             waited = self._clock.monotonic() - self._since
             if waited < self._around.settings.start_patience_s:
+                raise
+            self._fail(Reason.START_FAILED, exc)
+        except RuntimeFailed as exc:
+            self._start_tries += 1
+            if self._start_tries < _START_TRIES:
                 raise
             self._fail(Reason.START_FAILED, exc)
         except ImageUnknown as exc:
@@ -314,6 +325,8 @@ class Kernel:
                 await task
 
     def _started(self, prepared: Prepared, started: Started, timings: dict[str, float]) -> None:
+        if self.phase is Phase.REMOVING:  # forgotten while the start was under way: final
+            return
         self._report = replace(
             self._report,
             enforced=dict(prepared.enforced),

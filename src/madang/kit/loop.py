@@ -8,6 +8,7 @@ import logging
 from abc import ABC, abstractmethod
 
 from madang.kit.clock import Clock
+from madang.kit.tasks import is_cancelled
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class Loop(ABC):
             try:
                 await self.tick(self.clock.now())
             except Exception as exc:
+                if is_cancelled():
+                    raise asyncio.CancelledError from exc
                 level = logging.ERROR if repr(exc) != last else logging.DEBUG
                 log.log(level, "loop failed", extra={"loop": self.name}, exc_info=exc)
                 last = repr(exc)

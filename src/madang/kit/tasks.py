@@ -10,6 +10,15 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 
+def is_cancelled() -> bool:
+    """Whether the current task was told to end; to be asked where errors are caught broadly.
+
+    A clean-up that fails replaces the cancellation that began it by its own error.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 class TaskSet:
     """Like a TaskGroup for owners that are opened and closed: one failure does not end the rest.
 

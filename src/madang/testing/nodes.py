@@ -178,6 +178,18 @@ class NodeUnderTest:
         async with asyncio.timeout(PATIENCE_S):
             return [item async for item in stream]
 
+    async def first_output(self, kernel: KernelId) -> bytes:
+        """What it writes first, once it has."""
+        stream = await self.open(ReadLog(kernel=kernel, follow=True))
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                async for item in stream:
+                    if isinstance(item, LogRecord):
+                        return item.data
+        finally:
+            await stream.close()
+        raise AssertionError(f"{kernel} has ended without a word")
+
     async def output(self, kernel: KernelId, exec_id: str | None = None) -> bytes:
         """Followed to its end."""
         items = await self.items(ReadLog(kernel=kernel, exec_id=exec_id, follow=True))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from madang.manager.app import ManagerSettings
+from madang.manager.fleet import store as ledger
 from madang.manager.session.types import SessionSettings
 from madang.testing.clock import FakeClock
 from madang.testing.manager import ManagerBox, ScriptedAgent, manager_box
@@ -137,6 +138,23 @@ async def test_ended_sessions_go_when_too_many_or_too_old(
     await beat(agent, clock, 3700)
     assert (await timed.call("GET", "/v1/sessions?all=1"))["items"] == []
     await agent.until(lambda: len(agent.forgotten) == 5)
+
+
+async def test_what_was_told_leaves_no_row_and_is_told_again_when_it_is_still_there(
+    timed: ManagerBox, clock: FakeClock
+) -> None:
+    """An agent that missed the word, for whatever reason, goes on reporting."""
+    agent = await timed.add_agent()
+    assignment = await assigned(timed, agent)
+    await timed.call("DELETE", f"/v1/sessions/{assignment.kernel.session}?force=1", status=204)
+    await agent.until(lambda: assignment.kernel in agent.forgotten)
+    await beat(agent, clock, 30)
+    async with timed.manager.database.read() as tx:
+        assert await ledger.list_forgotten(tx, agent.node, -1) == []
+
+    await agent.ended(assignment)
+
+    await agent.until(lambda: agent.forgotten.count(assignment.kernel) == 2)
 
 
 async def test_one_that_waited_long_gets_its_turn(sqlite_url: str, clock: FakeClock) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import os
 import selectors
@@ -19,7 +20,7 @@ from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, kill, say
 from madang.agent.launcher.timers import Timers
-from madang.agent.launcher.zygote import Zygote
+from madang.agent.launcher.zygote import Zygote, ZygoteLost
 from madang.wire.errors import PlatformError, RuntimeFailed
 
 _RETRY_S: Final = 0.005
@@ -85,24 +86,6 @@ class Slot:
                 kill(fd)
 
 
-def make(zygote: Zygote, hierarchies: Hierarchies) -> Slot:
-    """A new slot. Raises OSError if no process or group can be had."""
-    name = f"s{next(_numbers)}-{os.urandom(3).hex()}"
-    group = hierarchies.make(name)
-    ours, theirs = channel.pair()
-    with theirs:
-        try:
-            pid = zygote.fork_keeper(name, theirs)
-        except OSError:
-            ours.close()
-            group.remove()
-            raise
-    ours.setblocking(False)
-    started = ProcessId.of(pid)
-    assert started is not None, "a child that was not waited for has a number of its own"
-    return Slot(name=name, group=group, link=ours, keeper=started, keeper_fd=os.pidfd_open(pid))
-
-
 def _parent(pid: int) -> int:
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -143,11 +126,33 @@ class Slots:
 
     def _make(self) -> Slot:
         try:
-            slot = make(self._zygote, self._hierarchies)
+            try:
+                slot = self._fork()
+            except ZygoteLost:
+                slot = self._fork()
         except OSError as exc:
             raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
         self._selector.register(slot.link, selectors.EVENT_READ, partial(self._hear, slot))
         return slot
+
+    def _fork(self) -> Slot:
+        """A new slot. Raises OSError if no process or group can be had."""
+        name = f"s{next(_numbers)}-{os.urandom(3).hex()}"
+        group = self._hierarchies.make(name)
+        ours, theirs = channel.pair()
+        try:
+            with theirs:
+                pid = self._zygote.fork_keeper(name, theirs)
+            keeper = ProcessId.of(pid)
+            if keeper is None:
+                os.waitpid(pid, 0)
+                raise ZygoteLost(errno.ECHILD, "it was killed as soon as it was there")
+        except OSError:
+            ours.close()
+            self.clear_group(group, lambda _: None)
+            raise
+        ours.setblocking(False)
+        return Slot(name=name, group=group, link=ours, keeper=keeper, keeper_fd=os.pidfd_open(pid))
 
     def _hear(self, slot: Slot, _events: int) -> None:
         """News of a slot that waits."""
@@ -206,7 +211,7 @@ class Slots:
             self._helpers.run(self._disks.refill, filled)
 
     def end_init(self, init_fd: int) -> None:
-        """Of a keeper that has left. Bury it, if it became our child (we are a subreaper)."""
+        """Of a keeper that has left. Kill it; bury it if it became our child (a subreaper's)."""
         kill(init_fd)
 
         def dead(_events: int) -> None:
@@ -221,6 +226,7 @@ class Slots:
         """Remove a group once its processes are gone; they were killed, or their init was."""
         group.thaw()
         deadline = time.monotonic() + _EMPTY_S
+        strays: set[ProcessId] = set()
 
         def attempt() -> None:
             if group.remove():
@@ -229,16 +235,16 @@ class Slots:
                 done(False)
             else:
                 for pid in group.processes():
-                    _kill_stray(pid)
+                    self._end_stray(pid, strays)
                 self._timers.after(_RETRY_S, attempt)
 
         attempt()
 
-
-def _kill_stray(pid: int) -> None:
-    """A process in one of our groups, seen a moment ago."""
-    found = ProcessId.of(pid)
-    fd = found.open() if found is not None else None
-    if fd is not None:
-        kill(fd)
-        os.close(fd)
+    def _end_stray(self, pid: int, known: set[ProcessId]) -> None:
+        """A process in one of our groups, seen a moment ago."""
+        found = ProcessId.of(pid)
+        if found is None or found in known:
+            return
+        known.add(found)
+        if (fd := found.open()) is not None:
+            self.end_init(fd)

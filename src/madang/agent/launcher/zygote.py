@@ -33,6 +33,10 @@ _POOL_BYTES: Final = 16 * 1024
 _BYTES_HEADER: Final = sys.getsizeof(b"")
 
 
+class ZygoteLost(OSError):
+    """It was killed after it was asked, or hangs; it may have forked. The next one answers."""
+
+
 class Zygote:
     """The launcher's side. The process is started when it is first asked, and when it was lost."""
 
@@ -45,14 +49,14 @@ class Zygote:
         self._pid = 0
 
     def fork_keeper(self, slot: str, launcher: socket.socket) -> int:
-        """The pid of a keeper, our child. Raises OSError if it can't be had.
+        """The pid of a keeper, our child. Raises OSError if it can't be had, ZygoteLost among them.
 
         *slot* names its group, *launcher* is its end of a channel to us.
         """
         answer = self._ask(slot, launcher)
         if answer is None:
             self._end()
-            raise OSError(errno.ECHILD, "what forks keepers was killed, or hangs")
+            raise ZygoteLost(errno.ECHILD, "what forks keepers was killed, or hangs")
         if "errno" in answer:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         return int(answer["pid"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import asyncpg
@@ -122,14 +122,15 @@ class PostgresDatabase:
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[Any]:
-        if self._pool is None:
+        pool = self._pool
+        if pool is None:
             raise DatabaseUnavailable("the database is closed: the server is stopping.")
         with _our_errors():
-            connection = await self._pool.acquire(timeout=COMMAND_TIMEOUT_S)
+            connection = await pool.acquire(timeout=COMMAND_TIMEOUT_S)
         try:
             yield connection
         finally:
-            await self._pool.release(connection)
+            await pool.release(connection)
 
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[Transaction]:
@@ -143,7 +144,7 @@ class PostgresDatabase:
                 yield _Session(connection, self._prepare)
             except BaseException:
                 if not connection.is_closed():
-                    with _our_errors():
+                    with suppress(*_GONE):  # what went wrong before is what counts
                         await transaction.rollback()
                 raise
             with _our_errors():

@@ -38,22 +38,39 @@ class Sender(Loop):
         self._node: Final = node
         self._link: Final = link
         self._duties: Final = duties
-        self._sent: int | None = None
+        self._sent = -1
+        """Revision up to which everything was told on this link."""
+        self._whole = True
+        self._pruned = -1
+        self._prune_at = clock.monotonic() + self.period_s
 
     def send_all(self) -> None:
         """Send the full desired state again."""
-        self._sent = None
+        self._whole = True
         self.wake()
 
     async def tick(self, now: float) -> None:
-        desired = await self._duties.desired(self._node, self._sent)
+        whole, self._whole = self._whole, False
+        try:
+            desired = await self._duties.desired(self._node, None if whole else self._sent)
+        except BaseException:
+            self._whole |= whole
+            raise
         if desired is None:
+            await self._prune()
             return
         try:
             await self._link.send(desired)
         except ConnectionError:
             return  # the receiver notices and ends the link
         self._sent = desired.revision
+
+    async def _prune(self) -> None:
+        """What was told needs no row any more: a newer link begins with everything anew."""
+        now = self.clock.monotonic()
+        if self._sent > self._pruned and now >= self._prune_at:
+            await self._duties.prune(self._node, self._sent)
+            self._pruned, self._prune_at = self._sent, now + self.period_s
 
 
 @dataclass(slots=True, eq=False)

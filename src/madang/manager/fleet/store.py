@@ -181,5 +181,5 @@ async def list_forgotten(tx: Reader, node: str, since: int) -> list[KernelId]:
 
 
 async def prune_forgotten(tx: Transaction, node: str, upto: int) -> None:
-    """A full list up to this revision was sent: what it does not name is forgotten anyway."""
+    """All up to this revision was told."""
     await tx.execute(_PRUNE, b_node=node, b_upto=upto)

@@ -76,6 +76,10 @@ class Duties(Protocol):
         """The full desired state (*since* None), or what changed after that revision, if any."""
         ...
 
+    async def prune(self, node: str, upto: int) -> None:
+        """All up to this revision was told on the link that there is now."""
+        ...
+
     async def adopt(self, hello: Hello) -> None:
         """Compare all that a node runs with the rows."""
         ...

@@ -52,9 +52,6 @@ class AgentService:
                 return None
             rows = await store.list_held(tx, node, -1 if since is None else since)
             forget = () if since is None else await ledger.list_forgotten(tx, node, since)
-        if since is None:
-            async with self._database.begin() as tx:
-                await ledger.prune_forgotten(tx, node, known.revision)
         return Desired(
             revision=known.revision,
             full=since is None,
@@ -62,6 +59,11 @@ class AgentService:
             forget=tuple(forget),
             keep_layers=keep,
         )
+
+    async def prune(self, node: str, upto: int) -> None:
+        """Forgotten kernels; one that is reported all the same is forgotten, and told, anew."""
+        async with self._database.begin() as tx:
+            await ledger.prune_forgotten(tx, node, upto)
 
     async def adopt(self, hello: Hello) -> None:
         """Take the inventory as truth: what began there and is no longer there is lost."""
