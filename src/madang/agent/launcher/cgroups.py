@@ -20,15 +20,24 @@ _V2: Final[tuple[str, ...]] = ("memory", "cpu", "cpuset", "pids")
 _PERIOD_US: Final = 100_000
 _EXTRA_PIDS: Final = 1
 """The session's init."""
+_PART: Final = 64 * 1024
 
 
 def read(path: str) -> str:
     """The content of a control file, empty where there is none."""
     try:
-        with open(path, encoding="ascii") as file:
-            return file.read().strip()
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return ""
+    data = b""
+    try:
+        while part := os.read(fd, _PART):
+            data += part
+    except OSError:
+        return ""
+    finally:
+        os.close(fd)
+    return data.decode("ascii", "replace").strip()
 
 
 def write(path: str, value: object) -> None:
@@ -158,6 +167,8 @@ class Hierarchies:
     version: int
     bases: dict[str, str] = field(default_factory=dict)
     """Controller → our folder, parent of all groups."""
+    inherits: bool = True
+    """New groups have their parent's processors; else (some of version 1) we must write them."""
 
     def group(self, name: str) -> Group:
         paths = {controller: f"{base}/{name}" for controller, base in self.bases.items()}
@@ -168,7 +179,7 @@ class Hierarchies:
         group = self.group(name)
         for folder in group.folders:
             os.mkdir(folder)
-        if self.version == 1 and "cpuset" in self.bases:
+        if not self.inherits:
             _inherit_cpuset(self.bases["cpuset"], group.paths["cpuset"])
         return group
 
@@ -197,7 +208,9 @@ def detect(
     if v1:
         bases = {c: base for c, root in v1.items() if (base := _make_base_v1(c, root, name))}
         if "memory" in bases or "cpu" in bases:
-            return Hierarchies(version=1, bases=bases)
+            cpuset = bases.get("cpuset")
+            inherits = not cpuset or try_write(f"{cpuset}/cgroup.clone_children", 1)
+            return Hierarchies(version=1, bases=bases, inherits=inherits)
     if v2:
         parent = v2 if os.geteuid() == 0 and is_init_user_namespace() else v2 + _own_v2(read(own))
         return _make_base_v2(parent.rstrip("/"), name)

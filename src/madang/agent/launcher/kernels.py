@@ -286,7 +286,7 @@ class Kernels:
             took(take().enforced)
 
     def _at_hand(self, kernel: Kernel, spec: KernelSpec) -> bool:
-        if os.path.ismount(f"{kernel.folder}/{scratch.MOUNT}"):
+        if scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
             return True
         ready = self._pool.missing() < self._pool.ready
         return ready and spec.size.disk_bytes == self._pool.default_bytes
@@ -311,7 +311,7 @@ class Kernels:
 
     def _with_scratch(self, kernel: Kernel, answer: Answer, step: Callable[[Answer], None]) -> None:
         """*step* once the scratch space is mounted in our namespace."""
-        if not self._pool.images or os.path.ismount(f"{kernel.folder}/{scratch.MOUNT}"):
+        if not self._pool.images or scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
             step(answer)
             return
 
@@ -480,7 +480,7 @@ class Kernels:
         self._unmount(kernel, answer)
 
     def _unmount(self, kernel: Kernel, answer: Answer) -> None:
-        if kernel.workers or not os.path.ismount(f"{kernel.folder}/{scratch.MOUNT}"):
+        if kernel.workers or not scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
             answer({})
             return
         self._helpers.run(

@@ -70,6 +70,14 @@ class Scratch:
     """``quota``, or ``watch`` for a plain folder."""
 
 
+def is_mounted(path: str) -> bool:
+    """Whether scratch space, a file system of its own, is mounted at *path*, absolute."""
+    try:
+        return os.lstat(path).st_dev != os.lstat(os.path.dirname(path)).st_dev
+    except FileNotFoundError:
+        return False
+
+
 class Pool:
     """Makes scratch space; keeps some of the default size ready."""
 
@@ -157,14 +165,14 @@ class Pool:
                 raise RuntimeFailed(f"{kernel_dir} has no scratch space; it was removed.")
             return Scratch(path, "watch")
         os.makedirs(path, 0o755, exist_ok=True)
-        if not os.path.ismount(path):
+        if not is_mounted(path):
             _mount(f"{kernel_dir}/{IMAGE}", path)
         return Scratch(path, "quota")
 
     def release(self, kernel_dir: str) -> None:
         """Unmount, keep the files. Doing it again changes nothing."""
         path = f"{kernel_dir}/{MOUNT}"
-        while os.path.ismount(path):
+        while is_mounted(path):
             try:
                 syscalls.umount(os.fsencode(path), syscalls.UMOUNT_NOFOLLOW)
             except OSError as exc:
@@ -197,7 +205,7 @@ class Pool:
                 continue  # Another helper was faster.
             os.rename(f"{claimed}/{IMAGE}", f"{kernel_dir}/{IMAGE}")
             os.makedirs(f"{kernel_dir}/{MOUNT}", 0o755, exist_ok=True)
-            if os.path.ismount(f"{claimed}/{MOUNT}"):
+            if is_mounted(f"{claimed}/{MOUNT}"):
                 source, target = f"{claimed}/{MOUNT}".encode(), f"{kernel_dir}/{MOUNT}".encode()
                 syscalls.mount(source, target, None, _MS_MOVE)
             remove_tree(claimed)
