@@ -7,6 +7,7 @@ import os
 import signal
 import stat
 import subprocess
+import time
 
 import pytest
 from tests.cli.conftest import COMMAND, Cli
@@ -200,6 +201,20 @@ def test_without_a_terminal_signals_detach_and_say_so(cli: Cli, number: signal.S
     assert process.returncode == (119 if number == signal.SIGINT else 128 + number)
     assert b"calm-otter goes on" in err
     assert cli.server.session("calm-otter").status is SessionStatus.RUNNING
+
+
+def test_who_leaves_before_the_first_word_is_told_the_session_s_name(cli: Cli) -> None:
+    cli.server.thinks_s = 1.0
+    process = cli.start("run", "--name", "calm-otter", "--", "sleep", "30")
+    deadline = time.monotonic() + 15
+    while not cli.server.jobs and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+
+    assert process.returncode == 119
+    assert b"calm-otter goes on" in err
 
 
 def test_a_reader_that_leaves_ends_the_command_but_not_the_session(cli: Cli) -> None:

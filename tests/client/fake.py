@@ -130,6 +130,8 @@ class FakeServer:
         self.hold = threading.Event()
         self.hold.set()
         """While cleared, sessions stay PENDING."""
+        self.thinks_s = 0.0
+        """How long it takes until its first word about a run."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-server")
         self._thread.start()
@@ -411,6 +413,7 @@ class FakeServer:
         reader: asyncio.Task[None] | None = None
         sent = 0
         try:
+            await asyncio.sleep(self.thinks_s)
             await socket.send_str(_text(op=ServerOp.SESSION, session=job.session))
             while job.program is None and job.session.status is not SessionStatus.TERMINATED:
                 async with job.changed:

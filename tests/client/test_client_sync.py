@@ -396,3 +396,11 @@ def test_sessions_can_be_written_as_json(client: Client) -> None:
 
     assert to_builtins(session)["status"] == "TERMINATED"
     assert isinstance(session, Session)
+
+
+def test_a_run_that_is_never_used_makes_no_session(server: FakeServer, client: Client) -> None:
+    """Who is interrupted before the first word leaves nothing behind."""
+    client.run_spec(SessionSpec(argv=("echo", "hi"))).close()
+
+    assert client.is_healthy()
+    assert server.jobs == {}

@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import stat
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
@@ -29,6 +30,7 @@ from madang.wire.size import format_bytes
 _CHUNK: Final = 64 * 1024
 _TICK_S: Final = 0.25
 """Redraws of the live line."""
+_FIRST_WORD_S: Final = 3.0
 _CAUGHT: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGWINCH)
 
 
@@ -216,10 +218,21 @@ class Follower:
             return
         self._code = code
         if isinstance(self._stream, Run):
-            name = self._name or "the session"
+            self._learn_name(self._stream)
+            name = self._name
             text = f"{reason}; {name} goes on. madang attach {name} · madang stop {name}"
+            if not name:
+                text = f"{reason}; the server did not say yet whether there is a session: madang ps"
             end = "\r\n" if self._raw else ""
             self._notes.line("left", text + end.rstrip("\n"))
+
+    def _learn_name(self, run: Run) -> None:
+        """Who leaves before the server's first word waits for it: nothing goes on nameless."""
+        give_up = time.monotonic() + _FIRST_WORD_S
+        with contextlib.suppress(PlatformError):
+            while not self._name and not run.finished and time.monotonic() < give_up:
+                run.pump(timeout_s=0.1)
+                self._take()
 
 
 @contextlib.contextmanager

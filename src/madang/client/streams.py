@@ -28,10 +28,10 @@ _STEADY_S: Final = 5.0
 class Stream:
     """A program's stream. Iterate it for its output (``LogRecord``), or ``events`` for all.
 
-    Nothing is read ahead: bytes move while you iterate, ``wait``, ``write`` or ``pump``. If the
-    connection breaks it is taken up again where it stopped, for as long as the client's
+    Nothing is read or sent ahead: bytes move while you iterate, ``wait``, ``write`` or ``pump``.
+    If the connection breaks it is taken up again where it stopped, for as long as the client's
     ``patience_s``; only an exec's can't be. Closing it, or leaving its ``with`` block, leaves the
-    program running.
+    program running; one that was never used is not started.
     """
 
     def __init__(self, transport: Transport, following: Following) -> None:
@@ -42,6 +42,8 @@ class Stream:
         self._next_try = self._opened_at = 0.0
         self._told = False
         self._closed = False
+        self._begun = False
+        """Whether anything was asked of it: until then nothing is sent."""
         self._channel: Channel | None = None
         self.on_break: Callable[[str], None] | None = None
         """Told in words when the connection breaks."""
@@ -90,6 +92,7 @@ class Stream:
             raise Conflict("the stream was closed; `attach` opens another.")
         if self._channel is None:
             return self._rest(watch, timeout_s)
+        self._begun = True
         try:
             ready = self._channel.pump(watch, timeout_s)
             self._drain(self._channel)
@@ -102,6 +105,7 @@ class Stream:
 
     def write(self, data: bytes) -> None:
         """Send to the program's stdin; waits if much is on its way already."""
+        self._begun = True
         for start in range(0, len(data), _CHUNK):
             while self.backlog > HIGH_WATER and not self.finished:
                 self.pump()
@@ -120,15 +124,20 @@ class Stream:
         self._send(self._following.signal(number))
 
     def close(self) -> None:
-        """Let go of the program; it goes on."""
+        """Let go of the program; it goes on. One that was never asked for is not started."""
         self._closed = True
-        if self._channel is not None:
-            if not self.finished:
-                self._channel.send(self._following.detach(), text=True)
-            self._channel.close()
-            self._channel = None
+        channel, self._channel = self._channel, None
+        if channel is None:
+            return
+        if not self._begun:
+            channel.abandon()
+            return
+        if not self.finished:
+            channel.send(self._following.detach(), text=True)
+        channel.close()
 
     def _send(self, message: bytes) -> None:
+        self._begun = True
         if self._channel is not None:
             self._channel.send(message, text=True)
 

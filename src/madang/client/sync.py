@@ -242,7 +242,7 @@ class Client:
         return run
 
     def run_spec(self, spec: SessionSpec) -> Run:
-        """Like ``run``, for a complete *spec*."""
+        """Like ``run``, for a complete *spec*; the session is made at the stream's first use."""
         first = ClientMessage(op=ClientOp.RUN, spec=spec, key=new_key())
         return Run(self._transport, Following("/v1/run", first))
 
