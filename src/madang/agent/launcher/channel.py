@@ -43,8 +43,9 @@ def receive(link: socket.socket) -> tuple[Message | None, list[int]]:
 def to_memory(value: Message) -> int:
     """A descriptor of an anonymous file that holds *value*."""
     fd = os.memfd_create("madang", os.MFD_CLOEXEC)
-    with os.fdopen(os.dup(fd), "wb") as file:
-        file.write(json.dumps(value).encode())
+    data = memoryview(json.dumps(value).encode())
+    while data:
+        data = data[os.write(fd, data) :]
     return fd
 
 

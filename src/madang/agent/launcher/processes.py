@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 from dataclasses import dataclass
+from typing import Final
+
+_STAT_BYTES: Final = 4096
 
 
 def say(text: str) -> None:
@@ -20,6 +23,20 @@ def boot_id() -> str:
         return file.read().strip()
 
 
+def stat_fields(pid: int) -> list[bytes] | None:
+    """What ``/proc/PID/stat`` has after the name: state, parent, …; None if there is no such."""
+    try:
+        fd = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        return os.read(fd, _STAT_BYTES).rpartition(b")")[2].split()
+    except ProcessLookupError:
+        return None
+    finally:
+        os.close(fd)
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessId:
     """A process for ever: its number and when it began (clock ticks since boot)."""
@@ -30,12 +47,10 @@ class ProcessId:
     @classmethod
     def of(cls, pid: int) -> ProcessId | None:
         """The living process *pid*, zombies left out."""
-        try:
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                fields = file.read().rpartition(b")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
+        fields = stat_fields(pid)
+        if fields is None or fields[0] in {b"Z", b"X"}:
             return None
-        return None if fields[0] in {b"Z", b"X"} else cls(pid, int(fields[19]))
+        return cls(pid, int(fields[19]))
 
     def open(self) -> int | None:
         """A pidfd of exactly this process, or None if it is gone."""

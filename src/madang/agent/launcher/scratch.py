@@ -208,7 +208,8 @@ class Pool:
             if is_mounted(f"{claimed}/{MOUNT}"):
                 source, target = f"{claimed}/{MOUNT}".encode(), f"{kernel_dir}/{MOUNT}".encode()
                 syscalls.mount(source, target, None, _MS_MOVE)
-            remove_tree(claimed)
+            os.rmdir(f"{claimed}/{MOUNT}")
+            os.rmdir(claimed)
             return True
         return False
 

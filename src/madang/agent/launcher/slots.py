@@ -18,7 +18,7 @@ from madang.agent.launcher import channel, scratch
 from madang.agent.launcher.cgroups import Group, Hierarchies
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.order import Order
-from madang.agent.launcher.processes import ProcessId, kill, say
+from madang.agent.launcher.processes import ProcessId, kill, say, stat_fields
 from madang.agent.launcher.timers import Timers
 from madang.agent.launcher.zygote import Zygote, ZygoteLost
 from madang.wire.errors import PlatformError, RuntimeFailed
@@ -72,8 +72,8 @@ class Slot:
 
     def _find_init(self, pid: int) -> None:
         """Believe the pid only if it is the keeper's child."""
-        found = ProcessId.of(pid)
-        if found is None or _parent(pid) != self.keeper.pid:
+        found, fields = ProcessId.of(pid), stat_fields(pid)
+        if found is None or fields is None or int(fields[1]) != self.keeper.pid:
             return
         fd = found.open()
         if fd is not None:
@@ -84,14 +84,6 @@ class Slot:
         for fd in (self.init_fd, self.keeper_fd):
             if fd >= 0:
                 kill(fd)
-
-
-def _parent(pid: int) -> int:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
 
 
 class Slots:
