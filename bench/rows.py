@@ -286,9 +286,17 @@ def _idle(cpu: float = 0.05) -> SessionSpec:
     return SessionSpec(size=SizeRequest(cpu=cpu, mem_bytes=32 * 2**20))
 
 
+TINY: Final = SessionSpec(
+    size=SizeRequest(cpu=0.01, mem_bytes=16 * 2**20, pids=16, disk_bytes=64 * 2**20)
+)
+"""So many of them as the machine's memory holds."""
+
+
 @contextmanager
-def idle_sessions(client: Client, count: int) -> Iterator[list[Session]]:
-    made = [client.create_session(_idle()) for _ in range(count)]
+def idle_sessions(
+    client: Client, count: int, spec: SessionSpec | None = None
+) -> Iterator[list[Session]]:
+    made = [client.create_session(spec or _idle()) for _ in range(count)]
     try:
         wanted = [SessionStatus.RUNNING]
         found = [client.wait_session(s.id, until=wanted, timeout_s=START_S) for s in made]
@@ -332,8 +340,8 @@ def submit_rate(bench: Bench) -> Iterator[Row]:
 
 def restart(bench: Bench) -> Iterator[Row]:
     """SIGKILL of the server with live sessions: until it answers and knows all of them."""
-    count = 100
-    with idle_sessions(bench.client, count) as sessions:
+    count = 750
+    with idle_sessions(bench.client, count, TINY) as sessions:
         old = bench.platform.kill("server")
         begin = time.perf_counter()
         with bench.platform.client() as client:
