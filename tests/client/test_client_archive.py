@@ -96,6 +96,25 @@ def test_what_leads_out_is_left_out_and_named(tmp_path: Path, bad: tarfile.TarIn
     assert everything(tmp_path) == {"deep", "deep/target", "deep/target/good"}
 
 
+def test_links_that_lead_out_together_are_left_out(tmp_path: Path) -> None:
+    """Each alone looks as if it stayed; the second goes up from where the first leads."""
+    target = tmp_path / "deep/target"
+    (tmp_path / "secret").write_text("mine")
+    data = tar_of(
+        (member("a/b/c", tarfile.DIRTYPE), b""),
+        (member("a/b/c/top", tarfile.SYMTYPE, "../../.."), b""),
+        (member("a/b/c/out", tarfile.SYMTYPE, "top/../../secret"), b""),
+        (member("beside", tarfile.SYMTYPE, "./a/b"), b""),
+    )
+
+    done = archive.unpack(iter([data]), str(target))
+
+    assert not (target / "a/b/c/out").exists()
+    assert [name.partition(" (")[0] for name in done.skipped] == ["a/b/c/out"]
+    assert (target / "a/b/c/top").resolve() == target
+    assert (target / "beside").resolve() == target / "a/b"
+
+
 def test_an_absolute_name_lands_inside(tmp_path: Path) -> None:
     archive.unpack(iter([tar_of((member("/etc/x"), b"1"))]), str(tmp_path / "t"))
 

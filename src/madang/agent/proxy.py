@@ -2,9 +2,9 @@
 
 CONNECT (for TLS) and absolute-form ``http`` GET and HEAD, nothing else. The proxy resolves names
 itself and connects to the very address that it has checked: loopback, private, link-local,
-multicast and other special addresses are refused, so that a build reaches neither the machine nor
-its network. Exempt are the hosts that the operator named as indexes. ``GET /build`` answers
-with the build's orders (see ``agent.build``).
+multicast and other special addresses are refused, and the machine's own, so that a build reaches
+neither the machine nor its network. Exempt are the hosts that the operator named as indexes.
+``GET /build`` answers with the build's orders (see ``agent.build``).
 """
 
 from __future__ import annotations
@@ -180,7 +180,7 @@ class Proxy:
                     return await _connect_through(upstream, host, port)
                 found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
                 addresses = [str(info[4][0]) for info in found]
-                allowed = [a for a in addresses if named or is_public(a)]
+                allowed = [a for a in addresses if named or (is_public(a) and not is_ours(a))]
                 if not allowed:
                     text = f"{host} is an address of this machine or its network, and no index"
                     raise Refused("403 Forbidden", text)
@@ -281,6 +281,20 @@ _NOBODYS: Final = tuple(
 """Set aside for documentation (RFC 5737, RFC 3849). Sites that redirect the way out use them; no
 machine of a site's own network has such an address."""
 
+_GLOBAL_UNICAST: Final = ipaddress.ip_network("2000::/3")
+
+
+def is_ours(address: str) -> bool:
+    """Whether an address is this machine's own; nothing is sent."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((address, 9))
+        except OSError:
+            return False  # No way there.
+        found: str = probe.getsockname()[0]
+    return ipaddress.ip_address(found) == ipaddress.ip_address(address)
+
 
 def is_public(address: str) -> bool:
     """Whether an address is one of the whole internet's, also when wrapped in IPv6."""
@@ -291,4 +305,6 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if ip not in _GLOBAL_UNICAST:  # Others embed IPv4 addresses too, or are a site's own.
+            return False
     return (ip.is_global or any(ip in net for net in _NOBODYS)) and not ip.is_multicast

@@ -174,14 +174,22 @@ def _refusal(member: tarfile.TarInfo, parts: list[bytes]) -> str:
     if b".." in parts or not parts:
         return "leads out of the folder" if b".." in parts else ""
     if member.issym():
-        link = os.fsencode(member.linkname)
-        where = os.path.normpath(b"/".join([*parts[:-1], link]))
-        if link.startswith(b"/") or where.split(b"/")[0] == b"..":
-            return "a link that leads out of the folder"
-        return ""
+        stays = _stays(len(parts) - 1, os.fsencode(member.linkname))
+        return "" if stays else "a link that leads out of the folder"
     if not (member.isreg() or member.isdir()):
         return "neither file, folder nor link"
     return ""
+
+
+def _stays(depth: int, target: bytes) -> bool:
+    """Whether a link in a folder *depth* levels down stays inside, whatever other links there are.
+
+    It may go up first, from a folder that we made; never up from where a name leads: that name may
+    be a link itself.
+    """
+    steps = [step for step in target.split(b"/") if step not in {b"", b"."}]
+    up = next((n for n, step in enumerate(steps) if step != b".."), len(steps))
+    return not target.startswith(b"/") and up <= depth and b".." not in steps[up:]
 
 
 @contextlib.contextmanager

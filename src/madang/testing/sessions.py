@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from madang.agent.keepers import SocketKeepers
-from madang.agent.launcher import cgroups, main, syscalls
+from madang.agent.launcher import cgroups, main, mounts, syscalls
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Runtime, RuntimeFacts
@@ -40,7 +40,8 @@ _ranges: Final = itertools.count()
 
 _LAUNCHER: Final = """
 import json, signal, sys
-from madang.agent.launcher import main, syscalls
+from madang.agent.launcher import main, mounts, syscalls
+mounts.NESTED_UID = int(sys.argv[2])
 syscalls.die_with_parent(signal.SIGTERM)
 main.serve(main.LauncherConfig(**json.loads(sys.argv[1])))
 """
@@ -49,8 +50,10 @@ main.serve(main.LauncherConfig(**json.loads(sys.argv[1])))
 class Launcher:
     """A launcher process on a state folder. *uid*: who runs it, root or an ordinary user."""
 
-    def __init__(self, state: Path, *, uids: int) -> None:
+    def __init__(self, state: Path, *, uids: int, nested_uid: int = mounts.NESTED_UID) -> None:
+        """*nested_uid*: what sessions of an ordinary user's launcher take themselves for."""
         self.state = state
+        self.nested_uid = nested_uid
         self.server_uid = uids if os.geteuid() == 0 else os.geteuid()
         self.base_uid = uids + 1
         self.uid_count = UIDS_EACH - 1
@@ -71,7 +74,7 @@ class Launcher:
             "scratch_default_bytes": SMALL.disk_bytes,
         }
         with open(f"{self.state}/launcher.log", "ab") as log:
-            argv = [sys.executable, "-c", _LAUNCHER, json.dumps(config)]
+            argv = [sys.executable, "-c", _LAUNCHER, json.dumps(config), str(self.nested_uid)]
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stderr=log, cwd="/")
 
     @contextlib.contextmanager
@@ -309,7 +312,9 @@ def own_uids() -> int:
 
 
 @contextlib.contextmanager
-def open_launcher(*, disk: str | None = None) -> Iterator[Launcher]:
+def open_launcher(
+    *, disk: str | None = None, nested_uid: int = mounts.NESTED_UID
+) -> Iterator[Launcher]:
     """A launcher on a new state folder that others may pass: keepers and sessions are others.
 
     Not in pytest's own folders: every run of it closes them. *disk*: on a disk of that size
@@ -321,7 +326,7 @@ def open_launcher(*, disk: str | None = None) -> Iterator[Launcher]:
         with _small_disk(folder, disk):
             for name in ("kernels", "layers", "tools", "run"):
                 (folder / "state" / name).mkdir(0o755, parents=True)
-            launcher = Launcher(folder / "state", uids=own_uids())
+            launcher = Launcher(folder / "state", uids=own_uids(), nested_uid=nested_uid)
             launcher.start()
             try:
                 yield launcher

@@ -235,20 +235,38 @@ def test_damaged_knowledge_is_forgotten(store: LayerStore, tmp_path: Path) -> No
     assert store.known("ann") == {}
 
 
+def host_python() -> str:
+    code = "import sys; print('%d.%d' % sys.version_info[:2])"
+    argv = ["/usr/bin/python3", "-c", code]
+    return subprocess.run(argv, capture_output=True, text=True, check=True).stdout.strip()
+
+
+async def test_no_byte_code_is_made_of_what_a_link_leads_to(tmp_path: Path) -> None:
+    """A layer may hold links of any interpreter's name, and links to those."""
+    secret = tmp_path / "secret"
+    secret.mkdir()
+    (secret / "settings.py").write_text("password = 'precious'\n")
+    layer, other = tmp_path / "layer", tmp_path / "other"
+    (layer / "lib").mkdir(parents=True)
+    (layer / "bin").mkdir()
+    (layer / "bin" / "python").symlink_to(secret)
+    (layer / "lib" / "stolen.py").symlink_to("../bin/python/settings.py")
+    other.mkdir()
+    (other / "lib").symlink_to(secret)
+
+    for root in (layer, other):
+        assert await byte_compile(str(root), host_python())
+
+    assert not list(tmp_path.rglob("*.pyc"))
+
+
 async def test_byte_code_is_made_once_and_never_checked_again(tmp_path: Path) -> None:
     root = tmp_path / "layer"
     package = root / "lib" / "site"
     package.mkdir(parents=True)
     (package / "good.py").write_text("def f(): pass\n")
     (package / "bad.py").write_text("def (\n")
-    python = subprocess.run(
-        ["/usr/bin/python3", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-
-    assert await byte_compile(str(root), python)
+    assert await byte_compile(str(root), host_python())
 
     (compiled,) = (package / "__pycache__").iterdir()
     assert compiled.name.startswith("good.")

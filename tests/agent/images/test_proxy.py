@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import os
+import subprocess
+import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
@@ -299,10 +302,59 @@ async def test_the_socket_may_have_a_long_path(tmp_path: Path) -> None:
 
 @given(st.ip_addresses(v=4, network="10.0.0.0/8") | st.ip_addresses(v=4, network="127.0.0.0/8"))
 def test_no_wrapping_makes_a_private_address_public(address: object) -> None:
-    for form in ("{}", "::ffff:{}", "64:ff9b::{}"):
+    for form in ("{}", "::ffff:{}", "64:ff9b::{}", "::{}", "::ffff:0:{}", "::5efe:{}"):
         assert not is_public(form.format(address))
 
 
 def test_public_addresses_are_public() -> None:
     assert is_public("151.101.0.223")
     assert is_public("2a04:4e42::223")
+
+
+WRAPPED = [ipaddress.ip_network(text) for text in ("::ffff:0:0/96", "64:ff9b::/96")]
+"""Of these the address inside counts."""
+
+
+@given(st.ip_addresses(v=6).filter(lambda address: int(address) >> 125 != 1))
+def test_only_global_unicast_is_public_in_ipv6(address: ipaddress.IPv6Address) -> None:
+    assert not is_public(str(address)) or any(address in network for network in WRAPPED)
+
+
+OWN_ADDRESS = """
+import asyncio, fcntl, socket, struct, sys
+from madang.agent.launcher import syscalls
+from madang.agent.proxy import Proxy, ProxySettings
+syscalls.unshare(syscalls.CLONE_NEWNET)
+with socket.socket(type=socket.SOCK_DGRAM) as any_socket:
+    address = struct.pack("16sHH4s8x", b"lo", socket.AF_INET, 0, socket.inet_aton("192.0.2.7"))
+    fcntl.ioctl(any_socket, 0x8916, address)
+syscalls.loopback_up()
+
+async def main():
+    async def tell(reader, writer):
+        writer.write(b"secret")
+        writer.close()
+    proxy = Proxy(sys.argv[1], b"", ProxySettings())
+    await proxy.open()
+    async with await asyncio.start_server(tell, "192.0.2.7", 80):
+        reader, writer = await asyncio.open_unix_connection(sys.argv[1])
+        writer.write(b"CONNECT 192.0.2.7:80 HTTP/1.1\\r\\n\\r\\n")
+        print((await reader.read()).decode())
+        writer.close()
+    await proxy.close()
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root: a public address of our own")
+def test_the_machine_is_not_reached_by_its_public_address(tmp_path: Path) -> None:
+    """From itself no firewall stands between: services for its own network would answer."""
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_ADDRESS, str(tmp_path / "proxy.sock")],
+        capture_output=True,
+        text=True,
+        timeout=30,
+    )
+    assert done.stdout.startswith("HTTP/1.1 403 "), done
+    assert "secret" not in done.stdout

@@ -124,6 +124,14 @@ def test_sockets_are_of_four_families(arch: str, high: int, family: int, kind: i
 
 
 @pytest.mark.parametrize("arch", ARCHES)
+@given(high=st.integers(0, MASK32), flags=st.integers(0, MASK32))
+def test_nothing_takes_reserved_huge_pages(arch: str, high: int, flags: int) -> None:
+    for name, before, bit in (("mmap", 3, 0x40000), ("memfd_create", 1, 4), ("shmget", 2, 0o4000)):
+        answer = call(arch, name, *[0] * before, high << 32 | flags)
+        assert answer == (ERRNO | errno.EINVAL if flags & bit else ALLOW)
+
+
+@pytest.mark.parametrize("arch", ARCHES)
 def test_rare_protocols_are_refused(arch: str) -> None:
     inet, inet6, netlink, unix = 2, 10, 16, 1
     sctp, dccp, audit = 132, 33, 9

@@ -16,6 +16,7 @@ import csv
 import hashlib
 import io
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,7 @@ ENVIRONMENT = "/env"
 MODIFIED_AT = 315532800
 """1980-01-01: time stamps say nothing in a layer; zip files can hold this one."""
 CHUNK = 1024 * 1024
+_INTERPRETER = re.compile(rb"bin/python[0-9.]*")
 
 
 def line(path: bytes, kind: bytes, content: str) -> bytes:
@@ -46,15 +48,15 @@ def is_path(path: bytes) -> bool:
 
 
 def is_link(path: bytes, target: bytes) -> bool:
-    """Whether a symbolic link stays in its layer; only the interpreter's may leave it."""
+    """Whether a symbolic link stays in its layer; only the interpreter's may leave it.
+
+    It may go up first, never up from where a name leads: that name may be a link itself.
+    """
     if target.startswith(b"/"):
-        return path.startswith(b"bin/python") and is_path(target[1:])
-    depth = path.count(b"/")
-    for part in target.split(b"/"):
-        depth += -1 if part == b".." else part not in {b"", b"."}
-        if depth < 0:
-            return False
-    return bool(target)
+        return bool(_INTERPRETER.fullmatch(path)) and is_path(target[1:])
+    steps = [step for step in target.split(b"/") if step not in {b"", b"."}]
+    up = next((n for n, step in enumerate(steps) if step != b".."), len(steps))
+    return bool(target) and up <= path.count(b"/") and b".." not in steps[up:]
 
 
 def clean(root: str, python: str) -> None:

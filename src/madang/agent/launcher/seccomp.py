@@ -107,6 +107,7 @@ IP_PROTOCOLS: Final = (0, 1, 6, 17, 58, 136, 262)
 """Any, ICMP, TCP, UDP, ICMPv6, UDP-Lite, MPTCP; others load rarely used kernel modules."""
 NETLINK_ROUTE: Final = 0
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
+MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB = 0x40000, 0x4, 0o4000
 PERSONALITIES: Final = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
 """Linux, 32-bit Linux, either with an old version number, without address randomisation (for
 debuggers), and the question which one it is."""
@@ -126,6 +127,11 @@ CHECKED: Final[Mapping[str, tuple[Check, ...]]] = {
     "socketpair": (_FAMILIES,),
     # Typing into somebody's terminal. The kernel compares the low 32 bits, so do we.
     "ioctl": (In(1, (TIOCSTI, TIOCLINUX), errno.EPERM),),
+    # Reserved for others by the administrator, and outside of the session's memory limit. Answered
+    # as by a kernel without them; transparent ones are not meant.
+    "mmap": (AnyBit(3, MAP_HUGETLB, errno.EINVAL),),
+    "memfd_create": (AnyBit(1, MFD_HUGETLB, errno.EINVAL),),
+    "shmget": (AnyBit(2, SHM_HUGETLB, errno.EINVAL),),
     "personality": (NotIn(0, PERSONALITIES, errno.EPERM),),
 }
 
