@@ -130,6 +130,7 @@ class FakeServer:
         self.hold = threading.Event()
         self.hold.set()
         """While cleared, sessions stay PENDING."""
+        self._closing = False
         self.thinks_s = 0.0
         """How long it takes until its first word about a run."""
         self._loop = asyncio.new_event_loop()
@@ -216,10 +217,10 @@ class FakeServer:
         await self._stop()
         for job in self.jobs.values():
             job.stopped = True
+        self._closing = True
         for program in self.programs:
             if program.ended is None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(program.process.pid, signal.SIGKILL)
+                _kill(program)
         for _ in range(3):
             if self._tasks:
                 await asyncio.wait(self._tasks, timeout=5)
@@ -605,7 +606,7 @@ class FakeServer:
                 start_new_session=True,
             )
             program = Program(process, None)
-            self.programs.append(program)
+            self._keep(program)
             self._spawn(self._collect(program))
             return program
         ours, theirs = pty.openpty()
@@ -622,9 +623,14 @@ class FakeServer:
         )
         os.close(theirs)
         program = Program(process, ours)
-        self.programs.append(program)
+        self._keep(program)
         self._spawn(self._collect_tty(program))
         return program
+
+    def _keep(self, program: Program) -> None:
+        self.programs.append(program)
+        if self._closing:  # it was being started meanwhile
+            _kill(program)
 
     async def _collect(self, program: Program) -> None:
         async def drain(reader: asyncio.StreamReader, stream: Stream) -> None:
@@ -789,6 +795,11 @@ class FakeServer:
                     request.transport.abort()
                     return response
             await asyncio.sleep(0.01)
+
+
+def _kill(program: Program) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(program.process.pid, signal.SIGKILL)
 
 
 def _json(value: Any, status: int = 200) -> web.Response:

@@ -207,10 +207,12 @@ def test_a_stream_cut_in_the_middle_loses_nothing_and_repeats_nothing(
     server: FakeServer, client: Client
 ) -> None:
     server.cut_after = 500
+    server.hold.clear()
     broken: list[str] = []
 
     with client.run(["sh", "-c", f"{COUNT}; sleep 0.2; echo end"]) as run:
         run.on_break = broken.append
+        server.hold.set()
         output = collect(run)
 
     assert output == COUNTED + b"end\n"

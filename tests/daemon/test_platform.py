@@ -20,6 +20,7 @@ from madang.client import Client
 from madang.daemon import confine
 from madang.daemon.state import born, read_running
 from madang.testing.platform import MADANG, Platform, begin, launch, start
+from madang.wire import exits
 from madang.wire.session import SessionStatus
 
 pytestmark = [
@@ -67,7 +68,7 @@ def failed_up(folder: Path, *arguments: str) -> str:
     """The words of an ``up`` that must fail."""
     process = launch(folder, *arguments)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 1, out + err
+    assert process.returncode == exits.REFUSED, out + err
     assert out == ""
     return err
 
@@ -257,7 +258,7 @@ def test_a_server_that_can_not_open_its_database_says_so(tmp_path: Path) -> None
         tmp_path, environment={"MADANG_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
     )
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 1
+    assert process.returncode == exits.INTERNAL
     assert out == ""
     assert "database" in err.lower()
     assert "Traceback" not in err

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from madang.client.tree import Limits, scan
 from madang.daemon.state import Owner, Running, StateFolder, born, read_running
 from madang.wire.errors import ConfigInvalid, StateLocked, StateVersion
 
@@ -23,6 +24,14 @@ def test_a_new_folder_has_everything_with_tight_modes(tmp_path: Path) -> None:
     assert (root / "token").stat().st_mode & 0o777 == 0o600
     assert folder.read_token() == "mdg_x"
     folder.close()
+
+
+def test_a_state_folder_in_a_working_directory_is_not_sent_along(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("print(1)")
+    StateFolder.open(str(tmp_path / "state"), server=ME).close()
+    assert (tmp_path / "state" / "server").is_dir()
+    found = scan(os.fsencode(tmp_path), Limits()).entries
+    assert [entry.path for entry in found] == [b"train.py"]
 
 
 def test_two_at_once_are_refused_with_the_way_out(tmp_path: Path) -> None:

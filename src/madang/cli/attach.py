@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import click
 
-from madang.cli import exits
 from madang.cli.config import ClientConfig, load
 from madang.cli.context import connect
 from madang.cli.follow import Follower, feeds_stdin
@@ -12,6 +11,7 @@ from madang.cli.options import environment, parse_environment
 from madang.cli.phases import explain_end, show_end
 from madang.cli.terminal import Notes, is_terminal, window
 from madang.client.requests import exec_spec
+from madang.wire import exits
 from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.size import parse_bytes
 

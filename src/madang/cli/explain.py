@@ -6,8 +6,8 @@ from difflib import get_close_matches
 
 import click
 
-from madang.cli import exits
 from madang.cli.context import json_option, print_json, print_table
+from madang.wire import exits
 from madang.wire.api import Explanation
 from madang.wire.errors import NotFound, PlatformError, catalogue
 

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Final
 
-from madang.cli import exits
 from madang.cli.terminal import DetachKeys, Notes, is_terminal, raw_mode, window, write_all
 from madang.client.events import StreamEvent
 from madang.client.streams import HIGH_WATER, Run, Stream
+from madang.wire import exits
 from madang.wire.errors import PlatformError
 from madang.wire.log import LogGap, LogRecord
 from madang.wire.log import Stream as LogStream

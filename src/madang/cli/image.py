@@ -7,7 +7,6 @@ import time
 
 import click
 
-from madang.cli import exits
 from madang.cli.config import load
 from madang.cli.context import connect, json_option, print_json, print_table, printable
 from madang.cli.follow import Follower
@@ -15,6 +14,7 @@ from madang.cli.options import parse_labels
 from madang.cli.phases import show_end
 from madang.cli.terminal import Notes, count
 from madang.client.sync import Client
+from madang.wire import exits
 from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
 from madang.wire.image import Image, ImageStatus
 from madang.wire.session import Result

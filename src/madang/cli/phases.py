@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from madang.cli import exits
 from madang.cli.terminal import Notes
+from madang.wire import exits
 from madang.wire.session import Ended, Reason, Result, Session, SessionStatus
 from madang.wire.size import Size, format_bytes, format_duration
 

@@ -11,7 +11,7 @@ from typing import Final
 import click
 
 from madang import __version__
-from madang.cli import exits
+from madang.wire import exits
 from madang.wire.errors import PlatformError
 
 SECTIONS: Final = {

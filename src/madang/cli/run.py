@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import click
 
-from madang.cli import exits
 from madang.cli.config import load
 from madang.cli.context import connect, print_json
 from madang.cli.follow import Follower, feeds_stdin
@@ -19,6 +18,7 @@ from madang.cli.terminal import Notes, is_terminal, window
 from madang.client.requests import session_spec, size_request
 from madang.client.sync import Client
 from madang.kit.codec import to_json
+from madang.wire import exits
 from madang.wire.errors import WorkspaceIncomplete
 from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from madang.cli import exits
 from madang.cli.context import connect, json_option, print_json, print_table, printable
 from madang.cli.options import parse_grace
 from madang.cli.phases import describe_end, describe_size
 from madang.cli.terminal import is_terminal
 from madang.client.sync import Client
+from madang.wire import exits
 from madang.wire.api import Page
 from madang.wire.errors import PlatformError
 from madang.wire.session import HistoryEntry, Session, SessionStatus

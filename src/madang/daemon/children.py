@@ -18,13 +18,13 @@ from typing import Any, Final
 from madang.agent.launcher import main as launcher
 from madang.agent.launcher.main import LauncherConfig
 from madang.daemon import confine
+from madang.daemon.logfile import redirect
 from madang.daemon.state import Owner, StateFolder
 
 FIRST_PAUSE_S: Final = 0.05
 LONGEST_PAUSE_S: Final = 5.0
 STEADY_S: Final = 30.0
 """Who has lived this long starts again without a pause."""
-MAX_LOG_BYTES: Final = 16 * 1024 * 1024
 
 _PASSED_ON: Final = ("LANG", "LC_", "TZ", "SSL_CERT_", "UV_", "PIP_", "PYTHON")
 """Beginnings of the variables that the server gets of our environment; others may be secrets."""
@@ -152,22 +152,6 @@ def _environment(folder: StateFolder) -> dict[str, str]:
         "HOME": folder.join("server"),
         "MALLOC_ARENA_MAX": "2",  # threads would else reserve and keep memory of their own
     }
-
-
-def redirect(log: str) -> None:
-    """Input from nowhere, output appended to *log*; an over-long log becomes ``.1`` first."""
-    try:
-        if os.stat(log, follow_symlinks=False).st_size > MAX_LOG_BYTES:
-            os.replace(log, log + ".1")
-    except FileNotFoundError:
-        pass
-    null = os.open(os.devnull, os.O_RDONLY)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-    out = os.open(log, flags, 0o600)
-    for fd, target in ((null, 0), (out, 1), (out, 2)):
-        os.dup2(fd, target)
-    os.close(null)
-    os.close(out)
 
 
 def memory_file(data: bytes) -> int:

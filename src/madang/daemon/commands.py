@@ -151,7 +151,7 @@ def show_path(path: str | None) -> None:
 @config.command()
 @_config
 def check(path: str | None) -> None:
-    """Read all settings; exit 1 where one is wrong."""
+    """Read all settings; exit 122 where one is wrong."""
     found = configuration.load(path=path)
     origin = found.path if os.path.exists(found.path) else "defaults (there is no file)"
     click.echo(f"✓ {origin}")

@@ -16,12 +16,14 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from aiohttp import web
 
 from madang.agent.service import Agent
 from madang.daemon import compose
+from madang.daemon.logfile import MAX_LOG_BYTES, redirect
 from madang.daemon.settings import Settings
 from madang.kit import codec, logs
 from madang.kit.clock import Clock, SystemClock
@@ -144,7 +146,9 @@ def main() -> int:
     with open(settings_fd, "rb") as file:
         word = json.load(file)
     settings = codec.convert(Settings, word["settings"])
-    logs.configure(settings.server.log_level)
+    path = os.path.join(settings.server.state, "server", "server.log")
+    log_file = logs.LogFile(sys.stderr, MAX_LOG_BYTES, partial(redirect, path))
+    logs.configure(settings.server.log_level, log_file)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     listener = socket.socket(fileno=listener_fd)
     try:

@@ -12,7 +12,8 @@ from madang.wire.errors import ConfigInvalid, StateLocked, StateVersion, Storage
 
 FORMAT: Final = 1
 """Grows when an older Madang could not read the folder any more."""
-_OURS: Final = frozenset({"lock", "VERSION", "lost+found"})
+IGNORE_FILE: Final = ".madangignore"
+_OURS: Final = frozenset({"lock", "VERSION", IGNORE_FILE, "new", "lost+found"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +163,11 @@ def _check_version(path: str) -> None:
         if alien:
             text = f"{path} is no state folder: it has files of something else ({alien[0]}, …)."
             raise ConfigInvalid(f"{text} Choose an empty one with --state DIR.") from None
-        with open(file + ".new", "w", encoding="ascii") as new:
-            new.write(f"{FORMAT}\n")
-        os.replace(file + ".new", file)
+        # Where the folder lies in somebody's working directory, `madang run` does not send it.
+        for name, text in ((IGNORE_FILE, "*\n"), ("VERSION", f"{FORMAT}\n")):
+            with open(os.path.join(path, "new"), "w", encoding="ascii") as new:
+                new.write(text)
+            os.replace(os.path.join(path, "new"), os.path.join(path, name))
         return
     if not text.isdecimal() or int(text) > FORMAT:
         raise StateVersion(

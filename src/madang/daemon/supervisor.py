@@ -20,10 +20,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import madang
+from madang.agent.launcher import mounts
 from madang.agent.launcher.main import LauncherConfig
-from madang.daemon.children import Child, fork_launcher, fork_server, redirect
+from madang.daemon.children import Child, fork_launcher, fork_server
+from madang.daemon.logfile import redirect
 from madang.daemon.state import Owner, Running, StateFolder, born
 from madang.daemon.sweeping import sweep, waiting_sandboxes
+from madang.wire import exits
 from madang.wire.errors import ConfigInvalid, HostLacks, PlatformError, PortTaken, from_problem
 
 STOP_SERVER_S: Final = 12.0
@@ -229,11 +232,13 @@ def main() -> None:
     except PlatformError as exc:
         text = f"error: {exc.text}\n       more: madang explain {exc.code}"
         print(text, file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(exits.of_error(exc))
 
 
 def _run(word: dict[str, Any], verdict: int) -> None:
     settings = word["settings"]
+    if settings["server"]["runtime"] == "native" and not mounts.root_is_mount():
+        raise HostLacks(f"{mounts.CHROOT_TEXT}. {mounts.CHROOT_MEND}")
     root = os.geteuid() == 0
     user = Owner(*[settings["server"]["uid"]] * 2) if root else Owner(os.geteuid(), os.getegid())
     folder = StateFolder.open(settings["server"]["state"], server=user)
@@ -270,7 +275,8 @@ def _go_to_background() -> int:
         os.kill(pid, signal.SIGTERM)
         os.waitpid(pid, 0)
         os._exit(130)
-    os._exit(0 if ready else 1)
+    # The child has said why, and leaves with the code for it.
+    os._exit(0 if ready else os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
 
 
 def save_client(path: str, url: str, token_file: str) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
 import time
+from collections.abc import Callable
 from typing import Final, TextIO
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
@@ -34,9 +37,24 @@ def _quote(value: object) -> str:
     return repr(text) if not text or any(c.isspace() or c in "\"'=" for c in text) else text
 
 
-def configure(level: str = "info", stream: TextIO | None = None) -> None:
-    """Send all logging to *stream* (stderr) in our form; replaces earlier handlers."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+class LogFile(logging.StreamHandler[TextIO]):
+    """Writes to *stream*, a file; once that is too long, *turn_over* puts another in its place."""
+
+    def __init__(self, stream: TextIO, max_bytes: int, turn_over: Callable[[], None]) -> None:
+        super().__init__(stream)
+        self._max_bytes: Final = max_bytes
+        self._turn_over: Final = turn_over
+
+    def emit(self, record: logging.LogRecord) -> None:
+        super().emit(record)
+        with contextlib.suppress(OSError):  # a full disk: the next line tries again
+            if os.fstat(self.stream.fileno()).st_size > self._max_bytes:
+                self._turn_over()
+
+
+def configure(level: str = "info", handler: logging.StreamHandler[TextIO] | None = None) -> None:
+    """Send all logging to *handler* (stderr) in our form; replaces earlier handlers."""
+    handler = handler or logging.StreamHandler(sys.stderr)
     handler.setFormatter(KeyValueFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

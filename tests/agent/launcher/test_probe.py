@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from madang.agent.launcher import probe
+from madang.agent.launcher import mounts, probe, syscalls
 
 IS_ROOT = os.geteuid() == 0
 ORDINARY = 2_000_060_003
@@ -35,6 +35,23 @@ def test_a_probe_names_everything_and_leaves_nothing(tmp_path: Path) -> None:
     # os.walk, because groups of sessions elsewhere on the machine come and go meanwhile.
     groups = {name for _, names, _ in os.walk("/sys/fs/cgroup") for name in names}
     assert f"madang-probe-{os.getpid()}" not in groups
+
+
+def test_this_machine_has_a_root_that_sessions_can_leave() -> None:
+    assert mounts.root_is_mount()
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="chroot needs root")
+def test_a_chroot_is_told_with_the_way_out(tmp_path: Path) -> None:
+    def look() -> None:
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+        (tmp_path / "proc").mkdir()
+        syscalls.mount(b"proc", os.fsencode(tmp_path / "proc"), b"proc")
+        os.chroot(tmp_path)
+        raise RuntimeError("a mount" if mounts.root_is_mount() else mounts.CHROOT_TEXT)
+
+    assert mounts.CHROOT_TEXT in (probe.attempt(look) or "")
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="becoming another user needs root")

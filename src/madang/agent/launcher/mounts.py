@@ -35,6 +35,8 @@ from madang.wire.errors import RuntimeFailed
 from madang.wire.kernel import HOME_DIR, OUTPUT_DIR, SERVICE_DIR, TOOLS_DIR, USER_NAME, WORK_DIR
 
 HOST_FOLDERS: Final = ("bin", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr")
+CHROOT_TEXT: Final = "this is a chroot: / is no mount, so sessions can't get a root of their own"
+CHROOT_MEND: Final = "Use the machine itself, a container (--privileged) or systemd-nspawn."
 _FOLDERS: Final = (
     "dev etc env home home/user madang madang/bin madang/run madang/tools mnt outputs proc root "
     "run srv sys tmp var var/cache var/lib var/tmp work"
@@ -233,6 +235,12 @@ def _link_python(root: bytes) -> None:
     python3 = shutil.which("python3", path=_STANDARD_PATH)
     if python3 and not shutil.which("python", path=_STANDARD_PATH):
         os.symlink(python3, root + b"/madang/bin/python")
+
+
+def root_is_mount() -> bool:
+    """Whether the kernel lets processes here change their root; not so in a chroot."""
+    with open("/proc/self/mountinfo", "rb") as file:
+        return any(line.split()[4] == b"/" for line in file)
 
 
 def enter(order: Order, view: View) -> None:

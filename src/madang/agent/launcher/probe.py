@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from madang.agent.launcher import cgroups, scratch, seccomp, syscalls
+from madang.agent.launcher import cgroups, mounts, scratch, seccomp, syscalls
 from madang.wire.size import GIB, format_bytes
 
 OLDEST_KERNEL: Final = (5, 12)
@@ -52,6 +52,7 @@ def probe(state_dir: str, *, server_uid: int = 2_000_000_000) -> list[Finding]:
         _kernel(platform.release(), platform.machine()),
         _user(os.geteuid()),
         _namespaces(),
+        _root(),
         *_cgroups(),
         _overlay(where),
         _scratch(where),
@@ -112,6 +113,13 @@ def _namespaces() -> Finding:
     if failure is None:
         return _good(name, "all of them, in a user namespace")
     return _bad(name, f"user namespaces are refused: {failure}", _user_namespace_mend())
+
+
+def _root() -> Finding:
+    name = "root folder"
+    if mounts.root_is_mount():
+        return _good(name, "sessions can get another one")
+    return _bad(name, mounts.CHROOT_TEXT, mounts.CHROOT_MEND)
 
 
 def _user_namespace_mend() -> str:

@@ -26,7 +26,9 @@ MEANING: Final = {
     str(DETACHED): "you let go of the session; it goes on",
     str(UNREACHABLE): "no server answers, or it was lost and did not come back",
     str(UNAUTHORISED): "no valid token, or not allowed",
-    str(REFUSED): "the server refused: unknown image, impossible size, wrong name …",
+    str(
+        REFUSED
+    ): "refused: unknown image, impossible size, wrong name or setting, a port or folder in use …",
     str(LOST): "the session could not be started, or was lost with its machine",
     str(TIMEOUT): "the session's time limit ran out",
     str(INTERNAL): "something failed inside Madang",
@@ -42,6 +44,8 @@ _CODES: Final = {
     "launcher.unavailable": LOST,
     "runtime.failed": LOST,
     "storage.full": LOST,
+    "state.version": REFUSED,
+    "host.lacks": REFUSED,
 }
 
 
