@@ -12,6 +12,8 @@ import time
 import pytest
 from tests.cli.conftest import COMMAND, Cli
 
+from madang.cli.root import print_error
+from madang.wire.errors import BuildFailed
 from madang.wire.session import SessionStatus
 
 
@@ -487,3 +489,10 @@ def test_outputs_that_find_no_room_are_told_even_when_quiet(cli: Cli) -> None:
 
     assert b"error  the outputs could not all be brought back: /proc/x" in done.stderr
     assert b"They are kept: madang get" in done.stderr
+
+
+def test_an_error_s_words_do_not_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """They may hold what a session or an image's packages chose."""
+    print_error(BuildFailed("x\x1b]0;title\x07 failed:\nno \x9b2J"))
+
+    assert capsys.readouterr().err.startswith("error: x�]0;title� failed:\nno �2J\n")

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import click
 
 from madang.cli.config import ClientConfig, load
+from madang.cli.printable import printable
 from madang.client.sync import Client
 from madang.kit.codec import to_json
 
@@ -31,11 +32,6 @@ def print_json(value: Any) -> None:
 
         data = msgspec.json.format(data, indent=2)
     sys.stdout.write(data.decode() + "\n")
-
-
-def printable(text: str) -> str:
-    """Without control characters: what others wrote must not steer this terminal."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "�" for c in text)
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 
 import click
 
 from madang.cli.config import load
-from madang.cli.context import connect, json_option, print_json, print_table, printable
+from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.follow import Follower
 from madang.cli.options import parse_labels
 from madang.cli.phases import show_end
+from madang.cli.printable import print_error_text, printable
 from madang.cli.terminal import Notes, count
 from madang.client.sync import Client
 from madang.wire import exits
@@ -98,7 +98,7 @@ def rm(names: tuple[str, ...], force: bool) -> int:
                 client.remove_image(name, force=force)
                 print(name)
             except PlatformError as exc:
-                sys.stderr.write(f"error: {exc.text}\n")
+                print_error_text(exc.text)
                 code = exits.of_error(exc)
     return code
 

@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from madang import __version__
+from madang.cli.printable import print_error_text, printable
 from madang.wire import exits
 from madang.wire.errors import PlatformError
 
@@ -135,7 +136,8 @@ def _open_standard_streams() -> None:
 
 def print_error(error: PlatformError) -> None:
     """What failed, and where to read more."""
-    sys.stderr.write(f"error: {error.text}\n       more: madang explain {error.code}\n")
+    print_error_text(error.text)
+    sys.stderr.write(f"       more: madang explain {printable(error.code)}\n")
 
 
 def _closed_pipe() -> int:
@@ -148,7 +150,7 @@ def _failed(error: OSError) -> int:
     """This machine refused something, such as room for our output: no fault of the server."""
     where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
     with contextlib.suppress(OSError):
-        sys.stderr.write(f"error: {where}{error.strerror or error} (on this machine)\n")
+        print_error_text(f"{where}{error.strerror or error} (on this machine)")
         sys.stderr.flush()
     _drop_output()
     return exits.INTERNAL

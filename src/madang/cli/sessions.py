@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 
 import click
 
-from madang.cli.context import connect, json_option, print_json, print_table, printable
+from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.options import parse_grace
 from madang.cli.phases import describe_end, describe_size
+from madang.cli.printable import print_error_text, printable
 from madang.cli.terminal import is_terminal
 from madang.client.sync import Client
 from madang.wire import exits
@@ -204,6 +205,6 @@ def _for_each(names: Sequence[str], do: Callable[[str], None]) -> int:
         try:
             do(name)
         except PlatformError as exc:
-            sys.stderr.write(f"error: {exc.text}\n")
+            print_error_text(exc.text)
             code = exits.of_error(exc)
     return code

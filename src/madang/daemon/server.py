@@ -29,6 +29,7 @@ from madang.kit import codec, logs
 from madang.kit.clock import Clock, SystemClock
 from madang.kit.link import memory_link
 from madang.manager.app import Manager
+from madang.manager.http import Site
 from madang.wire.errors import PlatformError
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ async def serve(
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=GOODBYE_S)
         await runner.setup()
         opened.push_async_callback(runner.cleanup)
-        await web.SockSite(runner, listener).start()
+        await Site(runner, listener).start()
         ready(token.reveal() if token else None)
         await stop.wait()
         log.info("stopping; sessions go on")

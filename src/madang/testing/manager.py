@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from madang.kit.clock import Clock, SystemClock
 from madang.kit.link import MemoryAgentEnd, MemoryStream, memory_link
 from madang.kit.tasks import TaskSet
 from madang.manager.app import Manager, ManagerSettings
+from madang.manager.http import Site
 from madang.manager.session.types import Blobs
 from madang.wire.api import WorkspaceManifest
 from madang.wire.errors import NotFound, PlatformError
@@ -312,7 +314,7 @@ async def manager_box(
         runner = web.AppRunner(manager.web_app(), access_log=None, shutdown_timeout=2.0)
         await runner.setup()
         try:
-            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            await Site(runner, socket.create_server(("127.0.0.1", 0))).start()
             url = f"http://127.0.0.1:{runner.addresses[0][1]}"
             headers = {"Authorization": f"Bearer {secret.reveal()}"}
             async with aiohttp.ClientSession(url, headers=headers) as http:

@@ -90,6 +90,7 @@ async def idle(sessions: Sessions) -> KernelId:
         *(b'{"op": "exec"}\n', b'{"op": "exec", "exec": "../x", "spec": {}}\n'),
         b'{"op": "exec", "exec": "e", "spec": {"argv": []}}\n',
         b'{"op": "exec", "exec": "main", "spec": {"argv": ["true"]}}\n',
+        b'{"op": "exec", "exec": "e", "spec": {"argv": ["true"], "cwd": "/\\ud800"}}\n',
     ],
 )
 async def test_a_bad_line_is_refused_in_words(

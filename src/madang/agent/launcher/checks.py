@@ -6,6 +6,7 @@ Each function returns a value of the right type or raises InvalidRequest that na
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
@@ -87,6 +88,10 @@ def _program(fields: _Fields) -> dict[str, Any]:
     cwd = fields.text("cwd", 4096, "/work")
     if not cwd.startswith("/") or "\0" in cwd:
         raise InvalidRequest(f"spec.cwd: {cwd[:60]!r} must be an absolute path.")
+    try:
+        os.fsencode(cwd)
+    except UnicodeEncodeError as exc:
+        raise InvalidRequest(f"spec.cwd: {cwd[:60]!r} can't be a path.") from exc
     return {
         "argv": fields.texts("argv"),
         "argv_encoding": fields.choice("argv_encoding", ("utf-8", "latin-1")),

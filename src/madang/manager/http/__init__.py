@@ -11,6 +11,17 @@
 
 from madang.manager.http.endpoint import Call, Caller, Endpoint, Reply, endpoint
 from madang.manager.http.server import build_app
+from madang.manager.http.strangers import Site, Strangers
 from madang.manager.http.streaming import start_stream
 
-__all__ = ["Call", "Caller", "Endpoint", "Reply", "build_app", "endpoint", "start_stream"]
+__all__ = [
+    "Call",
+    "Caller",
+    "Endpoint",
+    "Reply",
+    "Site",
+    "Strangers",
+    "build_app",
+    "endpoint",
+    "start_stream",
+]

@@ -17,6 +17,7 @@ from madang.kit.codec import from_json, to_json
 from madang.manager.http.endpoint import Call, Caller, Endpoint, Reply, endpoints_of
 from madang.manager.http.openapi import describe
 from madang.manager.http.problems import from_aiohttp, problem_response
+from madang.manager.http.strangers import STRANGERS, Strangers
 from madang.wire.errors import InvalidRequest, PlatformError, TooLarge
 from madang.wire.size import format_bytes
 
@@ -38,9 +39,11 @@ def build_app(
     observe: Observe,
     title: str,
     version: str,
+    strangers: Strangers | None = None,
 ) -> web.Application:
-    """All endpoints of *apis*, with their description at ``/v1/openapi.json``."""
+    """All endpoints of *apis*, with their description at ``/v1/openapi.json``. Serve it by Site."""
     app = web.Application(middlewares=[_refusals])
+    app[STRANGERS] = strangers or Strangers()
     declared: list[Endpoint] = []
     for api in apis:
         for endpoint, handler in endpoints_of(api):
@@ -87,6 +90,7 @@ def _server(
         try:
             if endpoint.auth:
                 call._caller = await authenticate(request.headers.get("Authorization"))
+                request.app[STRANGERS].welcome(request)
             call.query = _query(endpoint, request)
             call.body = await _body(endpoint, request)
             response = _response(endpoint, await handler(call))
