@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from madang.agent.launcher import processes, registry, scratch
 from madang.agent.launcher.cgroups import Hierarchies
+from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.order import Order
@@ -78,6 +79,7 @@ class Kernels:
         pool: scratch.Pool,
         selector: selectors.BaseSelector,
         timers: Timers,
+        filters: Filters,
         changed: Callable[[str], None],
     ) -> None:
         """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours."""
@@ -90,6 +92,7 @@ class Kernels:
         self._pool = pool
         self._selector = selector
         self._timers = timers
+        self._filters = filters
         self._changed = changed
         self._helpers = Helpers(selector)
         cpus = os.sched_getaffinity(0) if "cpuset" in hierarchies.bases else ()
@@ -266,6 +269,7 @@ class Kernels:
     def _take_scratch(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         if kernel.record.state == SETTLED:
             raise Conflict(f"{kernel.record.kernel} has ended.")
+        warnings = list(self._filters.of(spec.sandbox).warnings)
         take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
 
         def took(result: Any) -> None:
@@ -278,7 +282,7 @@ class Kernels:
             except OSError as exc:
                 answer(_explain(kernel.record.kernel, exc))
                 return
-            answer({"enforced": {"disk": result}})
+            answer({"enforced": {"disk": result}, "warnings": warnings})
 
         if self._pool.images and not self._at_hand(kernel, spec):
             self._helpers.run(lambda: take().enforced, took)
@@ -330,6 +334,7 @@ class Kernels:
 
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         record, image = kernel.record, spec.image
+        found = self._filters.of(spec.sandbox)
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
         )
@@ -350,6 +355,8 @@ class Kernels:
             cpus=cpus,
             uid=record.uid,
             nested=self._uids is None,
+            program=found.program,
+            deadly=found.deadly,
             view=view,
         )
         begin.order = order

@@ -72,7 +72,10 @@ class NativeRuntime:
 
     async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
         answer = await self._call("prepare", kernel=str(kernel), spec=to_builtins(spec))
-        return Prepared(enforced=self._enforced | answer["enforced"])
+        enforced = self._enforced | answer["enforced"]
+        if spec.sandbox.label:
+            enforced["policy"] = spec.sandbox.label
+        return Prepared(enforced=enforced, warnings=tuple(answer["warnings"]))
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         answer = await self._call("start", kernel=str(kernel), spec=to_builtins(spec))
