@@ -173,9 +173,11 @@ class Sandbox:
     """Rules of the base that don't count."""
     label: str = ""
     """Which layers, for showing: ``site 3, session``."""
+    broken: str = ""
+    """Why its text can't be read, in words: then the session does not start."""
 
     def __bool__(self) -> bool:
-        return bool(self.rules or self.widen)
+        return bool(self.rules or self.widen or self.broken)
 
 
 NO_SANDBOX: Final = Sandbox()

@@ -134,6 +134,7 @@ def _sandbox(value: object) -> Sandbox:
         rules=tuple(_rule(rule) for rule in rules),
         widen=fields.texts("widen"),
         label=fields.text("label", policy.MAX_WORDS, ""),
+        broken=fields.text("broken", policy.MAX_WORDS, ""),
     )
     fields.end()
     for name in sandbox.widen:

@@ -40,6 +40,8 @@ class Filters:
         """Raises PolicyInvalid, PolicyUnkept."""
         if not sandbox:
             return BASE_FILTER
+        if sandbox.broken:
+            raise PolicyInvalid(sandbox.broken)
         for name in sandbox.widen:
             if name not in self._widen:
                 text = f"the sandbox policy widens {name!r}, which this machine does not allow"
