@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +26,8 @@ from madang.wire.policy import SESSION, SITE, Sandbox, merge
 from madang.wire.session import Reason
 from madang.wire.syscalls import numbers
 
+IS_ROOT = os.geteuid() == 0
+ORDINARY = 2_000_074_000
 NUMBERS = numbers(platform.machine())
 ASK = f"""
 import ctypes, sys
@@ -236,3 +243,20 @@ async def test_the_runtime_without_isolation_takes_no_policy(tmp_path: object) -
     with pytest.raises(PolicyUnkept, match="use `native`"):
         await runtime.prepare(KernelId("0123456789abcdef", 1), asked)
     assert os.listdir(str(tmp_path)) == []
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="an ordinary user's run is this one")
+@pytest.mark.timeout(200)
+def test_an_ordinary_user_s_launcher_keeps_policies_too() -> None:
+    folder = Path(tempfile.mkdtemp(prefix="madang-rootless-"))
+    try:
+        os.chown(folder, ORDINARY, ORDINARY)
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", __file__, "--basetemp", str(folder / "pytest"), "-rs"],
+            user=ORDINARY, group=ORDINARY, extra_groups=[], timeout=190, capture_output=True,
+            env={**os.environ, "HOME": str(folder)}, text=True,
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(folder)
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
