@@ -18,7 +18,7 @@ from madang.agent.runtime.native import NativeRuntime
 from madang.agent.runtime.process import ProcessRuntime
 from madang.kit.clock import SystemClock
 from madang.kit.policy import parse
-from madang.testing.sessions import Launcher, Outcome, Sessions, open_launcher, spec
+from madang.testing.sessions import PYTHON, Launcher, Outcome, Sessions, open_launcher, spec
 from madang.testing.sessions import sessions as open_sessions
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
 from madang.wire.kernel import ExecSpec, KernelId
@@ -235,6 +235,27 @@ async def test_a_session_tells_its_policy(sessions: Sessions) -> None:
     prepared = await sessions.runtime.prepare(kernel, asked)
     assert prepared.enforced["policy"] == "session"
     assert prepared.warnings == ()
+
+
+async def test_what_runs_keeps_its_policy_and_its_name(sessions: Sessions) -> None:
+    """A changed policy reaches only what starts later, also when a start is asked for again."""
+    text = "[[deny]]\ncalls = ['kcmp']\nwith = 'EXDEV'"
+    kernel = await sessions.start("/bin/sleep", "1000", sandbox=session_policy(text))
+    later = spec("true", sandbox=Sandbox(broken="line 1: unreadable", label="site 2"))
+
+    again = await sessions.runtime.prepare(kernel, later)
+    await sessions.runtime.start(kernel, later)
+
+    assert again.enforced["policy"] == "session"
+    found = next(each for each in await sessions.runtime.adopt() if each.kernel == kernel)
+    assert found.enforced["policy"] == "session"
+    done = await sessions.exec(kernel, "e1", *PYTHON, ASK + "sys.exit(code('kcmp'))")
+    assert done.code == 18
+
+
+async def test_a_text_that_can_not_be_read_starts_nothing(sessions: Sessions) -> None:
+    with pytest.raises(PolicyInvalid, match="line 1: unreadable"):
+        await sessions.start("/bin/true", sandbox=Sandbox(broken="line 1: unreadable"))
 
 
 async def test_the_runtime_without_isolation_takes_no_policy(tmp_path: object) -> None:

@@ -160,6 +160,7 @@ class Kernels:
             "running": kernel.running,
             "started_at": record.started_at,
             "scratch_enforced": record.scratch_enforced,
+            "policy": record.policy,
             "group": {"version": group.version, "paths": group.paths} if group else None,
         }
 
@@ -269,7 +270,7 @@ class Kernels:
     def _take_scratch(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         if kernel.record.state == SETTLED:
             raise Conflict(f"{kernel.record.kernel} has ended.")
-        warnings = list(self._filters.of(spec.sandbox).warnings)
+        label, warnings = self._policy_of(kernel.record, spec)
         take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
 
         def took(result: Any) -> None:
@@ -282,12 +283,18 @@ class Kernels:
             except OSError as exc:
                 answer(_explain(kernel.record.kernel, exc))
                 return
-            answer({"enforced": {"disk": result}, "warnings": warnings})
+            answer({"enforced": {"disk": result}, "policy": label, "warnings": warnings})
 
         if self._pool.images and not self._at_hand(kernel, spec):
             self._helpers.run(lambda: take().enforced, took)
         else:
             took(take().enforced)
+
+    def _policy_of(self, record: Record, spec: KernelSpec) -> tuple[str, tuple[str, ...]]:
+        """(its label, what is not kept of it). What runs already has the one it began with."""
+        if record.state == STARTED:
+            return record.policy, ()
+        return spec.sandbox.label, self._filters.of(spec.sandbox).warnings
 
     def _at_hand(self, kernel: Kernel, spec: KernelSpec) -> bool:
         if scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
@@ -342,6 +349,7 @@ class Kernels:
         cpus = self._processors.take(spec.size.cpu)
         record.cpu, record.cpus = spec.size.cpu, cpus
         record.slot, record.group, record.template = slot.name, slot.group, view.template
+        record.policy = spec.sandbox.label
         kernel.slot = slot
         begin = _Begin(kernel=kernel, slot=slot, answer=answer)
         begin.timer = self._timers.after(START_S, partial(self._give_up, begin))
