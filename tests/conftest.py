@@ -12,8 +12,13 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parent.parent
+
+# How long an example takes says more about the machine than about the code; pytest has a limit.
+settings.register_profile("madang", deadline=None)
+settings.load_profile("madang")
 
 # Processes that tests start find the package, installed or not.
 os.environ["PYTHONPATH"] = str(ROOT / "src")

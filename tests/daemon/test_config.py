@@ -97,3 +97,12 @@ def test_lists_and_nothing_can_be_said(tmp_path: Path) -> None:
         "/a",
         "/b",
     )
+
+
+def test_only_rules_that_nothing_stands_on_can_be_widened(tmp_path: Path) -> None:
+    found = load('[sandbox]\nwiden = ["perf"]\naccept_unkept = true\n', tmp_path)
+    assert found.settings.sandbox.widen == ("perf",)
+    assert found.settings.sandbox.accept_unkept
+    for name in ("io-uring", "clone3", "no-such"):
+        with pytest.raises(ConfigInvalid, match=name):
+            load(f'[sandbox]\nwiden = ["{name}"]\n', tmp_path)

@@ -42,3 +42,14 @@ def parse_grace(text: str | None) -> float | None:
     if text is None:
         return None
     return 0.0 if text.strip() in {"0", "0s"} else parse_duration(text, field="grace")
+
+
+def read_policy(path: str) -> str:
+    """The text of a sandbox policy."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as exc:
+        raise InvalidRequest(f"{path} can't be read ({exc.strerror}).") from exc
+    except UnicodeDecodeError as exc:
+        raise InvalidRequest(f"{path} can't be read: it is not UTF-8 text.") from exc

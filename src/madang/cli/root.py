@@ -36,6 +36,9 @@ SECTIONS: Final = {
         "ls": ("madang.cli.files:ls", "List files of a session."),
         "image": ("madang.cli.image:image", "List, build and remove images."),
     },
+    "Administration": {
+        "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
+    },
     "Server": {
         "up": ("madang.daemon.commands:up", "Start Madang on this machine."),
         "down": ("madang.daemon.commands:down", "Stop Madang on this machine."),

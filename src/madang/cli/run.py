@@ -10,7 +10,13 @@ import click
 from madang.cli.config import load
 from madang.cli.context import connect, print_json
 from madang.cli.follow import Follower, feeds_stdin
-from madang.cli.options import environment, parse_environment, parse_grace, parse_labels
+from madang.cli.options import (
+    environment,
+    parse_environment,
+    parse_grace,
+    parse_labels,
+    read_policy,
+)
 from madang.cli.outputs import fetch_outputs
 from madang.cli.phases import Phases, describe_size, show_end
 from madang.cli.syncing import Syncing
@@ -34,6 +40,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--name", help="Name of the session; made up if not given.")
 @environment
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
+@click.option("--policy", metavar="FILE", help="Sandbox policy that makes it stricter.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
     "-i/ ", "--stdin/--no-stdin", default=None, help="Feed our stdin. Default: if it is a pipe."
@@ -58,6 +65,7 @@ def run(
     name: str | None,
     env: tuple[str, ...],
     labels: tuple[str, ...],
+    policy: str | None,
     tty: bool,
     stdin: bool | None,
     detach: bool,
@@ -94,6 +102,7 @@ def run(
         stdin=not detach and stdin is not False and (tty or feeds_stdin(stdin)),
         window=window(0) if is_terminal(0) else window(2),
         grace_s=10.0 if grace_s is None else grace_s,
+        policy="" if policy is None else read_policy(policy),
     )
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)

@@ -50,6 +50,7 @@ from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
+from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyReview, PolicyVerdict
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 T = TypeVar("T")
@@ -362,6 +363,7 @@ class AsyncClient:
         tty: bool = False,
         stdin: bool = False,
         workspace: str | None = None,
+        policy: str = "",
     ) -> AsyncRun:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
@@ -378,6 +380,7 @@ class AsyncClient:
             tty=tty,
             stdin=stdin,
             workspace=workspace,
+            policy=policy,
         )
         run = await self.run_spec(spec)
         try:
@@ -547,6 +550,32 @@ class AsyncClient:
             name=name, requirements=tuple(requirements), labels=dict(labels or {})
         )
         return await self.call(calls.build_image(request, new_key()))
+
+    # Sandbox policies
+
+    async def list_policies(self) -> list[Policy]:
+        """What is in force everywhere, the base first."""
+        return await self.call(calls.policies())
+
+    async def get_policy(self, target: str = "site") -> Policy:
+        """Of ``base``, ``site`` or ``node:NAME``."""
+        return await self.call(calls.policy(target))
+
+    async def get_policy_history(self, target: str = "site") -> list[Policy]:
+        """Newest first."""
+        return await self.call(calls.policy_history(target))
+
+    async def apply_policy(self, draft: PolicyDraft, *, version: int | None = None) -> Policy:
+        """Put it in force, if *version* still is; for administrators."""
+        return await self.call(calls.apply_policy(draft, version))
+
+    async def review_policy(self, draft: PolicyDraft) -> PolicyReview:
+        """Check it, and compare it with what is in force."""
+        return await self.call(calls.review_policy(draft))
+
+    async def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
+        """What would happen to a system call."""
+        return await self.call(calls.ask_policy(question))
 
 
 def _wire(path: str) -> str:

@@ -29,6 +29,13 @@ from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatu
 if TYPE_CHECKING:  # 10 ms, and not of use to a run
     from madang.wire.image import BuildRequest, Image
     from madang.wire.link import FileEntry
+    from madang.wire.policies import (
+        Policy,
+        PolicyDraft,
+        PolicyQuestion,
+        PolicyReview,
+        PolicyVerdict,
+    )
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -234,6 +241,58 @@ def build_image(request: BuildRequest, key: str) -> Call[Session]:
         decode=_read(Session),
         repeatable=False,
     )
+
+
+def policies() -> Call[list[Policy]]:
+    from madang.wire.policies import Policy
+
+    return Call(method="GET", path="/v1/policies", decode=_read(list[Policy]))
+
+
+def policy(target: str) -> Call[Policy]:
+    from madang.wire.policies import Policy
+
+    return Call(method="GET", path=_policy_path(target), decode=_read(Policy))
+
+
+def policy_history(target: str) -> Call[list[Policy]]:
+    from madang.wire.policies import Policy
+
+    path = f"{_policy_path(target)}/history"
+    return Call(method="GET", path=path, decode=_read(list[Policy]))
+
+
+def apply_policy(draft: PolicyDraft, version: int | None) -> Call[Policy]:
+    """If *version* is still in force; None: whatever is."""
+    from madang.wire.policies import Policy
+
+    headers = _JSON if version is None else {**_JSON, "If-Match": f'"{version}"'}
+    return Call(
+        method="PUT",
+        path=_policy_path(draft.target),
+        body=to_json(draft),
+        headers=headers,
+        decode=_read(Policy),
+        repeatable=version is None,
+    )
+
+
+def review_policy(draft: PolicyDraft) -> Call[PolicyReview]:
+    from madang.wire.policies import PolicyReview
+
+    path, body = "/v1/policies/review", to_json(draft)
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(PolicyReview))
+
+
+def ask_policy(question: PolicyQuestion) -> Call[PolicyVerdict]:
+    from madang.wire.policies import PolicyVerdict
+
+    path, body = "/v1/policies/test", to_json(question)
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(PolicyVerdict))
+
+
+def _policy_path(target: str) -> str:
+    return f"/v1/policies/{quote(target, safe='')}"
 
 
 def nodes() -> Call[list[Node]]:

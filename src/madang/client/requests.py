@@ -69,6 +69,7 @@ def session_spec(
     window: tuple[int, int] = (24, 80),
     workspace: str | None = None,
     grace_s: float = 10.0,
+    policy: str = "",
 ) -> SessionSpec:
     words, encoding = encode_argv(argv)
     rows, cols = window
@@ -86,6 +87,7 @@ def session_spec(
         cols=cols,
         workspace=workspace,
         grace_s=grace_s,
+        policy=policy,
     )
 
 

@@ -38,6 +38,13 @@ if TYPE_CHECKING:  # not of use to a run
     from madang.client.workspace import Progress, Synced
     from madang.wire.image import Image
     from madang.wire.link import FileEntry
+    from madang.wire.policies import (
+        Policy,
+        PolicyDraft,
+        PolicyQuestion,
+        PolicyReview,
+        PolicyVerdict,
+    )
 
 T = TypeVar("T")
 
@@ -209,6 +216,7 @@ class Client:
         tty: bool = False,
         stdin: bool = False,
         workspace: str | None = None,
+        policy: str = "",
     ) -> Run:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
@@ -232,6 +240,7 @@ class Client:
             tty=tty,
             stdin=stdin,
             workspace=workspace,
+            policy=policy,
         )
         run = self.run_spec(spec)
         try:
@@ -403,6 +412,32 @@ class Client:
             name=name, requirements=tuple(requirements), labels=dict(labels or {})
         )
         return self.call(calls.build_image(request, new_key()))
+
+    # Sandbox policies
+
+    def list_policies(self) -> list[Policy]:
+        """What is in force everywhere, the base first."""
+        return self.call(calls.policies())
+
+    def get_policy(self, target: str = "site") -> Policy:
+        """Of ``base``, ``site`` or ``node:NAME``."""
+        return self.call(calls.policy(target))
+
+    def get_policy_history(self, target: str = "site") -> list[Policy]:
+        """Newest first."""
+        return self.call(calls.policy_history(target))
+
+    def apply_policy(self, draft: PolicyDraft, *, version: int | None = None) -> Policy:
+        """Put it in force, if *version* still is; for administrators."""
+        return self.call(calls.apply_policy(draft, version))
+
+    def review_policy(self, draft: PolicyDraft) -> PolicyReview:
+        """Check it, and compare it with what is in force."""
+        return self.call(calls.review_policy(draft))
+
+    def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
+        """What would happen to a system call."""
+        return self.call(calls.ask_policy(question))
 
 
 def _wire(path: str) -> str:

@@ -75,6 +75,7 @@ def manager_settings(settings: Settings) -> ManagerSettings:
         durable=settings.database.durable,
         state=state,
         sessions=sessions,
+        widen=settings.sandbox.widen,
         images=ImageSettings(
             mem_bytes=min(BUILD_MEM_BYTES, half),
             cpu=min(BUILD_CPU, os.cpu_count() or 1),

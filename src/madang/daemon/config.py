@@ -181,8 +181,21 @@ def _build(values: dict[str, dict[str, Any]], env: Mapping[str, str]) -> Setting
     server["state"] = os.path.realpath(server.get("state") or default_state(env))
     if server.get("port", 0) > 65535:
         raise ConfigInvalid(f"server.port: {server['port']} is no TCP port (0 to 65535).")
+    _check_widen(values.get("sandbox", {}).get("widen", ()))
     types = typing.get_type_hints(Settings)
     return Settings(**{name: types[name](**values.get(name, {})) for name in types})
+
+
+def _check_widen(names: tuple[str, ...]) -> None:
+    if not names:
+        return
+    from madang.wire.policy_base import FIXED, NAMES  # few machines name any
+
+    allowed = [name for name in NAMES if name not in FIXED]
+    for name in names:
+        if name not in allowed:
+            text = f"sandbox.widen: {name!r} is none of {', '.join(allowed)}."
+            raise ConfigInvalid(text, key="sandbox.widen")
 
 
 def _truth(value: object) -> bool:

@@ -106,6 +106,18 @@ class NodeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SandboxSettings:
+    """What sandbox policies may do on this machine; only root changes it, not the API."""
+
+    widen: tuple[str, ...] = ()
+    """Rules of the base that an administrator's policy may widen, such as ``perf``. None unless
+    named here; ``madang policy show base`` tells their names."""
+    accept_unkept: bool = False
+    """Whether a session starts, with a warning, where the machine can't keep a rule of its policy.
+    Otherwise it does not start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of it."""
 
@@ -115,3 +127,4 @@ class Settings:
     limits: LimitSettings = field(default_factory=LimitSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)

@@ -33,6 +33,8 @@ from madang.manager.image.loops import BuildWatcher, Collector
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import ImageSettings, Owner
 from madang.manager.metrics import Metrics
+from madang.manager.policy.api import PolicyApi
+from madang.manager.policy.service import PolicyService
 from madang.manager.session import store as session_store
 from madang.manager.session.api import EventApi, FileApi, SessionApi, StreamApi, WorkspaceApi
 from madang.manager.session.loops import Reaper, Retention, Scheduler
@@ -65,6 +67,8 @@ class ManagerSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
+    widen: tuple[str, ...] = ()
+    """Rules of the base that sandbox policies may widen."""
 
 
 class Manager:
@@ -83,7 +87,10 @@ class Manager:
             self.database, clock, settings.images, layers_changed=self.fleet.send_all
         )
         limits = settings.sessions
-        self.agents: Final = AgentService(self.database, self.feed, self.images, clock, limits)
+        self.policies: Final = PolicyService(self.database, clock, settings.widen)
+        self.agents: Final = AgentService(
+            self.database, self.feed, self.images, self.policies, clock, limits
+        )
         self.fleet.bind(self.agents)
         self.sessions: Final = SessionService(
             self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
@@ -139,6 +146,7 @@ class Manager:
                 IdentityApi(),
                 FleetApi(self.fleet, self._count_by_node),
                 ImageApi(self.images),
+                PolicyApi(self.policies),
                 SessionApi(self.sessions, self.kernels),
                 StreamApi(self.sessions, self.kernels, self.feed, self._clock),
                 FileApi(self.sessions, self.kernels, self._clock),

@@ -42,6 +42,24 @@ class InvalidRequest(PlatformError):
     help_text = "The request can't be understood. The message names the field and what it takes."
 
 
+class PolicyInvalid(PlatformError):
+    code = "policy.invalid"
+    http_status = 400
+    help_text = (
+        "A sandbox policy can't be read. The message names the line and what may stand there; "
+        "`madang policy check FILE` tries a file, `madang policy show base` is an example."
+    )
+
+
+class PolicyUnkept(PlatformError):
+    code = "policy.unkept"
+    http_status = 409
+    help_text = (
+        "The machine can't keep a rule of the session's sandbox policy, so the session was not "
+        "started. Take the rule out, or set `sandbox.accept_unkept` to run with a warning."
+    )
+
+
 class Unauthenticated(PlatformError):
     code = "auth.missing"
     http_status = 401

@@ -128,6 +128,8 @@ class SessionSpec:
     grace_s: float = 10.0
     """Between SIGTERM and SIGKILL when stopped."""
     labels: dict[str, str] = field(default_factory=dict)
+    policy: str = ""
+    """Text of a sandbox policy; with those of the administrator it can only be stricter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

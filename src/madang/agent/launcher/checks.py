@@ -11,8 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from madang.wire.errors import InvalidRequest, SizeInvalid
+from madang.wire import policy, policy_base
+from madang.wire.errors import InvalidRequest, PolicyInvalid, SizeInvalid
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
+from madang.wire.policy import NO_SANDBOX, Answer, Check, Look, Rule, Sandbox, When
 from madang.wire.size import Size
 from madang.wire.size import check as check_size
 
@@ -61,6 +63,7 @@ def kernel_spec(value: object) -> KernelSpec:
         grace_s=fields.number("grace_s", 0, 1e6, 10.0),
         log_limit_bytes=int(fields.number("log_limit_bytes", MIN_LOG_BYTES, 2**50, 2**26)),
         build=fields.flag("build"),
+        sandbox=_sandbox(fields.take("sandbox", None)),
         owner=fields.text("owner", 200, ""),
         **_program(fields),
     )
@@ -122,6 +125,96 @@ def _image(value: object) -> ImageMount:
         if not _DIGEST.fullmatch(digest):
             raise InvalidRequest(f"image.layers: {digest[:70]!r} is no digest.")
     return image
+
+
+def _sandbox(value: object) -> Sandbox:
+    """A policy as the server merged it: values, of which none is believed."""
+    if value is None:
+        return NO_SANDBOX
+    fields = _Fields("sandbox", value)
+    rules = fields.take("rules", ())
+    if not isinstance(rules, list | tuple) or len(rules) > policy.MAX_RULES:
+        raise InvalidRequest(f"sandbox.rules: must be a list of at most {policy.MAX_RULES}.")
+    sandbox = Sandbox(
+        rules=tuple(_rule(rule) for rule in rules),
+        widen=fields.texts("widen"),
+        label=fields.text("label", policy.MAX_WORDS, ""),
+        broken=fields.text("broken", policy.MAX_WORDS, ""),
+    )
+    fields.end()
+    for name in sandbox.widen:
+        if name not in policy_base.NAMES or name in policy_base.FIXED:
+            raise InvalidRequest(f"sandbox.widen: {name[:60]!r} is no rule that can be widened.")
+    return sandbox or NO_SANDBOX
+
+
+def _rule(value: object) -> Rule:
+    fields = _Fields("rule", value)
+    rule = Rule(
+        layer=_one("rule.layer", fields.take("layer"), policy.LAYERS[1:]),
+        line=_whole("rule.line", fields.take("line"), policy.MAX_TEXT_BYTES),
+        calls=fields.texts("calls"),
+        others=fields.flag("others"),
+        answer=Answer(_one("rule.answer", fields.take("answer"), tuple(Answer))),
+        code=_whole("rule.code", fields.take("code"), policy.MAX_ERRNO, 1),
+        check=_check(fields.take("check", None)),
+        when=_when(fields.take("when", None)),
+        name=fields.text("name", policy.MAX_WORDS, ""),
+        why=fields.text("why", policy.MAX_WORDS, ""),
+    )
+    fields.end()
+    try:
+        return policy_base.check_rule(rule)
+    except PolicyInvalid as exc:
+        raise InvalidRequest(f"rule.calls: {exc.text}") from exc
+
+
+def _check(value: object) -> Check | None:
+    if value is None:
+        return None
+    fields = _Fields("check", value)
+    check = Check(
+        argument=_argument(fields),
+        test=Look(_one("check.test", fields.take("test"), tuple(Look))),
+        values=_values(fields),
+        wide=fields.flag("wide"),
+    )
+    fields.end()
+    if check.test is Look.DENY_BITS and len(check.values) != 1:
+        raise InvalidRequest("check.values: deny_bits takes one.")
+    return check
+
+
+def _when(value: object) -> When | None:
+    if value is None:
+        return None
+    fields = _Fields("when", value)
+    when = When(argument=_argument(fields), values=_values(fields))
+    fields.end()
+    return when
+
+
+def _argument(fields: _Fields) -> int:
+    return _whole(f"{fields.name}.argument", fields.take("argument"), 5)
+
+
+def _values(fields: _Fields) -> tuple[int, ...]:
+    name, found = f"{fields.name}.values", fields.take("values")
+    if not isinstance(found, list | tuple) or not 1 <= len(found) <= policy.MAX_VALUES:
+        raise InvalidRequest(f"{name}: must be a list of 1 to {policy.MAX_VALUES} numbers.")
+    return tuple(_whole(name, item, policy.WORD) for item in found)
+
+
+def _whole(name: str, value: object, most: int, least: int = 0) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise InvalidRequest(f"{name}: must be a whole number from {least} to {most}.")
+    return value
+
+
+def _one(name: str, value: object, allowed: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in allowed:
+        raise InvalidRequest(f"{name}: must be one of {', '.join(allowed)}.")
+    return value
 
 
 def _size(value: object) -> Size:

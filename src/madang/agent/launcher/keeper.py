@@ -233,6 +233,7 @@ class _Keeper:
             disk_full=self._disk_full,
             disk_used_bytes=used,
             has_outputs=_holds_anything(f"{order.scratch}/outputs") if is_main else None,
+            deadly=order.deadly,
             dropped_bytes=program.log.dropped_bytes,
             at=time.time(),
             duration_s=time.clock_gettime(time.CLOCK_BOOTTIME) - program.started_boot,

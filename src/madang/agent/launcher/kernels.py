@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from madang.agent.launcher import processes, registry, scratch
 from madang.agent.launcher.cgroups import Hierarchies
+from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.order import Order
@@ -78,6 +79,7 @@ class Kernels:
         pool: scratch.Pool,
         selector: selectors.BaseSelector,
         timers: Timers,
+        filters: Filters,
         changed: Callable[[str], None],
     ) -> None:
         """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours."""
@@ -90,6 +92,7 @@ class Kernels:
         self._pool = pool
         self._selector = selector
         self._timers = timers
+        self._filters = filters
         self._changed = changed
         self._helpers = Helpers(selector)
         cpus = os.sched_getaffinity(0) if "cpuset" in hierarchies.bases else ()
@@ -157,6 +160,7 @@ class Kernels:
             "running": kernel.running,
             "started_at": record.started_at,
             "scratch_enforced": record.scratch_enforced,
+            "policy": record.policy,
             "group": {"version": group.version, "paths": group.paths} if group else None,
         }
 
@@ -266,6 +270,7 @@ class Kernels:
     def _take_scratch(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         if kernel.record.state == SETTLED:
             raise Conflict(f"{kernel.record.kernel} has ended.")
+        label, warnings = self._policy_of(kernel.record, spec)
         take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
 
         def took(result: Any) -> None:
@@ -278,12 +283,18 @@ class Kernels:
             except OSError as exc:
                 answer(_explain(kernel.record.kernel, exc))
                 return
-            answer({"enforced": {"disk": result}})
+            answer({"enforced": {"disk": result}, "policy": label, "warnings": warnings})
 
         if self._pool.images and not self._at_hand(kernel, spec):
             self._helpers.run(lambda: take().enforced, took)
         else:
             took(take().enforced)
+
+    def _policy_of(self, record: Record, spec: KernelSpec) -> tuple[str, tuple[str, ...]]:
+        """(its label, what is not kept of it). What runs already has the one it began with."""
+        if record.state == STARTED:
+            return record.policy, ()
+        return spec.sandbox.label, self._filters.of(spec.sandbox).warnings
 
     def _at_hand(self, kernel: Kernel, spec: KernelSpec) -> bool:
         if scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
@@ -330,6 +341,7 @@ class Kernels:
 
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         record, image = kernel.record, spec.image
+        found = self._filters.of(spec.sandbox)
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
         )
@@ -337,6 +349,7 @@ class Kernels:
         cpus = self._processors.take(spec.size.cpu)
         record.cpu, record.cpus = spec.size.cpu, cpus
         record.slot, record.group, record.template = slot.name, slot.group, view.template
+        record.policy = spec.sandbox.label
         kernel.slot = slot
         begin = _Begin(kernel=kernel, slot=slot, answer=answer)
         begin.timer = self._timers.after(START_S, partial(self._give_up, begin))
@@ -350,6 +363,8 @@ class Kernels:
             cpus=cpus,
             uid=record.uid,
             nested=self._uids is None,
+            program=found.program,
+            deadly=found.deadly,
             view=view,
         )
         begin.order = order

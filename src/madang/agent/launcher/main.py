@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 from madang.agent.launcher import cgroups, checks, init, registry, rootless, scratch, syscalls
+from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.processes import say
@@ -47,6 +48,10 @@ class LauncherConfig:
     scratch_default_bytes: int = 10 * 1024**3
     host_paths: tuple[str, ...] = ()
     """Further folders of the host that sessions see, read-only."""
+    widen: tuple[str, ...] = ()
+    """Rules of the policy's base that an administrator's layer may widen on this machine."""
+    accept_unkept: bool = False
+    """Start sessions also where a rule of their policy can't be kept, with a warning."""
 
 
 def serve(config: LauncherConfig) -> NoReturn:
@@ -113,6 +118,7 @@ class _Launcher:
             ),
             selector=self._selector,
             timers=self._timers,
+            filters=Filters(config.widen, accept_unkept=config.accept_unkept),
             changed=self._push_change,
         )
         self._kernels.open()

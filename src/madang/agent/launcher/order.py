@@ -43,6 +43,10 @@ class Order:
     nested: bool = False
     """There is one uid only (rootless): the session gets a user namespace inside of ours, where
     it is nobody special."""
+    program: str = ""
+    """The seccomp filter, base64; empty: the base, which every slot has."""
+    deadly: str = ""
+    """Rules of its policy that kill, in words."""
     view: View | None = None
     """None: no isolation at all (the ``process`` runtime)."""
 
@@ -64,5 +68,6 @@ class Order:
 
 def _spec(value: dict[str, Any]) -> KernelSpec:
     image, size, argv = value.pop("image"), value.pop("size"), value.pop("argv")
+    del value["sandbox"]  # Compiled: see ``Order.program``.
     image["layers"] = tuple(image["layers"])
     return KernelSpec(argv=tuple(argv), image=ImageMount(**image), size=Size(**size), **value)

@@ -40,6 +40,8 @@ class Record:
     keeper: ProcessId | None = None
     init: ProcessId | None = None
     template: str = ""
+    policy: str = ""
+    """The layers of the policy that it runs under, for showing."""
     started_at: float | None = None
     boot: str = ""
 

@@ -1,11 +1,8 @@
 """The system calls a session may make: a classic BPF program, built here and installed by prctl.
 
-The list is an allow-list: calls that the tables know and nothing below names are allowed; numbers
-that the tables don't know (newer calls, the x32 interface) answer ENOSYS, which libraries take as
-"old kernel". The filter is the last of several fences: a session has no capabilities, its own
-uid and namespaces, and a read-only root. What stands here is therefore what an ordinary user could
-reach in the kernel but a session has no business with; Docker's and systemd's defaults agree with
-nearly all of it.
+It is compiled from the rules of a sandbox policy (``wire.policy``), the base first. Calls that the
+tables know and no rule refuses are allowed; numbers that the tables don't know (newer calls, the
+x32 interface) answer ENOSYS, which libraries take as "old kernel", whatever a policy says.
 
 Program: check the architecture, then a binary search over ranges of numbers, whose leaves are
 answers or checks of single arguments. A call costs about nine instructions.
@@ -16,130 +13,38 @@ from __future__ import annotations
 import errno
 import platform
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Final
 
 from madang.agent.launcher import syscalls
-from madang.agent.launcher.seccomp_tables import numbers
+from madang.wire.errors import PolicyInvalid, PolicyUnkept
+from madang.wire.policy import NO_SANDBOX, Check, Look, Rule, Sandbox, When, rules_of, strictest
+from madang.wire.policy import Answer as Does
+from madang.wire.policy_base import BASE_RULES
+from madang.wire.syscalls import numbers
 
 AUDIT_ARCH: Final = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 
 ALLOW: Final = 0x7FFF0000
 KILL_PROCESS: Final = 0x80000000
 ERRNO: Final = 0x00050000
-
-DENIED: Final[Mapping[str, tuple[int, str]]] = {
-    name: (code, why)
-    for code, names, why in (
-        (errno.EPERM, "mount umount2 pivot_root chroot", "would change what it sees as files"),
-        (
-            errno.EPERM,
-            "open_tree move_mount fsopen fsconfig fsmount fspick mount_setattr",
-            "the same by the newer interface",
-        ),
-        (errno.EPERM, "setns", "entering namespaces"),
-        (errno.ENOSYS, "clone3", "hides its flags behind a pointer; libraries then use clone"),
-        (errno.EPERM, "kexec_load kexec_file_load reboot", "replaces or stops the kernel"),
-        (errno.EPERM, "init_module finit_module delete_module", "loads code into the kernel"),
-        (errno.EPERM, "bpf perf_event_open", "programs and counters inside the kernel"),
-        (errno.EPERM, "userfaultfd", "stalls the kernel inside a copy: makes races winnable"),
-        (errno.ENOSYS, "io_uring_setup io_uring_enter io_uring_register", "passes this filter by"),
-        (errno.EPERM, "keyctl add_key request_key", "key rings are not separated by namespaces"),
-        (errno.EPERM, "open_by_handle_at name_to_handle_at", "opens files past any root"),
-        (errno.EPERM, "fanotify_init fanotify_mark", "watches other people's file accesses"),
-        (errno.EPERM, "acct quotactl quotactl_fd swapon swapoff", "administration of the machine"),
-        (errno.EPERM, "settimeofday clock_settime clock_adjtime", "the machine's clock"),
-        (errno.EPERM, "syslog lookup_dcookie", "tells kernel addresses and other users' paths"),
-        (errno.EPERM, "iopl ioperm modify_ldt", "hardware ports, exotic segments"),
-        (errno.EPERM, "vhangup sethostname setdomainname", "acts on more than the caller"),
-        (
-            errno.ENOSYS,
-            "_sysctl afs_syscall create_module epoll_ctl_old epoll_wait_old",
-            "obsolete",
-        ),
-        (errno.ENOSYS, "get_kernel_syms getpmsg nfsservctl putpmsg query_module", "obsolete"),
-        (errno.ENOSYS, "security sysfs tuxcall uselib ustat vserver", "obsolete"),
-    )
-    for name in names.split()
-}
-"""Name → errno and why. A name that an architecture lacks is skipped."""
-
-
-@dataclass(frozen=True, slots=True)
-class AnyBit:
-    """Refuse the call if the argument's low word has any of ``mask``."""
-
-    argument: int
-    mask: int
-    code: int
-
-
-@dataclass(frozen=True, slots=True)
-class NotIn:
-    """Refuse the call unless the argument's low word is one of ``values``.
-
-    ``when``: the check applies only where argument 0 is one of these.
-    """
-
-    argument: int
-    values: tuple[int, ...]
-    code: int
-    when: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class In:
-    """Refuse the call if the argument's low word is one of ``values``."""
-
-    argument: int
-    values: tuple[int, ...]
-    code: int
-
-
-Check = AnyBit | NotIn | In
-
-NEW_NAMESPACES: Final = 0x7E020000
-"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET."""
-CLONE_NEWTIME: Final = 0x80
-AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
-IP_PROTOCOLS: Final = (0, 1, 6, 17, 58, 136, 262)
-"""Any, ICMP, TCP, UDP, ICMPv6, UDP-Lite, MPTCP; others load rarely used kernel modules."""
-NETLINK_ROUTE: Final = 0
-TIOCSTI, TIOCLINUX = 0x5412, 0x541C
-MAP_HUGETLB, MFD_HUGETLB, SHM_HUGETLB = 0x40000, 0x4, 0o4000
-PERSONALITIES: Final = (0, 0x8, 0x20000, 0x20008, 0x40000, 0xFFFFFFFF)
-"""Linux, 32-bit Linux, either with an old version number, without address randomisation (for
-debuggers), and the question which one it is."""
-
-_FAMILIES: Final = NotIn(0, (AF_UNIX, AF_INET, AF_INET6, AF_NETLINK), errno.EAFNOSUPPORT)
-
-CHECKED: Final[Mapping[str, tuple[Check, ...]]] = {
-    # A user namespace would give it capabilities over kernel code that expects an administrator.
-    "clone": (AnyBit(0, NEW_NAMESPACES, errno.EPERM),),
-    "unshare": (AnyBit(0, NEW_NAMESPACES | CLONE_NEWTIME, errno.EPERM),),
-    # VSOCK reaches the hypervisor, ALG and others are attack surface, PACKET reads the wire.
-    "socket": (
-        _FAMILIES,
-        NotIn(2, IP_PROTOCOLS, errno.EPROTONOSUPPORT, when=(AF_INET, AF_INET6)),
-        NotIn(2, (NETLINK_ROUTE,), errno.EPROTONOSUPPORT, when=(AF_NETLINK,)),
-    ),
-    "socketpair": (_FAMILIES,),
-    # Typing into somebody's terminal. The kernel compares the low 32 bits, so do we.
-    "ioctl": (In(1, (TIOCSTI, TIOCLINUX), errno.EPERM),),
-    # Reserved for others by the administrator, and outside of the session's memory limit. Answered
-    # as by a kernel without them; transparent ones are not meant.
-    "mmap": (AnyBit(3, MAP_HUGETLB, errno.EINVAL),),
-    "memfd_create": (AnyBit(1, MFD_HUGETLB, errno.EINVAL),),
-    "shmget": (AnyBit(2, SHM_HUGETLB, errno.EINVAL),),
-    "personality": (NotIn(0, PERSONALITIES, errno.EPERM),),
-}
+LOG: Final = 0x7FFC0000
+MAX_INSTRUCTIONS: Final = 4096
+"""What the kernel takes."""
+KEPT_PROGRAMS: Final = 64
+LOGGED: Final = "/proc/sys/kernel/seccomp/actions_logged"
 
 _LOAD, _JUMP, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x05, 0x15, 0x35, 0x45, 0x06
 _INSTRUCTION: Final = struct.Struct("<HBBI")
 _NR_OFFSET, _ARCH_OFFSET, _ARGS_OFFSET = 0, 4, 16
 
-Answer = int | tuple[Check, ...]
+Answer = int | tuple[Rule, ...]
+"""What a number gets, or the rules that decide, strictest first; if none refuses, it passes."""
+
+
+_NEAR: Final = 150
+"""A short jump reaches 255 instructions; a check and its condition take up to 132."""
 
 
 class _Assembler:
@@ -152,6 +57,9 @@ class _Assembler:
     def emit(self, code: int, value: int, yes: int = 0, no: int = 0) -> int:
         """Put an instruction in front; *yes* and *no* are labels. Its own label."""
         here = len(self._reversed)
+        if here >= MAX_INSTRUCTIONS:
+            text = f"the kernel takes {MAX_INSTRUCTIONS} steps, and it has more"
+            raise PolicyInvalid(f"the sandbox policy is too large: {text}. Check fewer values.")
         if code in {_EQUAL, _AT_LEAST, _ANY_BIT}:
             yes, no = here - yes, here - no
             self._reversed.append((code, yes, no, value))
@@ -159,13 +67,22 @@ class _Assembler:
             self._reversed.append((code, 0, 0, value))
         return here + 1
 
+    @property
+    def length(self) -> int:
+        """Also the label of what was emitted last."""
+        return len(self._reversed)
+
     def jump(self, label: int) -> int:
         return self.emit(_JUMP, len(self._reversed) - label)
+
+    def near(self, label: int) -> int:
+        """*label*, or a jump to it that the next check can reach."""
+        return label if len(self._reversed) - label <= _NEAR else self.jump(label)
 
     def answer(self, value: int) -> int:
         """Label of an instruction that returns *value*, near enough for a short jump."""
         known = self._returns.get(value)
-        if known is None or len(self._reversed) - known > 200:
+        if known is None or len(self._reversed) - known > _NEAR:
             known = self._returns[value] = self.emit(_RETURN, value)
         return known
 
@@ -173,15 +90,24 @@ class _Assembler:
         return b"".join(_INSTRUCTION.pack(*parts) for parts in reversed(self._reversed))
 
 
-def program(arch: str | None = None) -> bytes:
-    """The filter for *arch* (``x86_64`` or ``aarch64``; default: this machine) as sock_filters."""
-    arch = arch or platform.machine()
+def program(arch: str | None = None, sandbox: Sandbox = NO_SANDBOX) -> bytes:
+    """The filter for *arch* (``x86_64`` or ``aarch64``; default: this machine) as sock_filters.
+
+    A policy that was met before costs nothing. Raises PolicyInvalid for one that is too large.
+    """
+    return _program(arch or platform.machine(), sandbox.rules, sandbox.widen)
+
+
+@lru_cache(maxsize=KEPT_PROGRAMS)
+def _program(arch: str, rules: tuple[Rule, ...], widen: tuple[str, ...]) -> bytes:
     if arch not in AUDIT_ARCH:
         raise ValueError(f"no system call table for {arch!r}")
     asm = _Assembler()
-    search = _search(asm, _ranges(answers(arch)))
+    found = answers(arch, rules_of(Sandbox(rules=rules, widen=widen), BASE_RULES))
+    search = _search(asm, _ranges(found))
+    if search != asm.length:
+        asm.jump(search)
     start = asm.emit(_LOAD, _NR_OFFSET)
-    assert start == search + 1, "the search follows the load"
     foreign = asm.answer(KILL_PROCESS)
     native = asm.jump(start)
     asm.emit(_EQUAL, AUDIT_ARCH[arch], native, foreign)
@@ -189,15 +115,54 @@ def program(arch: str | None = None) -> bytes:
     return asm.program()
 
 
-def answers(arch: str) -> dict[int, Answer]:
-    """System call number → the filter's answer, or the checks that decide."""
-    found: dict[int, Answer] = {}
-    for name, number in numbers(arch).items():
-        if name in DENIED:
-            found[number] = ERRNO | DENIED[name][0]
-        else:
-            found[number] = CHECKED.get(name, ALLOW)
+def answers(arch: str, rules: Iterable[Rule] = BASE_RULES) -> dict[int, Answer]:
+    """System call number → the filter's answer, or the rules that decide."""
+    ordered = [(rule, frozenset(rule.calls)) for rule in strictest(rules)]
+    return {number: _answer(ordered, name) for name, number in numbers(arch).items()}
+
+
+def _answer(ordered: Sequence[tuple[Rule, frozenset[str]]], call: str) -> Answer:
+    deciding: list[Rule] = []
+    for rule, calls in ordered:
+        if (call in calls) is not rule.others:
+            deciding.append(rule)
+            if rule.always:  # What comes after it is never asked.
+                break
+    if not deciding:
+        return ALLOW
+    return value_of(deciding[0]) if deciding[0].always else tuple(deciding)
+
+
+def value_of(rule: Rule) -> int:
+    """What the filter returns for a call that *rule* refuses."""
+    if rule.answer is Does.KILL:
+        return KILL_PROCESS
+    return LOG if rule.answer is Does.LOG else ERRNO | rule.code
+
+
+def check_kept(sandbox: Sandbox, *, accept: bool, logged: str = LOGGED) -> list[str]:
+    """What this kernel can't keep of a policy, in words: nothing, or what we may *accept*.
+
+    Raises PolicyUnkept otherwise.
+    """
+    wanted = [rule for rule in sandbox.rules if rule.answer is Does.LOG]
+    if not wanted or "log" in _words(logged):
+        return []
+    found = [
+        f"policy: {rule.place} is not kept: the kernel logs no system calls" for rule in wanted
+    ]
+    if not accept:
+        text = "Add `log` to kernel.seccomp.actions_logged, take the rule out, or set"
+        raise PolicyUnkept(f"{found[0]}. {text} sandbox.accept_unkept.", place=wanted[0].place)
     return found
+
+
+def _words(path: str) -> list[str]:
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().split()
+    except OSError:
+        return []
 
 
 def _ranges(found: Mapping[int, Answer]) -> list[tuple[int, Answer]]:
@@ -218,30 +183,45 @@ def _search(asm: _Assembler, runs: list[tuple[int, Answer]]) -> int:
     middle = len(runs) // 2
     high = _search(asm, runs[middle:])
     low = _search(asm, runs[:middle])
+    high, low = asm.near(high), asm.near(low)
     return asm.emit(_AT_LEAST, runs[middle][0], high, low)
 
 
-def _checks(asm: _Assembler, checks: tuple[Check, ...]) -> int:
+def _checks(asm: _Assembler, rules: tuple[Rule, ...]) -> int:
+    """Label of code that asks the rules one after the other."""
     passed = asm.answer(ALLOW)
-    for check in reversed(checks):
-        passed = _check(asm, check, passed)
+    for rule in reversed(rules):
+        passed = _rule(asm, rule, passed)
     return passed
 
 
-def _check(asm: _Assembler, check: Check, passed: int) -> int:
+def _rule(asm: _Assembler, rule: Rule, passed: int) -> int:
     """Label of code that refuses or goes on at *passed*."""
-    refused = asm.answer(ERRNO | check.code)
-    if isinstance(check, AnyBit):
-        asm.emit(_ANY_BIT, check.mask, refused, passed)
-    elif isinstance(check, In):
+    refused = asm.answer(value_of(rule))
+    if rule.always:
+        return refused
+    passed = asm.near(passed)
+    label = refused if rule.check is None else _check(asm, rule.check, refused, passed)
+    return label if rule.when is None else _when(asm, rule.when, label, passed)
+
+
+def _check(asm: _Assembler, check: Check, refused: int, passed: int) -> int:
+    if check.test is Look.DENY_BITS:
+        asm.emit(_ANY_BIT, check.values[0], refused, passed)
+    elif check.test is Look.DENY:
         _one_of(asm, check.values, refused, passed)
     else:
         _one_of(asm, check.values, passed, refused)
     label = asm.emit(_LOAD, _ARGS_OFFSET + 8 * check.argument)
-    if isinstance(check, NotIn) and check.when:
-        _one_of(asm, check.when, label, passed)
-        label = asm.emit(_LOAD, _ARGS_OFFSET)
+    if check.wide:
+        asm.emit(_EQUAL, 0, label, refused)
+        label = asm.emit(_LOAD, _ARGS_OFFSET + 8 * check.argument + 4)
     return label
+
+
+def _when(asm: _Assembler, when: When, yes: int, no: int) -> int:
+    _one_of(asm, when.values, yes, no)
+    return asm.emit(_LOAD, _ARGS_OFFSET + 8 * when.argument)
 
 
 def _one_of(asm: _Assembler, values: tuple[int, ...], yes: int, no: int) -> int:

@@ -27,6 +27,8 @@ class Seen:
     disk_full: bool = False
     disk_used_bytes: int | None = None
     has_outputs: bool | None = None
+    deadly: str = ""
+    """Rules of its sandbox policy that kill, in words."""
     dropped_bytes: int = 0
     """Output that could not be kept because the disk under the log was full."""
     at: float = 0.0
@@ -79,6 +81,9 @@ def _blame(seen: Seen, code: int, number: int | None) -> tuple[Reason, str]:
         if code and seen.disk_full:
             text = f"failed: disk limit {format_bytes(size.disk_bytes)} reached"
             return Reason.DISK, f"{text}; ask for more with --disk"
+    if number == signal.SIGSYS and seen.deadly:
+        text = f"ended by signal {signal_name(number)}: the sandbox policy kills for {seen.deadly}"
+        return Reason.SIGNAL, text
     if number is not None:
         return Reason.SIGNAL, f"ended by signal {signal_name(number)}"
     return Reason.EXIT, f"exit code {code}" if code else ""

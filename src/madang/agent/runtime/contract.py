@@ -30,7 +30,10 @@ class RuntimeFacts:
     name: str
     rootless: bool
     enforced: Mapping[str, str]
-    """``cpu mem pids disk time network uid seccomp`` → ``cgroup quota watch seccomp none …``"""
+    """``cpu mem pids disk time network uid seccomp`` → ``cgroup quota watch seccomp none …``
+
+    A kernel's own also has ``policy``, the layers of its sandbox policy, if there are any.
+    """
     warnings: tuple[str, ...] = ()
     """In words, each with the mend."""
     capacity: Capacity | None = None

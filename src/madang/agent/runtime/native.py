@@ -72,7 +72,8 @@ class NativeRuntime:
 
     async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
         answer = await self._call("prepare", kernel=str(kernel), spec=to_builtins(spec))
-        return Prepared(enforced=self._enforced | answer["enforced"])
+        enforced = self._enforced | answer["enforced"] | _policy(answer["policy"])
+        return Prepared(enforced=enforced, warnings=tuple(answer["warnings"]))
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         answer = await self._call("start", kernel=str(kernel), spec=to_builtins(spec))
@@ -140,7 +141,9 @@ class NativeRuntime:
             started_at=entry["started_at"],
             ended=layout.read_ended(f"{folder}/io/main"),
             execs=layout.execs(folder),
-            enforced=self._enforced | {"disk": entry["scratch_enforced"]},
+            enforced=self._enforced
+            | {"disk": entry["scratch_enforced"]}
+            | _policy(entry["policy"]),
         )
 
     # -- the link ----------------------------------------------------------------------------
@@ -267,6 +270,10 @@ class _Link:
                 if not future.done():
                     future.set_exception(_LinkLost())
             self._lost()
+
+
+def _policy(label: str) -> dict[str, str]:
+    return {"policy": label} if label else {}
 
 
 def _opened(answer: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
+from madang.kit import policy
 from madang.kit.codec import from_json, to_json
 from madang.kit.ids import MAX_NAME, valid_name
 from madang.manager.db import micros, seconds
-from madang.manager.session.types import LIFE, SessionRow, SessionSettings
+from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
 from madang.wire.errors import InvalidRequest
 from madang.wire.kernel import Assignment, ImageMount, KernelReport, KernelSpec, Wanted
+from madang.wire.policy import SESSION
 from madang.wire.session import (
     Ended,
     Pending,
@@ -55,7 +57,10 @@ _NO_SPEC: Final = KernelSpec(
 
 
 def check_spec(spec: SessionSpec) -> SessionSpec:
-    """Raises InvalidRequest that names what is wrong; sizes are checked by ``resolve_size``."""
+    """Raises InvalidRequest or PolicyInvalid that names what is wrong.
+
+    Sizes are checked by ``resolve_size``.
+    """
     if spec.name is not None and not valid_name(spec.name):
         raise _invalid(
             "name",
@@ -73,6 +78,8 @@ def check_spec(spec: SessionSpec) -> SessionSpec:
         raise _invalid("workspace", "is not a digest that POST /v1/workspaces gave.")
     if not spec.image or len(spec.image) > 200 or "\0" in spec.image:
         raise _invalid("image", "has no sensible name.")
+    if spec.policy:
+        policy.parse(spec.policy, SESSION)
     return spec
 
 
@@ -176,7 +183,7 @@ _WANTED: Final = {
 }
 
 
-def assignment_of(row: SessionRow, settings: SessionSettings) -> Assignment:
+def assignment_of(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxes) -> Assignment:
     """What the node that holds the session shall do with it."""
     wanted = _WANTED[S(row.status)]
     return Assignment(
@@ -184,13 +191,13 @@ def assignment_of(row: SessionRow, settings: SessionSettings) -> Assignment:
         nonce=row.nonce,
         revision=row.revision,
         wanted=wanted,
-        spec=_kernel_spec(row, settings) if wanted is not Wanted.KEEP else _NO_SPEC,
+        spec=_kernel_spec(row, settings, sandboxes) if wanted is not Wanted.KEEP else _NO_SPEC,
         stop_reason=row.stop_reason,
         stop_text=row.stop_text,
     )
 
 
-def _kernel_spec(row: SessionRow, settings: SessionSettings) -> KernelSpec:
+def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxes) -> KernelSpec:
     spec = from_json(SessionSpec, row.spec)
     return KernelSpec(
         argv=spec.argv,
@@ -208,6 +215,7 @@ def _kernel_spec(row: SessionRow, settings: SessionSettings) -> KernelSpec:
         log_limit_bytes=settings.log_limit_bytes,
         build=row.kind == SessionKind.BUILD,
         owner=row.owner_id,
+        sandbox=sandboxes.of(spec.policy),
     )
 
 

@@ -6,9 +6,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from madang.manager.db import Reader
 from madang.manager.fleet.types import Slots
 from madang.wire.api import WorkspaceManifest
 from madang.wire.kernel import ImageMount, KernelId
+from madang.wire.policy import Sandbox
 from madang.wire.session import SessionStatus
 
 S = SessionStatus
@@ -124,6 +126,20 @@ class Images(Protocol):
     async def wanted_layers(self) -> tuple[str, ...] | None:
         """Layers that nodes shall keep; None: no opinion."""
         ...
+
+
+class Sandboxes(Protocol):
+    """What the policies in force on one node make of a session."""
+
+    def of(self, session: str) -> Sandbox:
+        """*session*: the text of its own layer."""
+        ...
+
+
+class Policies(Protocol):
+    """What the policy slice does for sessions."""
+
+    async def sandboxes(self, tx: Reader, node: str) -> Sandboxes: ...
 
 
 class Blobs(Protocol):

@@ -8,12 +8,12 @@ import msgspec
 from msgspec import Meta
 
 from madang.manager.http import Call, Reply, endpoint
+from madang.manager.http.versions import version_of
 from madang.manager.session.service import SessionService
 from madang.manager.session.service.kernels import KernelService
 from madang.manager.session.service.users import MAX_WAIT_S
 from madang.manager.session.types import SessionRow
 from madang.wire.api import Page, SignalRequest, StopRequest
-from madang.wire.errors import InvalidRequest
 from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatus
 
 CREATE_LIMIT: Final = 16 << 20
@@ -42,16 +42,6 @@ class GetQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
 class RemoveQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     force: bool = False
-
-
-def version_of(header: str | None) -> int | None:
-    """The number in an ``If-Match`` or ``If-None-Match``; None for ``*`` or none."""
-    if header is None or header.strip() == "*":
-        return None
-    digits = header.strip().removeprefix("W/").strip('"')
-    if not (digits.isascii() and digits.isdecimal() and len(digits) < 19):
-        raise InvalidRequest(f"If-Match: {header[:40]!r} is no version that we gave.")
-    return int(digits)
 
 
 class SessionApi:

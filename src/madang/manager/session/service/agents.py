@@ -14,7 +14,7 @@ from madang.manager.fleet import store as ledger
 from madang.manager.session import store
 from madang.manager.session.rules import assignment_of
 from madang.manager.session.service import moves
-from madang.manager.session.types import Images, SessionRow, SessionSettings
+from madang.manager.session.types import Images, Policies, SessionRow, SessionSettings
 from madang.wire.kernel import Desired, Hello, KernelReport, KernelState
 from madang.wire.session import Reason, SessionStatus
 
@@ -32,12 +32,14 @@ class AgentService:
         database: Database,
         feed: EventFeed,
         images: Images,
+        policies: Policies,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
         self._database: Final = database
         self._feed: Final = feed
         self._images: Final = images
+        self._policies: Final = policies
         self._clock: Final = clock
         self._settings: Final = settings
         self.live: Final[dict[str, KernelReport]] = {}
@@ -51,11 +53,12 @@ class AgentService:
             if known is None or known.revision == since:
                 return None
             rows = await store.list_held(tx, node, -1 if since is None else since)
+            sandboxes = await self._policies.sandboxes(tx, node)
             forget = () if since is None else await ledger.list_forgotten(tx, node, since)
         return Desired(
             revision=known.revision,
             full=since is None,
-            set=tuple(assignment_of(row, self._settings) for row in rows),
+            set=tuple(assignment_of(row, self._settings, sandboxes) for row in rows),
             forget=tuple(forget),
             keep_layers=keep,
         )

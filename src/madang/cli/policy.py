@@ -1,0 +1,187 @@
+"""``madang policy show|check|diff|apply|test``."""
+
+from __future__ import annotations
+
+import difflib
+import time
+
+import click
+
+from madang.cli.context import connect, json_option, print_json, print_table
+from madang.cli.options import read_policy
+from madang.cli.printable import printable
+from madang.wire.errors import InvalidRequest
+from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyReview, PolicyVerdict
+
+_MOST_NAMED = 12
+
+_node = click.option("--node", metavar="NAME", help="Of one machine. Default: of all (site).")
+_session = click.option(
+    "--session", is_flag=True, help="As the layer of a session, for `run --policy`."
+)
+
+
+@click.group()
+def policy() -> None:
+    """Show, try and apply sandbox policies: which system calls sessions may make.
+
+    Layers count one after the other and only get stricter: base (ours), site (all machines), node
+    (one machine), session (`madang run --policy FILE`).
+    """
+
+
+@policy.command()
+@click.argument("target", required=False)
+@click.option("--history", is_flag=True, help="Its versions: who, when, why.")
+@json_option
+def show(target: str | None, history: bool, as_json: bool) -> None:
+    """Show what is in force; of base, site or node:NAME its text."""
+    with connect() as client:
+        if history:
+            _list(client.get_policy_history(target or "site"), as_json=as_json)
+        elif target is None:
+            _list(client.list_policies(), as_json=as_json)
+        else:
+            _show_text(client.get_policy(target), as_json=as_json)
+
+
+def _list(found: list[Policy], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (each.target, str(each.version), each.digest[:12], each.author or "-", _when(each),
+         each.note or "-")
+        for each in found
+    ]  # fmt: skip
+    print_table(("POLICY", "VERSION", "DIGEST", "BY", "AT", "NOTE"), rows)
+
+
+def _when(found: Policy) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.localtime(found.at)) if found.at else "-"
+
+
+def _show_text(found: Policy, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        for line in found.text.splitlines():
+            print(printable(line.expandtabs()))
+
+
+@policy.command()
+@click.argument("file")
+@_node
+@_session
+@json_option
+def check(file: str, node: str | None, session: bool, as_json: bool) -> None:
+    """Check a file, and say what it would change."""
+    with connect() as client:
+        review = client.review_policy(_draft(file, node, session=session))
+    if as_json:
+        print_json(review)
+        return
+    print(f"{printable(file)} is a valid policy: {review.rules} rules")
+    _print_changes(review)
+
+
+def _print_changes(review: PolicyReview) -> None:
+    changes = (("stricter", review.stricter), ("wider", review.wider), ("other", review.other))
+    for word, calls in changes:
+        if calls:
+            more = ", …" * (len(calls) > _MOST_NAMED)
+            print(f"{word:<8} {', '.join(calls[:_MOST_NAMED])}{more} ({len(calls)})")
+
+
+@policy.command()
+@click.argument("file")
+@_node
+@json_option
+def diff(file: str, node: str | None, as_json: bool) -> None:
+    """Compare a file with the policy in force."""
+    draft = _draft(file, node)
+    with connect() as client:
+        review = client.review_policy(draft)
+    if as_json:
+        print_json(review)
+        return
+    old, new = review.current.splitlines(), draft.text.splitlines()
+    name = f"{review.target} version {review.version}"
+    for line in difflib.unified_diff(old, new, name, printable(file), lineterm=""):
+        print(printable(line.expandtabs()))
+    _print_changes(review)
+
+
+@policy.command()
+@click.argument("file")
+@_node
+@click.option("--note", default="", help="Why; kept with it.")
+@click.option("--version", type=int, metavar="N", help="Only if N is still in force.")
+@json_option
+def apply(file: str, node: str | None, note: str, version: int | None, as_json: bool) -> None:
+    """Put a file in force, for sessions that start from now on.
+
+    \b
+    madang policy diff lab.toml
+    madang policy apply lab.toml --note "no debuggers"
+    """
+    draft = _draft(file, node, note=note)
+    with connect() as client:
+        done = client.apply_policy(draft, version=version)
+    if as_json:
+        print_json(done)
+    else:
+        print(f"{done.target} is at version {done.version}")
+
+
+@policy.command()
+@click.argument("file")
+@click.argument("call")
+@click.argument("arguments", nargs=-1, metavar="[ARGUMENT]...")
+@_node
+@_session
+@json_option
+def test(
+    file: str, call: str, arguments: tuple[str, ...], node: str | None, session: bool, as_json: bool
+) -> None:
+    """Say what would happen to a system call under a file, and by which rule.
+
+    Arguments are numbers, as 16 or 0x10. The file "-" is none: as things are.
+
+    \b
+    madang policy test lab.toml socket 17 3
+    """
+    draft = None if file == "-" else _draft(file, node, session=session)
+    values = tuple(_number(argument) for argument in arguments)
+    question = PolicyQuestion(call=call, arguments=values, draft=draft, node=node or "")
+    with connect() as client:
+        verdict = client.ask_policy(question)
+    if as_json:
+        print_json(verdict)
+    else:
+        print(printable(_tell(call, verdict)))
+
+
+def _tell(call: str, verdict: PolicyVerdict) -> str:
+    if not verdict.answer:
+        return f"{call} passes: no rule refuses it"
+    place = f"{verdict.layer} line {verdict.line}"
+    name = f" ({verdict.name})" if verdict.name else ""
+    why = f": {verdict.why}" if verdict.why else ""
+    word = "passes with" if verdict.passes else "is refused with"
+    return f"{call} {word} {verdict.answer} by {place}{name}{why}"
+
+
+def _number(text: str) -> int:
+    try:
+        value = int(text, 0)
+    except ValueError as exc:
+        raise InvalidRequest(f"{text[:40]!r} is no number; write 16 or 0x10.") from exc
+    return value % 2**64 if -(2**63) <= value < 0 else value
+
+
+def _draft(file: str, node: str | None, *, session: bool = False, note: str = "") -> PolicyDraft:
+    if session and node is not None:
+        raise click.UsageError("--session and --node don't go together.")
+    target = "session" if session else "site" if node is None else f"node:{node}"
+    return PolicyDraft(text=read_policy(file), target=target, note=note)

@@ -1,0 +1,70 @@
+"""REST of sandbox policies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Final
+
+from madang.manager.http import Call, Reply, endpoint
+from madang.manager.http.versions import version_of
+from madang.manager.policy.service import PolicyService
+from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyReview, PolicyVerdict
+
+BODY_LIMIT: Final = 512 * 1024
+"""A text of 64 KiB takes up to six times as much as JSON escapes."""
+
+
+class PolicyApi:
+    def __init__(self, service: PolicyService) -> None:
+        self._service: Final = service
+
+    @endpoint("GET", "/v1/policies", returns=tuple[Policy, ...])
+    async def list_policies(self, call: Call[Any, Any]) -> tuple[Policy, ...]:
+        """What is in force everywhere, the base first."""
+        return await self._service.list()
+
+    @endpoint("GET", "/v1/policies/{target}", returns=Policy)
+    async def get_policy(self, call: Call[Any, Any]) -> Reply:
+        """The policy in force for base, site or node:NAME; version 0: there is none."""
+        return _tagged(await self._service.get(call.path("target")))
+
+    @endpoint("GET", "/v1/policies/{target}/history", returns=tuple[Policy, ...])
+    async def get_policy_history(self, call: Call[Any, Any]) -> tuple[Policy, ...]:
+        """Its versions, newest first: text, who, when, why."""
+        return await self._service.history(call.path("target"))
+
+    @endpoint(
+        "PUT",
+        "/v1/policies/{target}",
+        body=PolicyDraft,
+        returns=Policy,
+        body_limit=BODY_LIMIT,
+        headers=("If-Match",),
+    )
+    async def apply_policy(self, call: Call[Any, PolicyDraft]) -> Reply:
+        """Put a policy in force for sessions that start from now on; administrators only."""
+        draft = replace(call.body, target=call.path("target"))
+        version = version_of(call.header("If-Match"))
+        return _tagged(await self._service.apply(call.caller, draft, version))
+
+    @endpoint(
+        "POST", "/v1/policies/review", body=PolicyDraft, returns=PolicyReview, body_limit=BODY_LIMIT
+    )
+    async def review_policy(self, call: Call[Any, PolicyDraft]) -> PolicyReview:
+        """Check a text and say what it would change; nothing is stored."""
+        return await self._service.review(call.body)
+
+    @endpoint(
+        "POST",
+        "/v1/policies/test",
+        body=PolicyQuestion,
+        returns=PolicyVerdict,
+        body_limit=BODY_LIMIT,
+    )
+    async def test_policy(self, call: Call[Any, PolicyQuestion]) -> PolicyVerdict:
+        """Say what would happen to a system call, by which rule; nothing is stored."""
+        return await self._service.ask(call.body)
+
+
+def _tagged(policy: Policy) -> Reply:
+    return Reply(policy, {"ETag": f'"{policy.version}"'})

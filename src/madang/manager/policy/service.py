@@ -1,0 +1,172 @@
+"""Reading policies and putting them in force."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from typing import Final
+
+from madang.kit import policy
+from madang.kit.clock import Clock
+from madang.manager.db import Database, Reader, micros, seconds
+from madang.manager.fleet import store as fleet
+from madang.manager.http import Caller
+from madang.manager.policy import rules, store
+from madang.manager.policy.types import NODE_PREFIX, PolicyRow
+from madang.wire.errors import Forbidden, InvalidRequest, NotFound, PreconditionFailed
+from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyReview, PolicyVerdict
+from madang.wire.policy import BASE, LAYERS, SESSION, SITE, Layer, Sandbox
+
+HISTORY: Final = 100
+"""Versions that are listed."""
+
+
+class PolicyService:
+    """Everybody may read; administrators change."""
+
+    def __init__(self, database: Database, clock: Clock, widen: Collection[str]) -> None:
+        """*widen*: rules of the base that a policy may widen on this server."""
+        self._database: Final = database
+        self._clock: Final = clock
+        self._widen: Final = frozenset(widen)
+
+    # --- for sessions
+
+    async def rows_for(self, tx: Reader, node: str) -> list[PolicyRow]:
+        """What is in force on a node, in the order of the layers."""
+        target = rules.node_target(node)
+        found = await store.find_two(tx, SITE, target)
+        return [found[name] for name in (SITE, target) if name in found]
+
+    async def sandboxes(self, tx: Reader, node: str) -> Sandboxes:
+        return Sandboxes(await self.rows_for(tx, node))
+
+    # --- for people
+
+    async def list(self) -> tuple[Policy, ...]:
+        """What is in force everywhere, the base first."""
+        async with self._database.read() as tx:
+            rows = await store.list_in_force(tx)
+        return (_base(), *sorted(map(_policy, rows), key=lambda found: found.target != SITE))
+
+    async def get(self, target: str) -> Policy:
+        if rules.layer_of(target) == BASE:
+            return _base()
+        async with self._database.read() as tx:
+            row = await self._find(tx, target)
+        return _policy(row) if row is not None else _empty(target)
+
+    async def history(self, target: str) -> tuple[Policy, ...]:
+        """Newest first."""
+        if rules.layer_of(target) == BASE:
+            return (_base(),)
+        async with self._database.read() as tx:
+            await self._find(tx, target)
+            rows = await store.list_history(tx, target, HISTORY)
+        return tuple(map(_policy, rows))
+
+    async def review(self, draft: PolicyDraft) -> PolicyReview:
+        """Raises PolicyInvalid."""
+        layer = self._parse(draft)
+        async with self._database.read() as tx:
+            row = await self._find(tx, draft.target)
+        return rules.review(draft.target, row, layer)
+
+    async def apply(self, caller: Caller, draft: PolicyDraft, version: int | None) -> Policy:
+        """Put a text in force, if *version* still is; the one in force again changes nothing."""
+        if not caller.sees_all:
+            raise Forbidden("only an administrator puts a sandbox policy in force.")
+        if rules.layer_of(draft.target) in {BASE, SESSION}:
+            text = f"the {draft.target} layer can't be put in force; give site or node:NAME."
+            raise InvalidRequest(text, field="target")
+        self._parse(draft)
+        rules.check_note(draft.note)
+        async with self._database.begin() as tx:
+            row = await self._find(tx, draft.target)
+            known = 0 if row is None else row.version
+            if version is not None and version != known:
+                text = f"policy {draft.target} is at version {known}, not {version}."
+                raise PreconditionFailed(f"{text} Look at it again.", version=known)
+            if row is None or row.text != draft.text:
+                row = self._row(caller, draft, known + 1)
+                await store.add(tx, row)
+        return _policy(row)
+
+    async def ask(self, question: PolicyQuestion) -> PolicyVerdict:
+        """What would happen to a system call."""
+        draft = question.draft
+        layer = None if draft is None else self._parse(draft)
+        async with self._database.read() as tx:
+            rows = await self.rows_for(tx, question.node)
+        layers = {rules.layer_of(r.target): policy.parse(r.text, rules.layer_of(r.target))
+                  for r in rows}  # fmt: skip
+        if layer is not None:
+            layers[layer.layer] = layer
+        ordered = [layers[name] for name in LAYERS if name in layers]
+        return rules.verdict(ordered, question.call, question.arguments)
+
+    # --- inside
+
+    def _parse(self, draft: PolicyDraft) -> Layer:
+        layer = rules.layer_of(draft.target)
+        if layer == BASE:
+            raise InvalidRequest("the base layer is part of Madang itself.", field="target")
+        return rules.check_widen(policy.parse(draft.text, layer), self._widen)
+
+    async def _find(self, tx: Reader, target: str) -> PolicyRow | None:
+        """What is in force; raises NotFound for a node that nobody has seen."""
+        row = await store.find(tx, target)
+        if row is None and target.startswith(NODE_PREFIX):
+            name = target.removeprefix(NODE_PREFIX)
+            if await fleet.find_node(tx, name) is None:
+                raise NotFound(f"no node {name[:64]!r}.", node=name[:64])
+        return row
+
+    def _row(self, caller: Caller, draft: PolicyDraft, version: int) -> PolicyRow:
+        return PolicyRow(
+            id=0,
+            target=draft.target,
+            version=version,
+            text=draft.text,
+            digest=_digest(draft.text),
+            author_id=caller.user_id,
+            author=caller.user,
+            at=micros(self._clock.now()),
+            note=draft.note,
+        )
+
+
+class Sandboxes:
+    """What sessions get on one node, at one moment."""
+
+    def __init__(self, rows: list[PolicyRow]) -> None:
+        self._rows: Final = rows
+
+    def of(self, session: str) -> Sandbox:
+        """*session*: the text of its own layer."""
+        return rules.sandbox_of(self._rows, session)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _base() -> Policy:
+    text = policy.BASE_TEXT
+    return Policy(target=BASE, version=policy.VERSION, text=text, digest=_digest(text))
+
+
+def _empty(target: str) -> Policy:
+    return Policy(target=target, version=0, text="", digest=_digest(""))
+
+
+def _policy(row: PolicyRow) -> Policy:
+    return Policy(
+        target=row.target,
+        version=row.version,
+        text=row.text,
+        digest=row.digest,
+        author=row.author,
+        at=seconds(row.at),
+        note=row.note,
+    )
