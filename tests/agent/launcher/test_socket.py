@@ -17,6 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from madang.agent.launcher import checks
 from madang.agent.launcher.protocol import MAX_FRAME, Frames, frame
 from madang.kit.codec import to_builtins
 from madang.kit.ids import new_id
@@ -47,12 +48,16 @@ class Raw:
     def answer(self) -> dict[str, Any]:
         """The next answer; hints are skipped. EOFError: the launcher hung up."""
         while True:
-            data = self.sock.recv(1 << 16)
-            if not data:
-                raise EOFError
-            for message in self._frames.feed(data):
+            for message in self.hear():
                 if "changed" not in message:
                     return message
+
+    def hear(self) -> list[dict[str, Any]]:
+        """All that has come, hints too."""
+        data = self.sock.recv(1 << 16)
+        if not data:
+            raise EOFError
+        return self._frames.feed(data)
 
     def hung_up(self) -> bool:
         try:
@@ -297,6 +302,74 @@ def test_any_json_gets_an_answer(
     fuzzed.send(frame(message))
     answer = fuzzed.answer()
     assert "ok" in answer or isinstance(answer["error"], str)
+
+
+texts = st.text(max_size=30) | st.sampled_from(["\ud800", "../x", "/" * 5000, "a\0b", "\udcff"])
+near_specs = st.fixed_dictionaries(
+    {"image": st.just(SPEC["image"]), "size": st.just(SPEC["size"])},
+    optional={
+        "argv": st.lists(texts, max_size=3),
+        "env": st.dictionaries(texts, texts, max_size=3),
+        "cwd": texts.map(lambda text: "/" + text),
+        "hostname": texts,
+        "owner": texts,
+        "workspace": texts,
+        "argv_encoding": st.sampled_from(["utf-8", "latin-1", "utf-16", "idna"]),
+        "tty": st.booleans(),
+        "stdin": st.booleans(),
+        "rows": st.floats() | st.integers(),
+        "cols": st.floats() | st.integers(),
+        "grace_s": st.floats() | st.integers(),
+        "log_limit_bytes": st.floats() | st.integers(),
+        "build": st.booleans(),
+    },
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(near_specs)
+def test_a_spec_that_is_nearly_right_is_refused_or_can_be_carried_out(
+    asked: dict[str, Any],
+) -> None:
+    """What passes the checks must not fail later, where root or an init handles it."""
+    try:
+        found = checks.kernel_spec(json.loads(json.dumps(asked)))
+    except PlatformError as exc:
+        assert exc.text
+        return
+    checks.argv_bytes(found.argv, found.argv_encoding)
+    for text in (found.cwd, *found.env, *found.env.values(), found.hostname):
+        assert "\0" not in text
+        os.fsencode(text)
+    json.dumps(to_builtins(found)).encode()
+    struct.pack("HHHH", found.rows, found.cols, 0, 0)
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("prepare start kill freeze thaw settle remove files".split()),
+            st.sampled_from([1, 2]),
+        ),
+        max_size=12,
+    )
+)
+def test_any_order_of_real_requests_gets_an_answer_each(
+    fuzzed: Raw, steps: list[tuple[str, int]]
+) -> None:
+    """All at once, without waiting: on sessions that really start, end and vanish."""
+    for number, (op, which) in enumerate(steps):
+        message = {"id": number, "op": op, "kernel": f"0123456789abcdef.{which}"}
+        more = {"spec": SPEC} if op in {"prepare", "start"} else {}
+        fuzzed.send(frame(message | more))
+    left = set(range(len(steps)))
+    while left:
+        left -= {message.get("id") for message in fuzzed.hear()}
 
 
 @settings(max_examples=60, deadline=None)
