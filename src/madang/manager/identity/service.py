@@ -83,7 +83,7 @@ class IdentityService:
         if scheme.lower() != "bearer" or not token.startswith(TOKEN_PREFIX):
             raise Unauthenticated("no token: send `Authorization: Bearer mdg_…`.")
         if len(token) > MAX_TOKEN:
-            raise Unauthenticated("the token is not valid.")
+            raise Unauthenticated("the token is not valid. `madang login URL` stores another.")
         digest = _digest(token)
         at = self._clock.monotonic()
         known = self._known.get(digest)
