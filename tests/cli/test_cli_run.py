@@ -402,6 +402,10 @@ def test_explanations_need_no_server(cli: Cli) -> None:
 
     assert b"image ls" in cli.run("explain", "image.unknown").stdout
     assert b"120" in cli.run("explain", "exit-codes").stdout
+    assert b"Do you mean exit-codes" in cli.run("explain", "exit_codes").stderr
+    assert b"time limit" in cli.run("explain", "124").stdout
+    assert b"SIGKILL" in cli.run("explain", "137").stdout
+    assert cli.run("explain", "999").returncode == 122
     assert b"Do you mean image.unknown" in cli.run("explain", "image.unknwn").stderr
     assert len(json.loads(cli.run("explain", "--json").stdout)) > 20
 

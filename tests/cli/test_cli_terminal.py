@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import pytest
 from tests.cli.conftest import COMMAND, Cli
 
 from madang.wire.api import ClientOp
@@ -59,10 +61,10 @@ class Terminal:
 
 
 @contextmanager
-def terminal(cli: Cli, *args: str) -> Iterator[Terminal]:
+def terminal(cli: Cli, *args: str, size: tuple[int, int] = (33, 101)) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (33, 101))
-    env = {**cli.env, "TERM": "xterm"}
+    termios.tcsetwinsize(theirs, size)
+    env = {"TERM": "xterm", **cli.env}
     process = subprocess.Popen(
         [*COMMAND, *args],
         cwd=cli.project,
@@ -182,6 +184,51 @@ def test_the_live_line_never_eats_output(cli: Cli) -> None:
 
     assert b"partial" in seen.split(b"\x1b[2K")[-1]
     assert b"partial\r\n" in seen
+
+
+@pytest.mark.parametrize(("key", "code"), [(b"q", 0), (b"\x03", 130)])
+def test_top_ends_with_q_and_ctrl_c_and_gives_the_terminal_back(
+    cli: Cli, key: bytes, code: int
+) -> None:
+    cli.run("run", "-d", "--name", "host-owl")
+    with terminal(cli, "top") as term:
+        before = termios.tcgetattr(term.fd)
+        term.until(b"host-owl")
+        term.until(b"q quits")
+        term.type(key)
+        term.until(b"\x1b[?1049l")
+        assert term.process.wait(10) == code
+        assert termios.tcgetattr(term.fd) == before
+
+
+def test_a_killed_top_gives_the_terminal_back(cli: Cli) -> None:
+    with terminal(cli, "top") as term:
+        before = termios.tcgetattr(term.fd)
+        term.until(b"No session is running")
+        os.kill(term.process.pid, signal.SIGTERM)
+        term.until(b"\x1b[?1049l")
+        assert term.process.wait(10) == 143
+        assert termios.tcgetattr(term.fd) == before
+
+
+def test_top_stays_within_a_small_window(cli: Cli) -> None:
+    for number in range(6):
+        cli.run("run", "-d", "--name", f"host-owl-{number}")
+    with terminal(cli, "top", size=(5, 24)) as term:
+        seen = term.until(b"more").split(b"\x1b[H")[-1]
+        term.type(b"q")
+        assert term.process.wait(10) == 0
+    rows = re.sub(rb"\x1b\[[?0-9]*[A-Za-z]", b"", seen).split(b"\r\n")
+    assert len(rows) <= 5
+    assert max(map(len, rows)) <= 24
+
+
+def test_top_asks_no_terminal_for_what_it_can_not(cli: Cli) -> None:
+    cli.env["TERM"] = "dumb"
+    with terminal(cli, "top") as term:
+        seen = term.until(b"No session is running")
+        assert term.process.wait(10) == 0
+    assert b"\x1b" not in seen
 
 
 def test_a_shell_has_the_terminal(cli: Cli) -> None:

@@ -17,6 +17,7 @@ from typing import Final
 from madang.agent.audit import Audit
 from madang.agent.build import BuildHook
 from madang.agent.capacity import capacity, facts_as_text
+from madang.agent.host import HostMeter
 from madang.agent.journal import Journal, Record, boot_id, ensure_folder
 from madang.agent.keepers import Keepers, SocketKeepers
 from madang.agent.kernel import Kernel, Surroundings, found_record, new_record
@@ -71,6 +72,7 @@ class Agent:
         self._link: AgentEnd | None = None
         self._meter = Meter(settings, runtime, clock, lambda: list(self._kernels.values()))
         self._audit = Audit(runtime, clock, settings.audit_s, self._kernels, self._meet)
+        self._host = HostMeter()
         self._streams = Streams(self._find, runtime, self._keepers, clock, self._tasks)
 
     @property
@@ -341,6 +343,7 @@ class Agent:
                         node=self.settings.node,
                         incarnation=self._journal.incarnation,
                         kernels=reports,
+                        load=self._host.load() if heartbeat else None,
                     )
                 )
             wake_at = min([heartbeat_at, *self._due.values()])

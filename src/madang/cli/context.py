@@ -35,9 +35,17 @@ def print_json(value: Any) -> None:
 
 
 def print_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Columns as wide as they need to be; the last one is not padded."""
-    table = [headings, *([printable(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in table) for i in range(len(headings) - 1)]
-    for row in table:
+    """On stdout; see ``table``."""
+    for line in table(headings, rows):
+        sys.stdout.write(line + "\n")
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines with columns as wide as they need to be; the last one is not padded."""
+    cells = [headings, *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(headings) - 1)]
+    lines = []
+    for row in cells:
         padded = [f"{cell:{width}}" for cell, width in zip(row, widths, strict=False)]
-        sys.stdout.write("  ".join([*padded, row[-1]]).rstrip() + "\n")
+        lines.append("  ".join([*padded, row[-1]]).rstrip())
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from difflib import get_close_matches
 
 import click
@@ -16,16 +17,19 @@ from madang.wire.errors import NotFound, PlatformError, catalogue
 @click.argument("code", required=False)
 @json_option
 def explain(code: str | None, as_json: bool) -> None:
-    """Explain an error code or `exit-codes`; without either, list all codes."""
+    """Explain an error code, an exit code or all `exit-codes`; without any, list error codes."""
     if code == "exit-codes":
-        _exit_codes(as_json=as_json)
+        _exit_codes(exits.MEANING, as_json=as_json)
+        return
+    if code is not None and code.isdecimal() and (text := exits.meaning(int(code[:4]))):
+        _exit_codes({code: text}, as_json=as_json)
         return
     known = catalogue()
     if code is None:
         _list(known, as_json=as_json)
         return
     if code not in known:
-        near = get_close_matches(code, known, n=1)
+        near = get_close_matches(code, [*known, "exit-codes"], n=1)
         guess = f" Do you mean {near[0]}?" if near else ""
         raise NotFound(f"no error code {code!r}.{guess} `madang explain` lists all.")
     found = _explanation(known[code])
@@ -50,8 +54,8 @@ def _list(known: dict[str, type[PlatformError]], *, as_json: bool) -> None:
     print("\nmadang explain CODE says more; madang explain exit-codes lists exit codes.")
 
 
-def _exit_codes(*, as_json: bool) -> None:
+def _exit_codes(meanings: Mapping[str, str], *, as_json: bool) -> None:
     if as_json:
-        print_json(exits.MEANING)
+        print_json(meanings)
     else:
-        print_table(("EXIT CODE", "MEANING"), list(exits.MEANING.items()))
+        print_table(("EXIT CODE", "MEANING"), list(meanings.items()))

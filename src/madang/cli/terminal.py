@@ -7,7 +7,7 @@ import os
 import select
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 LIVE_AFTER_S: Final = 0.15
@@ -117,6 +117,52 @@ def raw_mode(fd: int) -> Iterator[None]:
     before = termios.tcgetattr(fd)
     try:
         tty.setraw(fd, termios.TCSANOW)
+        yield
+    finally:
+        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def full_screen() -> Iterator[Callable[[float], bytes]]:
+    """The terminal's other page. The terminal is as before afterwards, also after SIGTERM.
+
+    Gives a function that waits some seconds for keys, and returns what was typed.
+    """
+    import signal
+
+    keys = is_terminal(0)
+    with contextlib.ExitStack() as stack:
+        for signum in (signal.SIGTERM, signal.SIGHUP):
+            stack.callback(signal.signal, signum, signal.signal(signum, _leave))
+        if keys:
+            stack.enter_context(_single_keys(0))
+        stack.callback(_write, 1, b"\x1b[?25h\x1b[?1049l")
+        _write(1, b"\x1b[?1049h\x1b[?25l")
+        yield lambda seconds: _wait_keys(seconds) if keys else _wait(seconds)
+
+
+def _leave(signum: int, _frame: object) -> None:
+    raise SystemExit(128 + signum)
+
+
+def _wait_keys(seconds: float) -> bytes:
+    return os.read(0, 64) if select.select([0], [], [], seconds)[0] else b""
+
+
+def _wait(seconds: float) -> bytes:
+    time.sleep(seconds)
+    return b""
+
+
+@contextlib.contextmanager
+def _single_keys(fd: int) -> Iterator[None]:
+    """Keys come one by one and are not shown; Ctrl-C still is a signal."""
+    import termios
+    import tty
+
+    before = termios.tcgetattr(fd)
+    try:
+        tty.setcbreak(fd, termios.TCSANOW)
         yield
     finally:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)

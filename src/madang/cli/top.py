@@ -2,50 +2,81 @@
 
 from __future__ import annotations
 
-import sys
-import time
+from typing import Final
 
 import click
 
-from madang.cli.context import connect, json_option, print_json, print_table
-from madang.cli.terminal import is_terminal
+from madang.cli.config import load
+from madang.cli.context import connect, json_option, print_json, table
+from madang.cli.terminal import full_screen, is_terminal, window, write_all
 from madang.client.sync import Client
+from madang.wire.api import Node
 from madang.wire.session import Session, SessionStatus
 from madang.wire.size import format_bytes, format_duration
 
-_PERIOD_S = 2.0
+_PERIOD_S: Final = 2.0
+_QUIT: Final = frozenset(b"qQ")
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print one table and stop.")
 @json_option
 def top(once: bool, as_json: bool) -> None:
-    """Watch what running sessions use."""
-    with connect() as client:
-        before = _running(client)
+    """Watch what running sessions use, and the machines; q or Ctrl-C ends it."""
+    config = load()
+    with connect(config) as client:
         if as_json:
-            print_json(list(before.values()))
-            return
-        if once or not is_terminal(1):
-            _print(before, {})
-            return
-        _print(before, {})
+            print_json(list(_running(client).values()))
+        elif once or config.plain or not is_terminal(1):
+            for line in _page(client, _running(client), {}):
+                print(line)
+        else:
+            _watch(client)
+
+
+def _watch(client: Client) -> None:
+    before: dict[str, Session] = {}
+    with full_screen() as wait_keys:
         while True:
-            time.sleep(_PERIOD_S)
             now = _running(client)
-            sys.stdout.write("\x1b[H\x1b[2J")
-            _print(now, before)
-            sys.stdout.flush()
+            _draw([*_page(client, now, before), "", "q quits"])
+            if not _QUIT.isdisjoint(wait_keys(_PERIOD_S)):
+                return
             before = now
+
+
+def _draw(lines: list[str]) -> None:
+    """As much as fits, each line on one row of the window."""
+    rows, columns = window(1)
+    shown = lines if len(lines) <= rows else [*lines[: rows - 1], f"… {len(lines) - rows + 1} more"]
+    text = "\n".join(f"{line[:columns]}\x1b[K" for line in shown)
+    write_all(1, f"\x1b[H{text}\x1b[J".encode("utf-8", "replace"))
 
 
 def _running(client: Client) -> dict[str, Session]:
     return {session.id: session for session in client.list_sessions(status=SessionStatus.RUNNING)}
 
 
-def _print(sessions: dict[str, Session], before: dict[str, Session]) -> None:
+def _page(client: Client, sessions: dict[str, Session], before: dict[str, Session]) -> list[str]:
+    machines = [_node(node) for node in client.list_nodes()]
+    lines = table(("NODE", "CPU IN USE", "MEMORY IN USE", "ALLOCATED", "SESSIONS"), machines)
     rows = [_row(session, before.get(key)) for key, session in sessions.items()]
-    print_table(("NAME", "CPU", "CPU TIME", "MEMORY", "PEAK", "PROCESSES", "DISK"), rows)
+    headings = ("NAME", "CPU", "CPU TIME", "MEMORY", "PEAK", "PROCESSES", "DISK")
+    return [*lines, "", *(table(headings, rows) if rows else ["No session is running."])]
+
+
+def _node(node: Node) -> tuple[str, ...]:
+    """What is in use on the machine by anybody, and what is allocated to sessions."""
+    load, allocated = node.load, node.allocated
+    return (
+        node.name,
+        node.status if load is None else f"{load.cpu:.2f} of {load.cpus}",
+        "-"
+        if load is None
+        else f"{format_bytes(load.mem_bytes)} of {format_bytes(load.mem_total_bytes)}",
+        f"{allocated.cpu:g} CPU, {format_bytes(allocated.mem_bytes)}",
+        str(node.sessions),
+    )
 
 
 def _row(session: Session, before: Session | None) -> tuple[str, ...]:

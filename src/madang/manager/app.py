@@ -205,7 +205,8 @@ class Manager:
     async def _fill_metrics(self) -> None:
         async with self.database.read() as tx:
             statuses = await session_store.count_by_status(tx)
-        self.metrics.fill(statuses, await self.fleet.nodes(), self.fleet.online())
+        nodes = await self.fleet.nodes()
+        self.metrics.fill(statuses, nodes, self.fleet.online(), self.fleet.loads())
 
 
 class _Builds:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from madang.manager.fleet.types import NodeRow
 from madang.wire.api import Event
+from madang.wire.kernel import HostLoad
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
@@ -41,6 +43,12 @@ class Metrics:
         self.allocated: Final = Gauge(
             "madang_node_allocated", "What is allocated.", ("node", "slot"), registry=self.registry
         )
+        self.in_use: Final = Gauge(
+            "madang_node_in_use",
+            "What is in use on the whole machine, by anybody.",
+            ("node", "slot"),
+            registry=self.registry,
+        )
         self.online: Final = Gauge(
             "madang_node_online", "1 while its agent is linked.", ("node",), registry=self.registry
         )
@@ -53,13 +61,22 @@ class Metrics:
             result = event.payload.get("result") or ""
             self.moves.labels(event.payload["target"], result).inc()
 
-    def fill(self, statuses: dict[str, int], nodes: list[NodeRow], online: set[str]) -> None:
-        for gauge in (self.sessions, self.capacity, self.allocated, self.online):
+    def fill(
+        self,
+        statuses: Mapping[str, int],
+        nodes: list[NodeRow],
+        online: set[str],
+        loads: Mapping[str, HostLoad],
+    ) -> None:
+        for gauge in (self.sessions, self.capacity, self.allocated, self.in_use, self.online):
             gauge.clear()
         for status, count in statuses.items():
             self.sessions.labels(status).set(count)
         for node in nodes:
             self.online.labels(node.name).set(node.name in online)
+            if load := loads.get(node.name):
+                self.in_use.labels(node.name, "cpu").set(load.cpu)
+                self.in_use.labels(node.name, "mem_bytes").set(load.mem_bytes)
             for gauge, slots in ((self.capacity, node.capacity), (self.allocated, node.used)):
                 gauge.labels(node.name, "cpu").set(slots.cpu_milli / 1000)
                 gauge.labels(node.name, "mem_bytes").set(slots.mem_bytes)

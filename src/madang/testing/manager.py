@@ -27,6 +27,7 @@ from madang.wire.kernel import (
     Capacity,
     Desired,
     Hello,
+    HostLoad,
     KernelId,
     KernelReport,
     KernelState,
@@ -172,9 +173,9 @@ class ScriptedAgent:
             KernelReport(kernel=assignment.kernel, nonce=assignment.nonce, state=state, **fields)
         )
 
-    async def send(self, *reports: KernelReport) -> None:
+    async def send(self, *reports: KernelReport, load: HostLoad | None = None) -> None:
         assert self._end is not None
-        message = Reports(node=self.node, incarnation=self.incarnation, kernels=reports)
+        message = Reports(node=self.node, incarnation=self.incarnation, kernels=reports, load=load)
         await self._end.send(message)
 
     async def preparing(self, assignment: Assignment) -> None:

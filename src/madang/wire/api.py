@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from madang.wire.kernel import Capacity, ExecSpec
+from madang.wire.kernel import Capacity, ExecSpec, HostLoad
 from madang.wire.session import Ended, Session, SessionSpec
 
 
@@ -160,6 +160,8 @@ class Node:
     sessions: int
     seen_at: float
     facts: dict[str, str]
+    load: HostLoad | None = None
+    """What is in use by anybody; null while the machine is offline or has just come."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,13 @@ _CODES: Final = {
 }
 
 
+def meaning(code: int) -> str | None:
+    """What an exit code tells; None if there is no such code."""
+    if 0 < code < DETACHED and code != USAGE:
+        return MEANING["1-118"]
+    return MEANING["128+N"] if 128 < code < 256 else MEANING.get(str(code))
+
+
 def of_error(error: PlatformError) -> int:
     """The exit code for an error of ours."""
     if error.code in _CODES:

@@ -196,9 +196,24 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostLoad:
+    """What is in use on a whole machine, by anybody."""
+
+    cpu: float
+    """Cores, on average since the last heartbeat."""
+    cpus: int
+    """Cores that there are."""
+    mem_bytes: int
+    """What can't be had without swapping; caches don't count."""
+    mem_total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Reports:
     """Agent → manager: changes since the last message, or a heartbeat when empty."""
 
     node: str
     incarnation: int
     kernels: tuple[KernelReport, ...] = ()
+    load: HostLoad | None = None
+    """With heartbeats."""

@@ -8,6 +8,7 @@ import io
 import json
 import struct
 import time
+from dataclasses import asdict
 from typing import Any
 
 import aiohttp
@@ -17,6 +18,7 @@ from madang.manager.identity.types import Principal, Role
 from madang.manager.session.rules import check_spec
 from madang.testing.manager import ManagerBox, ScriptedAgent
 from madang.wire.errors import NotFound
+from madang.wire.kernel import HostLoad
 from madang.wire.session import SessionSpec
 
 TRUE = {"argv": ["true"]}
@@ -298,6 +300,29 @@ async def test_metrics_count(box: ManagerBox) -> None:
     assert 'madang_node_capacity{node="n1",slot="cpu"} 4.0' in text
     assert "madang_sessions{" in text
     assert 'path="/v1/sessions"' in text
+
+
+async def test_what_is_in_use_on_a_machine_is_shown_while_it_is_linked(box: ManagerBox) -> None:
+    agent = await box.add_agent()
+    load = HostLoad(cpu=1.25, cpus=4, mem_bytes=3 << 30, mem_total_bytes=8 << 30)
+    assert (await box.call("GET", "/v1/nodes"))[0]["load"] is None
+
+    await agent.send(load=load)
+    await agent.send()  # a report between two heartbeats changes nothing
+    async with asyncio.timeout(10):
+        while box.manager.fleet.loads() != {"n1": load}:
+            await asyncio.sleep(0)
+    assert (await box.call("GET", "/v1/nodes"))[0]["load"] == asdict(load)
+    text = (await box.call("GET", "/metrics")).decode()
+    assert 'madang_node_in_use{node="n1",slot="cpu"} 1.25' in text
+    assert 'madang_node_in_use{node="n1",slot="mem_bytes"} 3.221225472e+09' in text
+
+    await agent.disconnect()
+    async with asyncio.timeout(10):
+        while box.manager.fleet.loads():
+            await asyncio.sleep(0)
+    assert (await box.call("GET", "/v1/nodes"))[0]["load"] is None
+    assert "madang_node_in_use{" not in (await box.call("GET", "/metrics")).decode()
 
 
 async def test_info_names_defaults(box: ManagerBox) -> None:

@@ -22,7 +22,7 @@ from madang.manager.fleet import store
 from madang.manager.fleet.types import Duties, FleetSettings, NodeRow
 from madang.wire.api import Node
 from madang.wire.errors import NodeUnavailable, PlatformError
-from madang.wire.kernel import Hello, Reports
+from madang.wire.kernel import Hello, HostLoad, Reports
 from madang.wire.link import BulkStream, ManagerEnd, StreamRequest
 
 log = logging.getLogger(__name__)
@@ -83,6 +83,8 @@ class Connection:
     sender: Sender
     heard_at: float
     """Monotonic."""
+    load: HostLoad | None = None
+    """As the last heartbeat told."""
     streams: set[BulkStream] = field(default_factory=set)
     """Open ones; they end with the link."""
 
@@ -151,8 +153,10 @@ class FleetService:
             while True:
                 message = await connection.link.receive()
                 connection.heard_at = self._clock.monotonic()
-                if isinstance(message, Reports) and message.kernels:
-                    await self._observe(node, message)
+                if isinstance(message, Reports):
+                    connection.load = message.load or connection.load
+                    if message.kernels:
+                        await self._observe(node, message)
         finally:
             if self._connections.get(node) is connection:
                 del self._connections[node]
@@ -194,6 +198,10 @@ class FleetService:
     def online(self) -> set[str]:
         return set(self._connections)
 
+    def loads(self) -> dict[str, HostLoad]:
+        """What is in use on each connected node, as far as it told."""
+        return {name: each.load for name, each in self._connections.items() if each.load}
+
     @asynccontextmanager
     async def open(self, node: str | None, request: StreamRequest) -> AsyncIterator[BulkStream]:
         """A bulk stream to the agent of *node*; it ends with the link. Raises NodeUnavailable."""
@@ -233,15 +241,16 @@ class FleetService:
 
     def view(self, row: NodeRow, *, sessions: int) -> Node:
         """As the API shows it."""
-        connected = row.name in self._connections
+        connection = self._connections.get(row.name)
         return Node(
             name=row.name,
-            status="online" if connected else "offline",
+            status="online" if connection else "offline",
             capacity=row.capacity.capacity(),
             allocated=row.used.capacity(),
             sessions=sessions,
-            seen_at=self._clock.now() if connected else seconds(row.seen_at),
+            seen_at=self._clock.now() if connection else seconds(row.seen_at),
             facts=from_json(dict, row.facts),
+            load=connection.load if connection else None,
         )
 
     async def close(self) -> None:

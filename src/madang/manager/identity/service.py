@@ -27,6 +27,12 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+_INVALID: Final = "the token is not valid. `madang login URL` stores another."
+_MISSING: Final = (
+    "no token: `madang login URL` stores one; programs send `Authorization: Bearer mdg_…`."
+)
+
+
 class IdentityService:
     """Lookups go by the token's hash: an attacker's guess tells nothing by its timing."""
 
@@ -81,9 +87,9 @@ class IdentityService:
         scheme, _, token = (header or "").partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token.startswith(TOKEN_PREFIX):
-            raise Unauthenticated("no token: send `Authorization: Bearer mdg_…`.")
+            raise Unauthenticated(_MISSING)
         if len(token) > MAX_TOKEN:
-            raise Unauthenticated("the token is not valid.")
+            raise Unauthenticated(_INVALID)
         digest = _digest(token)
         at = self._clock.monotonic()
         known = self._known.get(digest)
@@ -101,7 +107,7 @@ class IdentityService:
             row = await store.find_token(tx, digest)
         if row is None or row.revoked_at is not None or row.disabled_at is not None:
             self._known.pop(digest, None)
-            raise Unauthenticated("the token is not valid.")
+            raise Unauthenticated(_INVALID)
         if row.expires_at is not None and row.expires_at <= micros(now):
             self._known.pop(digest, None)
             raise Unauthenticated(f"the token {row.token!r} has expired.")

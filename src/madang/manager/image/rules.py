@@ -177,7 +177,8 @@ def mount(row: ImageRow) -> ImageMount:
 
 def not_ready(name: str, row: ImageRow | None) -> ImageUnknown:
     if row is None:
-        return ImageUnknown(f"there is no image {name[:80]!r}.", image=name)
+        text = f"there is no image {name[:80]!r}. `madang image ls` lists them."
+        return ImageUnknown(text, image=name)
     if row.status == ImageStatus.BUILDING:
         text = f"image {name!r} is still being built by {row.build_name or 'a session'}; wait."
     else:

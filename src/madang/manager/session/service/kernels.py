@@ -53,7 +53,13 @@ def kernel_of(row: SessionRow) -> KernelId:
 
 
 def not_running(row: SessionRow) -> SessionNotRunning:
-    return SessionNotRunning(f"session {row.name} is {row.status}.", status=row.status)
+    if row.status == S.TERMINATED:
+        text = f"session {row.name} has ended. `madang show {row.name}` says how."
+    elif row.status == S.TERMINATING:
+        text = f"session {row.name} is being stopped."
+    else:
+        text = f"session {row.name} has not started. `madang show {row.name}` says why."
+    return SessionNotRunning(text, status=row.status)
 
 
 async def upload(stream: BulkStream, chunks: AsyncIterator[bytes]) -> FilesWritten:

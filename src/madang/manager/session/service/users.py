@@ -352,7 +352,10 @@ class SessionService:
                 raise PreconditionFailed(text, version=row.version)
             if row.status != S.TERMINATED:
                 if not force:
-                    text = f"session {row.name} is {row.status}: stop it first, or use force."
+                    text = (
+                        f"session {row.name} has not ended: `madang stop {row.name}` first, or "
+                        f"`madang rm --force {row.name}`."
+                    )
                     raise Conflict(text, status=row.status)
                 ended = moves.lost(f"removed by {caller.user}", reason=Reason.USER)
                 row = await moves.end(tx, row, ended, at=at, actor=caller.user)
