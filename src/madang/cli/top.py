@@ -52,9 +52,12 @@ def _row(session: Session, before: Session | None) -> tuple[str, ...]:
     usage, size = session.usage, session.size
     if usage is None:
         return session.name, "-", "-", "-", "-", "-", "-"
+    frozen = session.frozen_since
     return (
         session.name,
-        f"{_cores(session, before)} of {size.cpu:g}",
+        f"{_cores(session, before)} of {size.cpu:g}"
+        if frozen is None
+        else f"frozen {format_duration(max(0.0, round(time.time() - frozen)))}",
         "-" if usage.cpu_s is None else format_duration(usage.cpu_s),
         f"{_bytes(usage.mem_bytes)} of {format_bytes(size.mem_bytes)}",
         _bytes(usage.mem_peak_bytes),

@@ -141,6 +141,7 @@ class NativeRuntime:
             ended=layout.read_ended(f"{folder}/io/main"),
             execs=layout.execs(folder),
             enforced=self._enforced | {"disk": entry["scratch_enforced"]},
+            frozen=entry["frozen"],
         )
 
     # -- the link ----------------------------------------------------------------------------
