@@ -146,6 +146,11 @@ class Kernel:
         return self.phase is Phase.RUNNING and not self._gone
 
     @property
+    def freeze_order(self) -> int:
+        """Revision of the newest order to freeze or thaw that it has taken in."""
+        return self._frost.revision
+
+    @property
     def known(self) -> bool:
         """The manager knows all there is to know."""
         return self.assignment is None or self.assignment.wanted is Wanted.KEEP

@@ -168,6 +168,7 @@ class FakeRuntime:
         await self._do("kill", kernel, lambda: self._kill(kernel))
 
     def _kill(self, kernel: KernelId) -> None:
+        self.check_heard(kernel, "is killed while frozen: it heard no signal")
         ended = Ended(reason=Reason.SIGNAL, signal=9, exit_code=137, at=self.machine.clock.now())
         self.machine.end(kernel, ended)
 
@@ -275,13 +276,13 @@ class FakeRuntime:
         self.calls.append((f"signal {number}", kernel))
         self.check_heard(kernel)
 
-    def check_heard(self, kernel: KernelId) -> None:
+    def check_heard(self, kernel: KernelId, wrong: str = "got input while frozen") -> None:
         """Who gets input must not be frozen, unless a former agent's request came late."""
         state = self.machine.kernels.get(kernel)
         if state is None or state.frozen_by is None:
             return
         if state.frozen_by is self or state.frozen_at < self.adopted_at:
-            self.machine.violations.append(f"{kernel} got input while frozen")
+            self.machine.violations.append(f"{kernel} {wrong}")
 
     async def stdin(self, folder: str) -> StdinWriter:
         raise SessionNotRunning("a fake program takes no input")
