@@ -256,9 +256,10 @@ class Simulation:
         self._bad = False
         for task in (faults, users):
             task.cancel()
+        await self._break()  # also what was breaking when the bad days ended
         if self._agent is None:
             await self._start_agent()
-        elif self._link is None:
+        else:
             await self._connect()
         await asyncio.sleep(self.faults.calm_s / 2)
         self._wrong += self._disagreements()
@@ -304,12 +305,13 @@ class Simulation:
         self._serving = self._tasks.spawn(self._agent.serve(self._link.agent), "agent")
 
     async def _break(self) -> None:
-        link, self._link = self._link, None
+        link = self._link
         if link is not None:
             await link.break_it(
                 agent_after_s=self.rng.uniform(0, 4) * self._bad,
                 manager_after_s=self.rng.uniform(0, 8) * self._bad,
             )
+            self._link = None
 
     def _delay(self, operation: str) -> float:
         return random_delay(self.rng, 8.0)(operation) if self._bad else 0.01

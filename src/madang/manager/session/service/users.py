@@ -348,6 +348,8 @@ class SessionService:
         """The agent's report after it followed the order in *row*; None: it has not said so yet."""
         until = self._clock.monotonic() + CONFIRM_S
         while (left := until - self._clock.monotonic()) > 0 and not self._feed.closing:
+            if row.held_by not in self._fleet.online():
+                return None
             report = self._agents.live.get(row.id)
             if report is not None and report.freeze_revision >= row.freeze_revision:
                 return report
