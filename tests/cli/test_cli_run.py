@@ -307,6 +307,7 @@ def test_sessions_are_frozen_and_thawed_by_name_and_prefix(cli: Cli) -> None:
     done = cli.run("freeze", "one", "two-owls")
     assert (done.returncode, done.stdout) == (0, b"one-owl frozen 0s\ntwo-owls frozen 0s\n")
     assert b"frozen" in cli.run("ps").stdout
+    assert b"frozen" in cli.run("top", "--once").stdout
     shown = cli.run("show", "one").stdout
     assert b"running" in shown
     assert b"madang thaw one-owl" in shown
