@@ -27,6 +27,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "life_cpu": rows.life_cpu,
     "burst_20": lambda bench: rows.burst(bench, 20, "≤ 0.6"),
     "burst_100": lambda bench: rows.burst(bench, 100, "≤ 3"),
+    "thaw": rows.thaw,
     "read_rate": rows.read_rate,
     "submit_rate": rows.submit_rate,
     "restart": rows.restart,

@@ -197,6 +197,40 @@ def burst(bench: Bench, count: int, goal: str) -> Iterator[Row]:
     yield Row(name=f"burst_{count}", value=statistics.median(values), unit="s", goal=goal)
 
 
+def thaw(bench: Bench) -> Iterator[Row]:
+    """A frozen session: from input through the API to the program's answer; beside an awake one."""
+    script = "import sys\nprint('ready', flush=True)\nfor line in sys.stdin: print(1, flush=True)"
+    spec = SessionSpec(
+        argv=("/usr/bin/python3", "-c", script),
+        stdin=True,
+        size=SizeRequest(cpu=1, mem_bytes=64 * 2**20),
+    )
+    run = bench.client.run_spec(spec)
+    output = iter(run)
+    next(output)
+    assert run.session is not None
+    session = run.session.id
+
+    def awake() -> float:
+        begin = time.perf_counter()
+        run.write(b"?\n")
+        next(output)
+        return time.perf_counter() - begin
+
+    def frozen() -> float:
+        bench.client.freeze(session)
+        time.sleep(GAP_S)
+        return awake()
+
+    woken, answered = interleaved(ROUNDS, frozen, awake)
+    bench.client.stop(session, grace_s=0)
+    bench.client.wait_session(session, timeout_s=START_S)
+    bench.client.remove(session)
+    note = f"p90 {sorted(woken)[int(len(woken) * 0.9)] * 1000:.1f} ms; an awake one: "
+    yield Row(name="thaw", value=ms(woken), unit="ms", goal="≤ 10",
+              note=f"{note}{ms(answered):.2f} ms")  # fmt: skip
+
+
 def life_cpu(bench: Bench) -> Iterator[Row]:
     """CPU of supervisor, launcher and server, keepers included, without the program's own."""
     running = bench.platform.running()

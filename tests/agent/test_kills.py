@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,10 +20,12 @@ from madang.agent.runtime.native import NativeRuntime
 from madang.agent.settings import AgentSettings
 from madang.kit.clock import SystemClock
 from madang.storage import BlobStore
-from madang.testing.nodes import NodeUnderTest, node
+from madang.testing.nodes import PATIENCE_S, NodeUnderTest, node
 from madang.testing.sessions import Launcher, open_launcher, spec
 from madang.testing.simulation import assignment
 from madang.wire.kernel import Assignment, KernelId, KernelState
+from madang.wire.link import Attach, ReadLog
+from madang.wire.log import LogRecord
 from madang.wire.session import Reason
 
 pytestmark = [
@@ -174,3 +177,29 @@ async def test_an_agent_killed_at_any_moment_starts_nothing_twice_and_loses_noth
                 await found.first_output(each.kernel)
                 await found.stop_kernel(each.kernel, grace_s=0)
             assert await found.output(each.kernel) == b"once\n"
+
+
+async def test_a_frozen_session_outlives_the_launcher_and_wakes_afterwards(
+    it: NodeUnderTest, launcher: Launcher
+) -> None:
+    script = "echo ready; read line; echo got $line; sleep 60"
+    wanted = assignment("frozen0001", spec=spec("/bin/sh", "-c", script, stdin=True))
+    await it.want(wanted)
+    assert await it.first_output(wanted.kernel) == b"ready\n"
+    order = replace(wanted, frozen=True, freeze_revision=it.revision + 1)
+    await it.want(order)
+    await it.until(lambda: it.reports[wanted.kernel].frozen_since is not None)
+
+    launcher.kill()
+    launcher.start()
+    stream = await it.open(Attach(kernel=wanted.kernel))
+    await stream.send(b"one\n")
+    await it.until(lambda: it.reports[wanted.kernel].frozen_since is None)
+
+    output = await it.open(ReadLog(kernel=wanted.kernel, follow=True))
+    async with asyncio.timeout(PATIENCE_S):
+        async for item in output:
+            if isinstance(item, LogRecord) and b"got one" in item.data:
+                break
+    await output.close()
+    await stream.close()

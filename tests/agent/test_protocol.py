@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 import madang.agent.kernel
+from madang.agent import freezing
+from madang.agent.freezing import Frost
 from madang.agent.kernel import Kernel
 from madang.agent.reconcile import Actual, Phase, Step, plan
 from madang.agent.service import Agent
 from madang.testing.clock import simulate
 from madang.testing.simulation import Simulation
-from madang.wire.kernel import Desired, Wanted
+from madang.wire.kernel import Assignment, Desired, Wanted
 
 SEEDS = 40
 """Runs of each part."""
@@ -72,6 +74,17 @@ def trust_the_keeper(wanted: Wanted | None, actual: Actual) -> Step:
     return plan(wanted, replace(actual, gone=False))
 
 
+def stop_the_frozen(wanted: Wanted | None, actual: Actual) -> Step:
+    step = plan(wanted, actual)
+    stop = actual.condemned or wanted is not Wanted.RUN
+    return Step.STOP if step is Step.THAW and stop else step
+
+
+def never_thaw(wanted: Wanted | None, actual: Actual) -> Step:
+    step = plan(wanted, actual)
+    return Step.REST if step is Step.THAW and wanted is Wanted.RUN else step
+
+
 def start_what_ended(wanted: Wanted | None, actual: Actual) -> Step:
     if actual.phase is Phase.ENDED and wanted is Wanted.RUN:
         return Step.START
@@ -86,6 +99,8 @@ def start_what_ended(wanted: Wanted | None, actual: Actual) -> Step:
         keep_the_forgotten,
         ignore_stops,
         trust_the_keeper,
+        stop_the_frozen,
+        never_thaw,
         start_what_ended,
     ],
 )
@@ -104,6 +119,17 @@ def test_following_old_revisions_is_noticed(
         return True
 
     monkeypatch.setattr(Agent, "_is_news", any_news)
+
+    assert noticed(tmp_path)
+
+
+def test_following_an_order_to_freeze_twice_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def any_order(frost: Frost, order: Assignment | None) -> Frost:
+        return frost if order is None else Frost(order.frozen, order.freeze_revision)
+
+    monkeypatch.setattr(freezing, "follow", any_order)
 
     assert noticed(tmp_path)
 

@@ -18,6 +18,9 @@ ACTUAL = st.builds(
     failed=st.booleans(),
     confirmed=st.booleans(),
     rival=st.booleans(),
+    stopping=st.booleans(),
+    freeze=st.booleans(),
+    frozen=st.sampled_from([True, False, None]),
 )
 
 
@@ -52,11 +55,23 @@ def test_nothing_rests_before_it_is_as_wanted(wanted: Wanted, actual: Actual) ->
         assert wanted is Wanted.RUN
         assert not actual.condemned
         assert not actual.gone
+        assert actual.frozen is (actual.freeze and not actual.stopping)
     elif actual.phase is Phase.INTENDED:
         assert wanted is Wanted.RUN
         assert actual.rival or not actual.confirmed
     else:
         assert actual.phase is Phase.ENDED
+
+
+@given(wanted=st.sampled_from(Wanted), actual=ACTUAL)
+def test_what_is_to_end_is_thawed_first_and_never_frozen(wanted: Wanted, actual: Actual) -> None:
+    step = plan(wanted, actual)
+    if step is Step.STOP:
+        assert actual.frozen is False
+    if step is Step.FREEZE:
+        assert wanted is Wanted.RUN
+        assert not actual.condemned
+        assert not actual.stopping
 
 
 @pytest.mark.parametrize("wanted", Wanted)

@@ -302,6 +302,27 @@ def test_sessions_are_listed_shown_stopped_and_removed(cli: Cli) -> None:
     assert cli.run("rm").returncode == 2
 
 
+def test_sessions_are_frozen_and_thawed_by_name_and_prefix(cli: Cli) -> None:
+    for name in ("one-owl", "two-owls"):
+        cli.run("run", "-d", "--name", name, "--", "sleep", "30")
+
+    done = cli.run("freeze", "one", "two-owls")
+    assert (done.returncode, done.stdout) == (0, b"one-owl frozen 0s\ntwo-owls frozen 0s\n")
+    assert b"frozen" in cli.run("ps").stdout
+    assert b"frozen" in cli.run("top", "--once").stdout
+    shown = cli.run("show", "one").stdout
+    assert b"running" in shown
+    assert b"madang thaw one-owl" in shown
+    assert cli.run("thaw", "one-owl").stdout == b"one-owl running\n"
+    (found,) = json.loads(cli.run("thaw", "two", "--json").stdout)
+    assert (found["name"], found["frozen_since"]) == ("two-owls", None)
+    cli.run("stop", "one-owl")
+    refused = cli.run("freeze", "one-owl", "two-owls")
+    assert refused.returncode != 0
+    assert b"one-owl is TERMINATED" in refused.stderr
+    assert refused.stdout == b"two-owls frozen 0s\n"
+
+
 def test_exec_gives_output_and_exit_code(cli: Cli) -> None:
     cli.run("run", "-d", "--name", "host-owl")
 

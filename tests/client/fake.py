@@ -47,6 +47,7 @@ from madang.wire.errors import (
     ImageUnknown,
     NotFound,
     PlatformError,
+    SessionNotRunning,
     Unauthenticated,
     WorkspaceIncomplete,
 )
@@ -178,6 +179,8 @@ class FakeServer:
                 web.get("/v1/sessions/{ref}", self._get),
                 web.delete("/v1/sessions/{ref}", self._delete),
                 web.post("/v1/sessions/{ref}/stop", self._stop_session),
+                web.post("/v1/sessions/{ref}/freeze", self._freeze),
+                web.post("/v1/sessions/{ref}/thaw", self._freeze),
                 web.post("/v1/sessions/{ref}/signal", self._signal),
                 web.get("/v1/sessions/{ref}/history", self._history),
                 web.get("/v1/sessions/{ref}/logs", self._logs),
@@ -325,6 +328,14 @@ class FakeServer:
             number = signal.SIGKILL if body.grace_s == 0 else signal.SIGTERM
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(program.process.pid, number)
+        return _json(job.session)
+
+    async def _freeze(self, request: web.Request) -> web.Response:
+        job = self._of(request)
+        if job.session.status is not SessionStatus.RUNNING:
+            raise SessionNotRunning(f"session {job.session.name} is {job.session.status}.")
+        since = time.time() if request.path.endswith("/freeze") else None
+        job.session = replace(job.session, frozen_since=since)
         return _json(job.session)
 
     async def _signal(self, request: web.Request) -> web.Response:

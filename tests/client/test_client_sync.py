@@ -25,6 +25,7 @@ from madang.wire.errors import (
     PlatformError,
     RateLimited,
     ServerUnreachable,
+    SessionNotRunning,
     Shutdown,
     Unauthenticated,
 )
@@ -191,6 +192,19 @@ def test_a_session_can_be_stopped_and_removed(client: Client) -> None:
     assert ended.ended.exit_code == 143
     with pytest.raises(NotFound):
         client.get_session(session.id)
+
+
+def test_a_session_can_be_frozen_and_thawed(client: Client) -> None:
+    session = client.create_session(SessionSpec(argv=("sleep", "30")))
+    client.wait_session(session.id, until=[SessionStatus.RUNNING])
+
+    assert client.freeze(session.name).frozen_since is not None
+    assert client.get_session(session.id).frozen_since is not None
+    assert client.thaw(session.name).frozen_since is None
+    client.stop(session.id)
+    client.wait_session(session.id)
+    with pytest.raises(SessionNotRunning):
+        client.freeze(session.id)
 
 
 def test_the_same_key_makes_one_session(server: FakeServer, client: Client) -> None:

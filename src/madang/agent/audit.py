@@ -1,7 +1,8 @@
 """Compares what the agent believes with what the runtime sees, now and then.
 
 Events tell everything in time; this finds what no event told: kernels that a request of a former
-agent made after the new one had looked, and ends that nobody saw.
+agent made after the new one had looked, ends that nobody saw, kernels that were frozen or thawed
+behind our back.
 """
 
 from __future__ import annotations
@@ -51,3 +52,5 @@ class Audit(Loop):
         for kernel_id in ran:
             if kernel_id not in found or not found[kernel_id].running:
                 before[kernel_id].lose()
+            else:
+                before[kernel_id].found_frozen(found[kernel_id].frozen)

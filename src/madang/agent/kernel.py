@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from madang.agent import freezing
 from madang.agent.build import BuildHook
 from madang.agent.files import materialise
 from madang.agent.journal import Journal, Record
@@ -25,6 +26,8 @@ from madang.kit.codec import from_json
 from madang.kit.tasks import TaskSet, is_cancelled
 from madang.wire.api import WorkspaceManifest
 from madang.wire.errors import (
+    Conflict,
+    HostLacks,
     ImageUnknown,
     LauncherUnavailable,
     PlatformError,
@@ -105,11 +108,17 @@ class Kernel:
         self._since: float | None = None
         self._sent: StopOrder | None = None
         self._kill_at = float("inf")
+        self._frost = freezing.follow(freezing.reported(self._report), self.assignment)
+        self._may_be_frozen = False
+        self._stopping = False
+        self._activity = freezing.Activity(self._clock.monotonic(), self._clock.monotonic())
         self._tries = 0
         self._start_tries = 0
         self._worker: asyncio.Task[None] | None = None
         self._steps: Final[dict[Step, Callable[[], Coroutine[Any, Any, None]]]] = {
             Step.START: self._start,
+            Step.FREEZE: self._freeze,
+            Step.THAW: self._thaw,
             Step.STOP: self._stop,
             Step.SETTLE: self._settle,
             Step.ABANDON: self._abandon,
@@ -135,6 +144,11 @@ class Kernel:
     @property
     def running(self) -> bool:
         return self.phase is Phase.RUNNING and not self._gone
+
+    @property
+    def freeze_order(self) -> int:
+        """Revision of the newest order to freeze or thaw that it has taken in."""
+        return self._frost.revision
 
     @property
     def known(self) -> bool:
@@ -163,6 +177,9 @@ class Kernel:
         """The manager's newest word; the caller journals, then wakes."""
         self.assignment = assignment
         self._report = replace(self._report, nonce=assignment.nonce)
+        self._frost = freezing.follow(before := self._frost, assignment)
+        if self._frost.revision != before.revision:
+            self._report = replace(self._report, freeze_error="")
 
     def forget(self) -> None:
         """It is not wanted any more; the caller journals, then wakes."""
@@ -174,11 +191,48 @@ class Kernel:
             self.condemned = StopOrder(reason.value, text, 0.0)
             self.wake()
 
+    async def awaken(self) -> None:
+        """Somebody talks to its programs; returns once they hear.
+
+        They stay awake until the next order, or until they have been left alone.
+        """
+        self._activity = freezing.touched(self._activity, self._clock.monotonic())
+        if not self._may_be_frozen and not self._frost.frozen:
+            return
+        self._frost = freezing.woken(self._frost)
+        self.wake()
+        while self.running and self._may_be_frozen and not self._frost.frozen:
+            await self.changed.wait()
+
+    def measured(self, usage: Usage) -> None:
+        """Its newest figures; freezes it where it has rested for as long as the settings say."""
+        self.usage = usage
+        now, limit_s = self._clock.monotonic(), self._around.settings.freeze_idle_after_s
+        self._activity = freezing.observe(self._activity, usage, now)
+        if limit_s is not None and now - self._activity.since >= limit_s:
+            self.leave_alone()
+
+    def leave_alone(self) -> None:
+        """Freeze it, if it waits for people."""
+        spec = None if self.assignment is None else self.assignment.spec
+        if self._frost.frozen or self._report.freeze_error:
+            return
+        if spec is not None and freezing.waits_for_people(spec):
+            self._frost = freezing.left_alone(self._frost)
+            self.wake()
+
+    def found_frozen(self, frozen: bool) -> None:
+        """What the runtime sees; it may have changed without our doing."""
+        if frozen != self._may_be_frozen and self.running and self._worker is None:
+            self._may_be_frozen = frozen
+            self.wake()
+
     def recover(self, found: Found | None, *, rebooted: bool) -> None:
         """Compare with what the runtime found after a restart of the agent."""
         self._reached = not self._settled
         if found is not None and found.running:
             self._report = replace(self._report, enforced=found.enforced)
+            self._recover_frost(found)
             if self.phase is Phase.INTENDED:
                 self._enter_running(found.started_at)
             if self.phase is Phase.RUNNING:
@@ -190,6 +244,13 @@ class Kernel:
         elif self.phase in {Phase.INTENDED, Phase.RUNNING}:
             self.phase = Phase.RUNNING
             self._gone = True
+
+    def _recover_frost(self, found: Found) -> None:
+        """What is counts for more than what was journalled; an order not yet followed for most."""
+        since = self._report.frozen_since or self._clock.now()
+        self._report = replace(self._report, frozen_since=since if found.frozen else None)
+        self._may_be_frozen = found.frozen
+        self._frost = freezing.follow(freezing.reported(self._report), self.assignment)
 
     def lose(self) -> None:
         """Its program has ended, or its keeper is away."""
@@ -212,8 +273,18 @@ class Kernel:
             failed=self._failure is not None,
             confirmed=self._around.confirmed(),
             rival=self._around.rival(self),
+            stopping=self._stopping,
+            freeze=self._frost.frozen,
+            frozen=self._known_frozen(),
         )
         return plan(None if self.assignment is None else self.assignment.wanted, actual)
+
+    def _known_frozen(self) -> bool | None:
+        """None where the runtime, or the manager, has to be told once more."""
+        told = freezing.reported(self._report)
+        if told != freezing.Frost(self._may_be_frozen, self._frost.revision):
+            return None
+        return told.frozen
 
     async def _work(self) -> None:
         pause, last = _PAUSE_S, ""
@@ -345,7 +416,43 @@ class Kernel:
 
     def _open_watch(self) -> None:
         self.watch = Watch(self.folder(), self._around.keepers, self._clock)
-        self._around.tasks.spawn(self.watch.run(self.lose), f"watch:{self.id}")
+        follow = self.watch.run(self.lose, self._be_stopping)
+        self._around.tasks.spawn(follow, f"watch:{self.id}")
+
+    def _be_stopping(self) -> None:
+        self._stopping = True
+        self.wake()
+
+    async def _freeze(self) -> None:
+        revision, self._may_be_frozen = self._frost.revision, True
+        try:
+            await self._around.runtime.freeze(self.id)
+        except Conflict:  # it has ended: its watch tells
+            await self._clock.wait(self.changed.next(), _PAUSE_S)
+        except (HostLacks, RuntimeFailed) as exc:
+            if self._frost == freezing.Frost(True, revision):
+                self._frost = freezing.woken(self._frost)
+                self._report = replace(self._report, freeze_error=exc.text)
+        else:
+            self._froze(revision, self._report.frozen_since or self._clock.now())
+
+    async def _thaw(self) -> None:
+        revision = self._frost.revision
+        try:
+            await self._around.runtime.thaw(self.id)
+        except Conflict:
+            await self._clock.wait(self.changed.next(), _PAUSE_S)
+        else:
+            self._may_be_frozen = False
+            self._activity = freezing.touched(self._activity, self._clock.monotonic())
+            self._froze(revision, None)
+
+    def _froze(self, revision: int, since: float | None) -> None:
+        """The runtime has done it: tell whoever waits, then the manager, then the journal."""
+        self._report = replace(self._report, frozen_since=since, freeze_revision=revision)
+        self.changed.notify()
+        self._around.touched(self, 0.0)
+        self._save()
 
     async def _stop(self) -> None:
         order = self._stop_order()
@@ -426,7 +533,13 @@ class Kernel:
         self._settled = True
         self.usage = None
         log_end = end_offset(os.path.join(self.folder(), LOG))
-        self._report = replace(self._report, state=KernelState.ENDED, ended=ended, log_end=log_end)
+        self._report = replace(
+            self._report,
+            state=KernelState.ENDED,
+            ended=ended,
+            log_end=log_end,
+            frozen_since=None,
+        )
         self._around.touched(self, 0.0)
         self.changed.notify()
         self._save()

@@ -1,4 +1,4 @@
-"""Measures what runs, and ends what passes a limit that nothing but the agent watches."""
+"""Measures what runs; ends what passes a limit that nothing else holds, freezes what rests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Meter(Loop):
             log.debug("no usage", extra={"kernel": str(kernel.id), "error": exc.text})
             return
         if kernel.running:
-            kernel.usage = usage
+            kernel.measured(usage)
             _judge(kernel, usage)
 
 

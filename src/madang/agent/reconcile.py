@@ -15,6 +15,8 @@ Rules that the simulation drops one by one to see them missed:
 - Nothing starts while another attempt of the same session still lives here.
 - What is not named by a full list is removed, also what the journal never knew.
 - Ended is final, and so is removal: neither ever leads back to a start.
+- What is to end is thawed first: a frozen program hears no signal, and a version 1 freezer holds
+  even SIGKILL back.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class Phase(StrEnum):
 class Step(StrEnum):
     REST = "rest"
     START = "start"
+    FREEZE = "freeze"
+    THAW = "thaw"
     STOP = "stop"
     SETTLE = "settle"
     ABANDON = "abandon"
@@ -62,6 +66,12 @@ class Actual:
     """A full list came since the agent started."""
     rival: bool = False
     """Another attempt of the session lives here."""
+    stopping: bool = False
+    """Its keeper is ending it, for its time limit."""
+    freeze: bool = False
+    """It shall be frozen; see ``agent.freezing``."""
+    frozen: bool | None = False
+    """It is frozen; None: not known, or an order to freeze or thaw is not confirmed yet."""
 
 
 def plan(wanted: Wanted | None, actual: Actual) -> Step:
@@ -75,7 +85,15 @@ def plan(wanted: Wanted | None, actual: Actual) -> Step:
     if actual.phase is Phase.RUNNING:
         if actual.gone:
             return Step.SETTLE
-        return Step.STOP if actual.condemned or wanted is not Wanted.RUN else Step.REST
+        return _plan_running(wanted, actual)
     if actual.failed or wanted is not Wanted.RUN:
         return Step.ABANDON
     return Step.START if actual.confirmed and not actual.rival else Step.REST
+
+
+def _plan_running(wanted: Wanted, actual: Actual) -> Step:
+    stop = actual.condemned or wanted is not Wanted.RUN
+    freeze = actual.freeze and not stop and not actual.stopping
+    if actual.frozen is not freeze:
+        return Step.FREEZE if freeze else Step.THAW
+    return Step.STOP if stop else Step.REST

@@ -36,6 +36,8 @@ class AgentSettings:
     """How long a stream waits for a kernel that the agent has not been told of yet."""
     audit_s: float = 30.0
     """Between two comparisons with all that the runtime has."""
+    freeze_idle_after_s: float | None = None
+    """Freeze what waits for people and had neither input nor CPU time for so long; None: never."""
     watch_period_s: float = 0.25
     """Between two looks at memory and disk where no kernel feature holds the limit."""
 

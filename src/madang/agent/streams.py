@@ -161,7 +161,9 @@ class Streams:
             async for item in stream:
                 if not isinstance(item, bytes | Resize | Signal | StdinEnd):
                     raise InvalidRequest("an attached stream takes input, sizes and signals.")
-                await writer.write(_in_range(item))
+                item = _in_range(item)
+                await kernel.awaken()
+                await writer.write(item)
         finally:
             await writer.close()
 
@@ -169,6 +171,7 @@ class Streams:
         if not kernel.running:
             raise SessionNotRunning("the session does not run: nothing can be started in it.")
         exec_id = new_id()
+        await kernel.awaken()
         await self._runtime.exec(kernel.id, exec_id, request.spec)
         await stream.send(ExecStarted(exec_id=exec_id))
 
@@ -177,7 +180,9 @@ class Streams:
             raise InvalidRequest(f"signal {request.signal} does not exist (1 to {MAX_SIGNAL}).")
         if not kernel.running:
             raise SessionNotRunning("the session does not run: no signal can be sent to it.")
-        await self._keepers.signal(kernel.folder(_checked(request.exec_id)), request.signal)
+        folder = kernel.folder(_checked(request.exec_id))
+        await kernel.awaken()
+        await self._keepers.signal(folder, request.signal)
 
     async def _files(self, request: FileRequest, stream: BulkStream) -> None:
         sock = await self._runtime.files(request.kernel)

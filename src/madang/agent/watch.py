@@ -30,15 +30,21 @@ class Watch:
         """Offset after the last record known."""
         self.gone = False
         """The program has ended, or its keeper died."""
+        self.stopping = False
+        """Its keeper is ending it."""
         self.changed = Broadcast()
         self._keepers = keepers
         self._clock = clock
 
-    async def run(self, on_gone: Callable[[], None] | None = None) -> None:
+    async def run(
+        self,
+        on_gone: Callable[[], None] | None = None,
+        on_stopping: Callable[[], None] | None = None,
+    ) -> None:
         """Follow until the program has ended; then call *on_gone*."""
         while not self.gone:
             try:
-                await self._follow()
+                await self._follow(on_stopping)
                 self.gone = True
             except OSError as exc:  # we lack something (descriptors, memory): not its end
                 log.warning("keeper not watched", extra={"folder": self.folder, "error": str(exc)})
@@ -47,12 +53,16 @@ class Watch:
         if on_gone is not None:
             on_gone()
 
-    async def _follow(self) -> None:
+    async def _follow(self, on_stopping: Callable[[], None] | None) -> None:
         async with aclosing(self._keepers.watch(self.folder)) as told:
             async for news in told:
                 if news.end is not None and news.end > self.end:
                     self.end = news.end
                     self.changed.notify()
+                if news.stopping and not self.stopping:
+                    self.stopping = True
+                    if on_stopping is not None:
+                        on_stopping()
                 if news.ended:
                     return
 

@@ -27,6 +27,8 @@ SECTIONS: Final = {
         "show": ("madang.cli.sessions:show", "Show one session: state, limits, history."),
         "logs": ("madang.cli.logs:logs", "Print a session's output."),
         "top": ("madang.cli.top:top", "Watch what sessions use."),
+        "freeze": ("madang.cli.sessions:freeze", "Freeze sessions: no CPU until input comes."),
+        "thaw": ("madang.cli.sessions:thaw", "Let frozen sessions go on."),
         "stop": ("madang.cli.sessions:stop", "Stop sessions."),
         "rm": ("madang.cli.sessions:rm", "Remove ended sessions with their files."),
     },

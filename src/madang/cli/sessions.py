@@ -1,4 +1,4 @@
-"""``madang ps``, ``show``, ``stop`` and ``rm``."""
+"""``madang ps``, ``show``, ``freeze``, ``thaw``, ``stop`` and ``rm``."""
 
 from __future__ import annotations
 
@@ -63,6 +63,8 @@ def _row(session: Session) -> tuple[str, ...]:
 
 
 def _state(session: Session) -> str:
+    if session.frozen_since is not None:
+        return f"frozen {_ago(session.frozen_since)}"
     if session.status is not SessionStatus.TERMINATED:
         return session.status.value.lower()
     result = session.result.value if session.result else "ended"
@@ -111,6 +113,7 @@ def _facts(session: Session) -> list[tuple[str, str]]:
     return [
         ("name", f"{session.name}  ({session.id})"),
         ("status", _status(session)),
+        ("frozen", _frozen(session)),
         ("why", ended.text if ended else session.pending.text if session.pending else ""),
         ("ended", describe_end(ended, session.size) if ended else ""),
         ("command", command_line(session) or "(idle)"),
@@ -126,11 +129,19 @@ def _facts(session: Session) -> list[tuple[str, str]]:
 
 
 def _status(session: Session) -> str:
-    parts = [_state(session), f"for {_ago(session.status_since)}"]
+    state = "running" if session.frozen_since is not None else _state(session)
+    parts = [state, f"for {_ago(session.status_since)}"]
     if session.deadline is not None and session.status_owner:
         left = format_duration(max(0.0, session.deadline - time.time()))
         parts.append(f"moved on by the {session.status_owner} within {left}")
     return " · ".join(parts)
+
+
+def _frozen(session: Session) -> str:
+    if session.frozen_since is None:
+        return ""
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(session.frozen_since))
+    return f"since {stamp} · input or `madang thaw {session.name}` wakes it"
 
 
 def _usage(session: Session) -> str:
@@ -173,6 +184,41 @@ def stop(names: Sequence[str], grace: str | None, wait: bool, as_json: bool) -> 
         print_json(ended)
         return code
     for session in ended:
+        print(f"{session.name} {_state(session)}")
+    return code
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@json_option
+def freeze(names: Sequence[str], as_json: bool) -> int:
+    """Freeze running sessions: their programs stand still and use no CPU.
+
+    Memory and slots are kept, and time limits (--time) go on counting. A session wakes by itself
+    when input comes: bytes on stdin, a key or another window size, a signal, an exec. Reading its
+    output does not wake it, nor do put and get.
+    """
+    return _change_each(names, Client.freeze, as_json)
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True)
+@json_option
+def thaw(names: Sequence[str], as_json: bool) -> int:
+    """Let frozen sessions go on. Thawing one that runs is fine."""
+    return _change_each(names, Client.thaw, as_json)
+
+
+def _change_each(
+    names: Sequence[str], change: Callable[[Client, str], Session], as_json: bool
+) -> int:
+    changed: list[Session] = []
+    with connect() as client:
+        code = _for_each(names, lambda name: changed.append(change(client, name)))
+    if as_json:
+        print_json(changed)
+        return code
+    for session in changed:
         print(f"{session.name} {_state(session)}")
     return code
 

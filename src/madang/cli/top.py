@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 import click
@@ -82,16 +83,23 @@ def _node(node: Node) -> tuple[str, ...]:
 def _row(session: Session, before: Session | None) -> tuple[str, ...]:
     usage, size = session.usage, session.size
     if usage is None:
-        return session.name, "-", "-", "-", "-", "-", "-"
+        return session.name, _standing(session) or "-", "-", "-", "-", "-", "-"
     return (
         session.name,
-        f"{_cores(session, before)} of {size.cpu:g}",
+        _standing(session) or f"{_cores(session, before)} of {size.cpu:g}",
         "-" if usage.cpu_s is None else format_duration(usage.cpu_s),
         f"{_bytes(usage.mem_bytes)} of {format_bytes(size.mem_bytes)}",
         _bytes(usage.mem_peak_bytes),
         f"{'-' if usage.pids is None else usage.pids} of {size.pids}",
         f"{_bytes(usage.disk_bytes)} of {format_bytes(size.disk_bytes)}",
     )
+
+
+def _standing(session: Session) -> str:
+    """Since when it is frozen; empty if it is not."""
+    if session.frozen_since is None:
+        return ""
+    return f"frozen {format_duration(max(0, round(time.time() - session.frozen_since)))}"
 
 
 def _cores(session: Session, before: Session | None) -> str:

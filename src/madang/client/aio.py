@@ -337,6 +337,17 @@ class AsyncClient:
         """SIGTERM, after the grace SIGKILL. Returns at once; see ``wait_session``."""
         return await self.call(calls.stop(ref, grace_s))
 
+    async def freeze(self, ref: str) -> Session:
+        """Its programs stand still, without CPU; memory and slots are kept, time limits go on.
+
+        Input, a signal or an exec wakes it. Raises SessionNotRunning.
+        """
+        return await self.call(calls.freeze(ref))
+
+    async def thaw(self, ref: str) -> Session:
+        """Let a frozen session go on; one that runs is left as it is."""
+        return await self.call(calls.thaw(ref))
+
     async def signal(self, ref: str, number: int) -> None:
         await self.call(calls.signal(ref, number))
 

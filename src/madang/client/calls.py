@@ -143,6 +143,14 @@ def stop(ref: str, grace_s: float | None) -> Call[Session]:
     return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Session))
 
 
+def freeze(ref: str) -> Call[Session]:
+    return Call(method="POST", path=session_path(ref, "/freeze"), decode=_read(Session))
+
+
+def thaw(ref: str) -> Call[Session]:
+    return Call(method="POST", path=session_path(ref, "/thaw"), decode=_read(Session))
+
+
 def signal(ref: str, number: int) -> Call[None]:
     return Call(
         method="POST",

@@ -190,6 +190,17 @@ class Client:
         """SIGTERM, after the grace SIGKILL. Returns at once; see ``wait_session``."""
         return self.call(calls.stop(ref, grace_s))
 
+    def freeze(self, ref: str) -> Session:
+        """Its programs stand still, without CPU; memory and slots are kept, time limits go on.
+
+        Input, a signal or an exec wakes it. Raises SessionNotRunning.
+        """
+        return self.call(calls.freeze(ref))
+
+    def thaw(self, ref: str) -> Session:
+        """Let a frozen session go on; one that runs is left as it is."""
+        return self.call(calls.thaw(ref))
+
     def signal(self, ref: str, number: int) -> None:
         self.call(calls.signal(ref, number))
 

@@ -92,4 +92,5 @@ def agent_settings(settings: Settings) -> AgentSettings:
         disk_overcommit=node.disk_overcommit,
         mem_reserve_bytes=node.mem_reserve_bytes,
         disk_reserve_bytes=node.disk_reserve_bytes,
+        freeze_idle_after_s=settings.sessions.freeze_idle_after_s,
     )

@@ -106,6 +106,15 @@ class NodeSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SessionsSettings:
+    """What happens to running sessions by itself."""
+
+    freeze_idle_after_s: float | None = None
+    """Freeze sessions that wait for people (no main program, or one at a terminal) once they had no
+    input and used no CPU for so long; looked at every 5 s. Input wakes them. None: never."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxSettings:
     """What sandbox policies may do on this machine; only root changes it, not the API."""
 
@@ -126,5 +135,6 @@ class Settings:
     defaults: DefaultSettings = field(default_factory=DefaultSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    sessions: SessionsSettings = field(default_factory=SessionsSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)

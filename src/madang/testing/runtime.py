@@ -35,6 +35,9 @@ class FakeKernel:
     running: bool = False
     settled: bool = False
     end: int = 0
+    frozen_by: FakeRuntime | None = None
+    """Who froze it, if it is frozen."""
+    frozen_at: float = 0.0
     changed: Broadcast = field(default_factory=Broadcast)
 
 
@@ -75,17 +78,30 @@ class FakeMachine:
         """The main program ends; nothing if it does not run."""
         state = self.kernels.get(kernel)
         if state is not None and state.running:
-            state.running, state.ended = False, ended
+            state.running, state.ended, state.frozen_by = False, ended, None
+            state.changed.notify()
+
+    def is_frozen(self, kernel: KernelId) -> bool:
+        return kernel in self.kernels and self.kernels[kernel].frozen_by is not None
+
+    def set_frozen(self, kernel: KernelId, by: FakeRuntime | None) -> None:
+        """Nothing if it does not run."""
+        state = self.kernels.get(kernel)
+        if state is not None and state.running:
+            state.frozen_by, state.frozen_at = by, self.clock.now()
             state.changed.notify()
 
     def exit(self, kernel: KernelId, code: int = 0) -> None:
+        """By itself, so not while it is frozen."""
+        if self.is_frozen(kernel):
+            return
         self.end(kernel, Ended(reason=Reason.EXIT, exit_code=code, at=self.clock.now()))
 
     def lose_keeper(self, kernel: KernelId) -> None:
         """The keeper is killed: the program ends, nobody says how."""
         state = self.kernels.get(kernel)
         if state is not None and state.running:
-            state.running = False
+            state.running, state.frozen_by = False, None
             state.changed.notify()
 
     def reboot(self) -> None:
@@ -112,6 +128,7 @@ class FakeRuntime:
         self.machine = machine
         self.calls: list[tuple[str, KernelId]] = []
         self.usages: dict[KernelId, Usage] = {}
+        self.adopted_at = 0.0
         self._root = root
         self._enforced: Final = {"mem": "cgroup", "disk": "quota"} if enforced is None else enforced
         self._delay = delay
@@ -151,14 +168,15 @@ class FakeRuntime:
         await self._do("kill", kernel, lambda: self._kill(kernel))
 
     def _kill(self, kernel: KernelId) -> None:
+        self.check_heard(kernel, "is killed while frozen: it heard no signal")
         ended = Ended(reason=Reason.SIGNAL, signal=9, exit_code=137, at=self.machine.clock.now())
         self.machine.end(kernel, ended)
 
     async def freeze(self, kernel: KernelId) -> None:
-        await self._do("freeze", kernel, lambda: None)
+        await self._do("freeze", kernel, lambda: self.machine.set_frozen(kernel, self))
 
     async def thaw(self, kernel: KernelId) -> None:
-        await self._do("thaw", kernel, lambda: None)
+        await self._do("thaw", kernel, lambda: self.machine.set_frozen(kernel, None))
 
     async def usage(self, kernel: KernelId) -> Usage:
         if kernel not in self.machine.live:
@@ -169,6 +187,7 @@ class FakeRuntime:
         raise RuntimeFailed("a fake machine has no files")
 
     async def adopt(self) -> list[Found]:
+        self.adopted_at = self.machine.clock.now()
         return [
             Found(
                 kernel=kernel,
@@ -176,6 +195,7 @@ class FakeRuntime:
                 running=state.running,
                 started_at=state.started_at,
                 ended=state.ended,
+                frozen=state.frozen_by is not None,
             )
             for kernel, state in self.machine.kernels.items()
         ]
@@ -245,12 +265,24 @@ class FakeRuntime:
 
         async def work() -> None:
             await self.machine.clock.sleep(min(grace_s, self._delay("stop")))
+            while self.machine.is_frozen(kernel):  # it hears nothing
+                await self.machine.kernels[kernel].changed.wait()
             self.machine.end(kernel, ended)
 
         self.machine.tasks.spawn(work(), f"fake:stop:{kernel}")
 
     async def signal(self, folder: str, number: int) -> None:
-        self.calls.append((f"signal {number}", self._by_folder(folder)))
+        kernel = self._by_folder(folder)
+        self.calls.append((f"signal {number}", kernel))
+        self.check_heard(kernel)
+
+    def check_heard(self, kernel: KernelId, wrong: str = "got input while frozen") -> None:
+        """Who gets input must not be frozen, unless a former agent's request came late."""
+        state = self.machine.kernels.get(kernel)
+        if state is None or state.frozen_by is None:
+            return
+        if state.frozen_by is self or state.frozen_at < self.adopted_at:
+            self.machine.violations.append(f"{kernel} {wrong}")
 
     async def stdin(self, folder: str) -> StdinWriter:
         raise SessionNotRunning("a fake program takes no input")

@@ -24,10 +24,20 @@ from pathlib import Path
 import pytest
 
 from madang.agent import files
+from madang.agent.keepers import KeeperNews
+from madang.agent.launcher import registry
+from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Found
 from madang.testing.sessions import HOST, PATIENCE_S, PYTHON, Sessions, read_output, spec
 from madang.wire.api import WorkspaceFile, WorkspaceManifest
-from madang.wire.errors import InvalidRequest, PlatformError, RuntimeFailed, SessionNotRunning
+from madang.wire.errors import (
+    Conflict,
+    HostLacks,
+    InvalidRequest,
+    PlatformError,
+    RuntimeFailed,
+    SessionNotRunning,
+)
 from madang.wire.kernel import ExecSpec, KernelId
 from madang.wire.link import Resize, StdinEnd
 from madang.wire.session import Reason
@@ -464,6 +474,64 @@ class RuntimeConformance:
         await sessions.runtime.freeze(kernel)
         await sessions.runtime.remove(kernel)
 
+    async def test_what_is_frozen_uses_no_cpu_and_goes_on_when_thawed(
+        self, sessions: Sessions
+    ) -> None:
+        count = "n = 0\nwhile True:\n  n += 1\n  if n % 100000 == 0: print(n, flush=True)"
+        kernel = await sessions.start(*PYTHON, count)
+        await sessions.until(kernel, b"00000\n")
+
+        for _ in range(2):  # doing it again changes nothing
+            await freeze(sessions, kernel)
+        frozen = await cpu_s(sessions, kernel)
+        await asyncio.sleep(0.5)  # what stands still must be watched for a while
+        still = await cpu_s(sessions, kernel)
+        assert await is_frozen(sessions, kernel)
+        for _ in range(2):
+            await sessions.runtime.thaw(kernel)
+        written = len(sessions.output(kernel)[0].split())
+        while len(sessions.output(kernel)[0].split()) < written + 3:
+            await sessions.until(kernel, b"00000\n")
+
+        assert still - frozen <= 0.03
+        assert not await is_frozen(sessions, kernel)
+        assert await cpu_s(sessions, kernel) > still
+
+    async def test_a_frozen_session_still_gives_its_files(self, sessions: Sessions) -> None:
+        kernel = await sessions.start("/bin/sh", "-c", "echo hello > note; echo on; sleep 1000")
+        await sessions.until(kernel, b"on")
+        await freeze(sessions, kernel)
+
+        found = await listed(sessions, kernel)
+
+        assert "note" in found
+        assert await is_frozen(sessions, kernel)
+
+    async def test_the_time_limit_goes_on_while_frozen_and_is_told(
+        self, sessions: Sessions
+    ) -> None:
+        kernel = await sessions.start(*SLEEP, time_s=0.5, grace_s=5)
+        await freeze(sessions, kernel)
+
+        async with asyncio.timeout(PATIENCE_S):
+            async with aclosing(sessions.keepers.watch(sessions.io(kernel))) as told:
+                async for news in told:
+                    if news.stopping:
+                        break
+            async with aclosing(sessions.keepers.watch(sessions.io(kernel))) as again:
+                assert any([news.stopping async for news in first(again, 2)])
+        await sessions.runtime.thaw(kernel)
+        done = await sessions.outcome(kernel)
+
+        assert (done.ended.reason, done.code) == (Reason.TIMEOUT, 143)
+
+    async def test_what_does_not_run_can_not_be_frozen(self, sessions: Sessions) -> None:
+        kernel = await sessions.start("/bin/true")
+        await sessions.outcome(kernel)
+
+        with pytest.raises(Conflict):
+            await sessions.runtime.freeze(kernel)
+
     async def test_many_at_once_all_come_through(self, sessions: Sessions) -> None:
         done = await asyncio.gather(
             *(sessions.run("/bin/sh", "-c", f"echo {n}; exit {n}") for n in range(12))
@@ -591,6 +659,49 @@ class RuntimeConformance:
 
 async def find(sessions: Sessions, kernel: KernelId) -> Found:
     return next(found for found in await sessions.runtime.adopt() if found.kernel == kernel)
+
+
+async def freeze(sessions: Sessions, kernel: KernelId) -> None:
+    """Skip where this machine can't, and the runtime says so."""
+    try:
+        await sessions.runtime.freeze(kernel)
+    except HostLacks as exc:
+        pytest.skip(exc.text)
+
+
+async def is_frozen(sessions: Sessions, kernel: KernelId) -> bool:
+    return (await find(sessions, kernel)).frozen
+
+
+async def listed(sessions: Sessions, kernel: KernelId) -> list[str]:
+    """Names in the working directory."""
+    sock = await sessions.runtime.files(kernel)
+    async with aclosing(files.list_files(sock, ".")) as entries:
+        return [entry.path async for entry in entries]
+
+
+async def first(news: AsyncIterator[KeeperNews], count: int) -> AsyncIterator[KeeperNews]:
+    """The first *count*."""
+    async for each in news:
+        yield each
+        count -= 1
+        if count == 0:
+            return
+
+
+async def cpu_s(sessions: Sessions, kernel: KernelId) -> float:
+    """CPU time of its programs: as the runtime counts it, or else the machine for each process."""
+    used = (await sessions.runtime.usage(kernel)).cpu_s
+    if used is not None:
+        return used
+    record = registry.load(sessions.runtime.kernel_dir(kernel))
+    assert record is not None
+    assert record.init is not None
+    total = 0
+    for pid in layout.descendants(record.init.pid):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        total += int(fields[11]) + int(fields[12])
+    return total / os.sysconf("SC_CLK_TCK")
 
 
 async def running(sessions: Sessions, kernel: KernelId) -> bool:

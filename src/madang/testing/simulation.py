@@ -11,9 +11,11 @@ from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Final
 
+from madang.agent.kernel import Kernel
 from madang.agent.service import Agent
 from madang.agent.settings import AgentSettings
 from madang.kit.tasks import TaskSet
+from madang.manager.session.rules import frost_news
 from madang.testing.clock import LoopClock
 from madang.testing.link import FaultyLink
 from madang.testing.runtime import FakeMachine, FakeRuntime, random_delay
@@ -73,6 +75,8 @@ class Row:
     since: float
     state: KernelState = KernelState.PREPARING
     ended: bool = False
+    frozen_at: int | None = None
+    freeze_revision: int = 0
 
 
 @dataclass(slots=True)
@@ -129,12 +133,24 @@ class ModelManager:
             if row.ended or report.nonce != row.assignment.nonce:
                 continue
             row.state = report.state
+            self._follow_frost(row, report)
             if report.state is KernelState.ENDED and report.ended is not None:
                 row.ended = True
                 row.assignment = replace(row.assignment, wanted=Wanted.KEEP)
                 ended.append(report.kernel.session)
         self.revision += bool(ended)
         return ended, tuple(strangers)
+
+    def _follow_frost(self, row: Row, report: KernelReport) -> None:
+        news = frost_news(row.frozen_at, row.freeze_revision, report)
+        if news is not None:
+            self._set_frost(row, *news)
+
+    def _set_frost(self, row: Row, frozen_at: int | None, revision: int) -> None:
+        row.frozen_at, row.freeze_revision = frozen_at, revision
+        row.assignment = replace(
+            row.assignment, frozen=frozen_at is not None, freeze_revision=revision
+        )
 
     async def say(self, *changed: str, forget: tuple[KernelId, ...] = ()) -> None:
         """A delta about *changed* sessions."""
@@ -162,6 +178,18 @@ class ModelManager:
             row.assignment = replace(
                 row.assignment, wanted=Wanted.STOP, stop_reason="user", stop_text="stopped"
             )
+            await self.say(session)
+
+    async def freeze(self, session: str) -> None:
+        await self._order(session, frozen=True)
+
+    async def thaw(self, session: str) -> None:
+        await self._order(session, frozen=False)
+
+    async def _order(self, session: str, *, frozen: bool) -> None:
+        row = self.rows[session]
+        if not row.ended and row.state is KernelState.RUNNING:
+            self._set_frost(row, int(self.clock.now()) if frozen else None, self.revision + 1)
             await self.say(session)
 
     async def forget(self, session: str) -> None:
@@ -211,6 +239,9 @@ class Simulation:
         self._bad = True
         self._opened_at = 0.0
         self._wrong: list[str] = []
+        self._woken: dict[KernelId, int] = {}
+        """Kernel → the order that had frozen it when input came."""
+        self._left_alone: set[KernelId] = set()
         self._tasks = TaskSet()
         self._agent: Agent | None = None
         self._link: FaultyLink | None = None
@@ -225,11 +256,16 @@ class Simulation:
         self._bad = False
         for task in (faults, users):
             task.cancel()
+        await self._break()  # also what was breaking when the bad days ended
         if self._agent is None:
             await self._start_agent()
-        elif self._link is None:
+        else:
             await self._connect()
-        await asyncio.sleep(self.faults.calm_s)
+        await asyncio.sleep(self.faults.calm_s / 2)
+        self._wrong += self._disagreements()
+        for session in list(self.manager.rows):
+            await self.manager.thaw(session)
+        await asyncio.sleep(self.faults.calm_s / 2)
         programs.cancel()
         found = [
             *self._wrong,
@@ -251,6 +287,7 @@ class Simulation:
         agent = Agent(settings, runtime, NoBlobs(), self.clock, keepers=runtime)
         await agent.open()
         self._agent = agent
+        self._runtime = runtime
         await self._connect()
 
     async def _stop_agent(self) -> None:
@@ -268,12 +305,13 @@ class Simulation:
         self._serving = self._tasks.spawn(self._agent.serve(self._link.agent), "agent")
 
     async def _break(self) -> None:
-        link, self._link = self._link, None
+        link = self._link
         if link is not None:
             await link.break_it(
                 agent_after_s=self.rng.uniform(0, 4) * self._bad,
                 manager_after_s=self.rng.uniform(0, 8) * self._bad,
             )
+            self._link = None
 
     def _delay(self, operation: str) -> float:
         return random_delay(self.rng, 8.0)(operation) if self._bad else 0.01
@@ -296,9 +334,19 @@ class Simulation:
         if operation == "start" and alone and given_up < self._opened_at:
             self._wrong.append(f"{kernel} is started, given up before the agent itself started")
         row = self.manager.rows.get(kernel.session)
+        if operation == "freeze":
+            self._judge_freeze(kernel)
         wanted = row is not None and row.assignment.kernel == kernel
         if operation == "remove" and wanted:
             self._wrong.append(f"{kernel} is removed but wanted")
+
+    def _judge_freeze(self, kernel: KernelId) -> None:
+        """What input has woken is frozen by a newer order alone, or for being left alone."""
+        if self._agent is None or kernel in self._left_alone:
+            return
+        order = self._agent.kernels[kernel].freeze_order
+        if order <= self._woken.get(kernel, -1):
+            self._wrong.append(f"{kernel} is frozen by order {order} again, input had woken it")
 
     # --- what happens to them
 
@@ -323,6 +371,7 @@ class Simulation:
                 await self._stop_agent()
                 for path in glob.glob(self.settings.journal + "*"):
                     os.unlink(path)
+                self._woken.clear()  # nor could what was done already
                 await self._start_agent()
             elif self.machine.live:
                 self.machine.lose_keeper(self.rng.choice(self.machine.live))
@@ -335,8 +384,30 @@ class Simulation:
                 await self.manager.create(f"s{created}")
                 created += 1
             session = self.rng.choice(list(self.manager.rows))
-            act = self.rng.choice((self.manager.stop, self.manager.forget, self.manager.give_up))
+            manager = self.manager
+            ends = (manager.stop, manager.forget, manager.give_up)
+            act = self.rng.choice((*ends, *ends, manager.freeze, manager.thaw, self._use))
             await act(session)
+
+    async def _use(self, session: str) -> None:
+        """Somebody types, or nobody did for long."""
+        kernel_id = self.manager.rows[session].assignment.kernel
+        if self._agent is None or (kernel := self._agent.kernels.get(kernel_id)) is None:
+            return
+        if self.rng.random() < 0.3:
+            self._left_alone.add(kernel_id)
+            kernel.leave_alone()
+        elif kernel.running:
+            self._tasks.spawn(self._type(kernel, self._runtime), "input")
+
+    async def _type(self, kernel: Kernel, runtime: FakeRuntime) -> None:
+        order = kernel.freeze_order
+        await kernel.awaken()
+        if self._runtime is not runtime or not kernel.running:
+            return
+        if kernel.freeze_order == order and kernel.id not in self._left_alone:
+            self._woken[kernel.id] = order
+            runtime.check_heard(kernel.id)
 
     async def _programs(self) -> None:
         while True:
@@ -351,6 +422,16 @@ class Simulation:
         return row is not None and row.assignment.wanted is Wanted.STOP
 
     # --- what must be true at the end
+
+    def _disagreements(self) -> list[str]:
+        """After a calm while machine and rows say the same of each kernel."""
+        return [
+            f"{kernel} is frozen: {self.machine.is_frozen(kernel)}, its row: {row.frozen_at}"
+            for kernel in self.machine.live
+            if (row := self.manager.rows.get(kernel.session)) is not None
+            and row.assignment.kernel == kernel
+            and self.machine.is_frozen(kernel) is not (row.frozen_at is not None)
+        ]
 
     def _unfinished(self) -> list[str]:
         wanted = {row.assignment.kernel for row in self.manager.rows.values()}

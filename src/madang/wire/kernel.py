@@ -124,6 +124,14 @@ class Assignment:
     stop_reason: str = ""
     """A ``Reason`` value when ``wanted`` is ``stop``."""
     stop_text: str = ""
+    frozen: bool = False
+    """Whether its programs shall stand still: the word of ``freeze_revision``."""
+    freeze_revision: int = 0
+    """Revision of the newest order to freeze or thaw; one that was followed is not followed again.
+
+    After it was followed the agent may wake or freeze the kernel by itself (see
+    ``agent.freezing``).
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +171,12 @@ class KernelReport:
     log_end: int | None = None
     timings_ms: dict[str, float] = field(default_factory=dict)
     """Phase of the start → duration: ``workspace``, ``image``, ``sandbox``, …"""
+    frozen_since: float | None = None
+    """Since when its programs stand still; None: they run."""
+    freeze_revision: int = 0
+    """Newest order to freeze or thaw that ``frozen_since`` already takes into account."""
+    freeze_error: str = ""
+    """Why that order could not be followed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,6 +193,8 @@ class Session:
     deadline: float | None
     """When the status must have changed, by whom: see ``status_owner``."""
     status_owner: str
+    frozen_since: float | None = None
+    """Since when its programs stand still, of a RUNNING session; None: they run."""
     pending: Pending | None
     ended: Ended | None
     phases: tuple[Phase, ...]

@@ -143,16 +143,32 @@ class Group:
         return sorted(found)
 
     def freeze(self) -> bool:
+        """False where there is no freezer."""
         return self._set_frozen("FROZEN", 1)
 
     def thaw(self) -> bool:
         return self._set_frozen("THAWED", 0)
 
     def _set_frozen(self, v1: str, v2: int) -> bool:
+        file = self._freezer
+        return file is not None and try_write(file, v2 if self.version == 2 else v1)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether it is frozen, or about to be."""
+        file = self._freezer
+        return file is not None and read(file) in {"FROZEN", "FREEZING", "1"}
+
+    @property
+    def can_freeze(self) -> bool:
+        return self._freezer is not None
+
+    @property
+    def _freezer(self) -> str | None:
         if self.version == 2:
-            return any(try_write(f"{folder}/cgroup.freeze", v2) for folder in self.folders)
+            return next((f"{folder}/cgroup.freeze" for folder in self.folders), None)
         freezer = self.paths.get("freezer")
-        return freezer is not None and try_write(f"{freezer}/freezer.state", v1)
+        return None if freezer is None else f"{freezer}/freezer.state"
 
     def remove(self) -> bool:
         """Whether nothing is left; False: processes are still in it, try again."""

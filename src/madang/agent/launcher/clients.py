@@ -3,7 +3,9 @@
 The first line of a connection is JSON and names the operation:
 
 =====================================  ==========================================================
-``{"op": "watch"}``                    lines ``{"end": OFFSET}``, the last one ``{"ended": true}``
+``{"op": "watch"}``                    lines ``{"end": OFFSET}``; ``{"stopping": true}`` once it is
+                                       to end, also for its time limit: who froze it must thaw it;
+                                       the last one ``{"ended": true}``
 ``{"op": "stdin"}``                    then frames: kind u8, length u32 LE, payload. 0 data, 1 end
                                        of input, 2 resize (rows u16, cols u16), 3 signal (u8)
 ``{"op": "signal", "signal": N}``      ``{"ok": true}``

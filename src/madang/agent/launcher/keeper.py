@@ -290,6 +290,7 @@ class _Keeper:
         """SIGTERM now, SIGKILL after the grace; the first reason stays, the shortest grace wins."""
         if self._stop is None:
             self._stop = (reason, text)
+            self._programs[init.MAIN].tell_stopping()
             numbers = [signal.SIGTERM, signal.SIGCONT]
             if self._order.spec.tty:
                 numbers.insert(0, signal.SIGHUP)  # Shells ignore SIGTERM at a terminal.
@@ -390,6 +391,8 @@ class _Keeper:
         if op == "watch":
             client.watching = True
             client.tell_end(program.log.end)
+            if self._stop is not None:
+                client.tell({"stopping": True})
         elif op == "stdin":
             client.feeding = True
         elif op == "signal":

@@ -27,7 +27,14 @@ from madang.agent.launcher.program import CLAIMED, ENDED
 from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Record
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
-from madang.wire.errors import Conflict, NotFound, PlatformError, RuntimeFailed, StorageFull
+from madang.wire.errors import (
+    Conflict,
+    HostLacks,
+    NotFound,
+    PlatformError,
+    RuntimeFailed,
+    StorageFull,
+)
 from madang.wire.kernel import KernelId, KernelSpec
 
 Answer = Callable[[Any], None]
@@ -161,6 +168,7 @@ class Kernels:
             "started_at": record.started_at,
             "scratch_enforced": record.scratch_enforced,
             "policy": record.policy,
+            "frozen": kernel.running and group is not None and group.frozen,
             "group": {"version": group.version, "paths": group.paths} if group else None,
         }
 
@@ -202,12 +210,17 @@ class Kernels:
         if kernel is None:
             return
         group = kernel.record.group
-        if not kernel.running or group is None:
+        if not kernel.running:
             answer(Conflict(f"{kernel_id} does not run."))
+        elif group is None or not group.can_freeze:
+            text = (
+                "sessions can't be frozen here: no control groups with a freezer. Stop it instead."
+            )
+            answer(HostLacks(text) if frozen else {})
         elif group.freeze() if frozen else group.thaw():
             answer({})
         else:
-            answer(RuntimeFailed("this machine's control groups can't freeze."))
+            answer(RuntimeFailed(f"{kernel_id}: its control group takes no order to freeze."))
 
     def files(self, kernel_id: KernelId, answer: Answer) -> None:
         """Answers with a socket."""

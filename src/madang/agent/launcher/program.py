@@ -155,6 +155,11 @@ class Program:
             if client.watching:
                 client.tell_end(self.log.end)
 
+    def tell_stopping(self) -> None:
+        for client in self.clients.values():
+            if client.watching:
+                client.tell({"stopping": True})
+
     def finish(self, ended: Ended) -> None:
         """Write down how it ended, then tell those who watch."""
         for fd in list(self.outputs):

@@ -67,6 +67,8 @@ class Found:
     execs: tuple[str, ...] = ()
     enforced: dict[str, str] = field(default_factory=dict)
     """As ``Prepared`` told it."""
+    frozen: bool = False
+    """Its programs stand still; see ``Runtime.freeze``."""
 
 
 class Runtime(Protocol):
@@ -98,9 +100,17 @@ class Runtime(Protocol):
         """SIGKILL everything in the kernel, now. No error if nothing runs."""
         ...
 
-    async def freeze(self, kernel: KernelId) -> None: ...
+    async def freeze(self, kernel: KernelId) -> None:
+        """All its programs stand still: they use no CPU and hear nothing, not even SIGTERM.
 
-    async def thaw(self, kernel: KernelId) -> None: ...
+        Outlives agent and launcher; ``adopt`` tells it. Doing it again changes nothing. Conflict if
+        it does not run, HostLacks where this machine can't.
+        """
+        ...
+
+    async def thaw(self, kernel: KernelId) -> None:
+        """Let them go on. Doing it again, or to what was never frozen, changes nothing."""
+        ...
 
     async def usage(self, kernel: KernelId) -> Usage:
         """Of a running kernel; cheap."""

@@ -144,6 +144,7 @@ class NativeRuntime:
             enforced=self._enforced
             | {"disk": entry["scratch_enforced"]}
             | _policy(entry["policy"]),
+            frozen=entry["frozen"],
         )
 
     # -- the link ----------------------------------------------------------------------------

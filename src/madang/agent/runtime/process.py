@@ -131,10 +131,19 @@ class ProcessRuntime:
         self._signal(kernel, signal.SIGKILL)
 
     async def freeze(self, kernel: KernelId) -> None:
-        self._signal(kernel, signal.SIGSTOP)
+        if self._get(kernel).keeper_fd < 0:
+            raise Conflict(f"{kernel} does not run.")
+        with open(self._mark(kernel), "wb"):
+            self._signal(kernel, signal.SIGSTOP)
 
     async def thaw(self, kernel: KernelId) -> None:
         self._signal(kernel, signal.SIGCONT)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._mark(kernel))
+
+    def _mark(self, kernel: KernelId) -> str:
+        """A file that is there while the kernel is frozen: its programs alone don't tell."""
+        return f"{self.kernel_dir(kernel)}/frozen"
 
     def _signal(self, kernel: KernelId, number: int) -> None:
         """To all programs, not to their init; SIGKILL also ends an idle one."""
@@ -176,6 +185,7 @@ class ProcessRuntime:
             started_at=found.record.started_at if found.record else None,
             ended=layout.read_ended(f"{folder}/io/main"),
             execs=layout.execs(folder),
+            frozen=os.path.exists(self._mark(kernel)),
         )
 
     async def settle(self, kernel: KernelId) -> Ended:

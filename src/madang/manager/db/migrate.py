@@ -61,6 +61,13 @@ def _upgrade_sqlite(path: str) -> None:
     engine.dispose()
 
 
+def script_to(revision: str, dialect: str) -> str:
+    """What makes an empty database one of that *revision*, as SQL."""
+    text = io.StringIO()
+    _run_alembic(dialect_name=dialect, as_sql=True, target=revision, output_buffer=text)
+    return text.getvalue()
+
+
 async def migrate_postgres(connection: Any, lock: int) -> None:
     """Idempotent; safe when several servers start at once."""
     async with connection.transaction():
@@ -80,7 +87,11 @@ async def migrate_postgres(connection: Any, lock: int) -> None:
 
 
 def _run_alembic(
-    *, as_sql: bool = False, starting_rev: str | None = None, **configure: Any
+    *,
+    as_sql: bool = False,
+    starting_rev: str | None = None,
+    target: str = "head",
+    **configure: Any,
 ) -> None:
     from alembic.config import Config
     from alembic.runtime.environment import EnvironmentContext
@@ -90,8 +101,8 @@ def _run_alembic(
     config = Config()
 
     def upgrade(revision: Any, _context: Any) -> Any:
-        return script._upgrade_revs("head", str(revision or starting_rev or "base"))
+        return script._upgrade_revs(target, revision or starting_rev or "base")
 
     with EnvironmentContext(config, script, fn=upgrade, as_sql=as_sql) as environment:
-        environment.configure(**configure)
+        environment.configure(starting_rev=starting_rev, **configure)
         environment.run_migrations()

@@ -12,6 +12,11 @@ row the node's next revision, so that a delta is «all rows above the revision s
 longer held stands in ``fleet.forgotten``. Agents report what is; a report counts only while node,
 attempt and nonce match the row, otherwise the kernel is to be forgotten.
 
+Frozen or not is no status: a frozen session is RUNNING, keeps its slots, its owner and its time
+limit. ``frozen_at`` is what is wanted, with the revision of the order (``freeze_revision``), and
+follows what the agent reports: it may wake or freeze a session by itself. Why the two never fight:
+``agent.freezing``; the manager's half is ``rules.frost_news``.
+
 Wake-ups: after each commit ``EventFeed`` reads the new events and wakes whoever waits for those
 objects: streams, long polls, the scheduler. A lost wake-up costs time, never truth.
 """

@@ -194,7 +194,21 @@ def assignment_of(row: SessionRow, settings: SessionSettings, sandboxes: Sandbox
         spec=_kernel_spec(row, settings, sandboxes) if wanted is not Wanted.KEEP else _NO_SPEC,
         stop_reason=row.stop_reason,
         stop_text=row.stop_text,
+        frozen=row.frozen_at is not None,
+        freeze_revision=row.freeze_revision,
     )
+
+
+def frost_news(
+    frozen_at: int | None, revision: int, report: KernelReport
+) -> tuple[int | None, int] | None:
+    """What a row with *frozen_at* and *revision* becomes by *report*; None: it stays.
+
+    A report with a smaller revision was made before the agent had heard of the newest order.
+    """
+    since = report.frozen_since
+    told = (None if since is None else micros(since), report.freeze_revision)
+    return told if report.freeze_revision >= revision and told != (frozen_at, revision) else None
 
 
 def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxes) -> KernelSpec:
@@ -247,6 +261,7 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         status_since=seconds(row.status_since),
         deadline=None if row.deadline is None else seconds(row.deadline),
         status_owner=LIFE[status].owner,
+        frozen_since=_frozen_since(row),
         pending=None if row.pending is None else from_json(Pending, row.pending),
         ended=None if row.ended is None else from_json(Ended, row.ended),
         phases=from_json(tuple[Phase, ...], row.phases),
@@ -256,3 +271,9 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         log_end=row.log_end if live is None or live.log_end is None else live.log_end,
         version=row.version,
     )
+
+
+def _frozen_since(row: SessionRow) -> float | None:
+    if row.frozen_at is None or row.status != S.RUNNING:
+        return None
+    return seconds(row.frozen_at)

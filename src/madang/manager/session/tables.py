@@ -43,6 +43,8 @@ sessions: Final = sa.Table(
     sa.Column("stop_reason", sa.Text, nullable=False),
     sa.Column("stop_text", sa.Text, nullable=False),
     sa.Column("grace_us", sa.BigInteger, nullable=False),
+    sa.Column("frozen_at", sa.BigInteger),
+    sa.Column("freeze_revision", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("pending", sa.Text),
     sa.Column("ended", sa.Text),
     sa.Column("phases", sa.Text, nullable=False),

@@ -73,6 +73,8 @@ class SessionRow:
     stop_reason: str
     stop_text: str
     grace_us: int
+    frozen_at: int | None
+    freeze_revision: int
     pending: str | None
     ended: str | None
     phases: str

@@ -117,6 +117,18 @@ class SessionApi:
         """Stop a session: SIGTERM, its grace, SIGKILL. Idempotent."""
         return self._tagged(await self._sessions.stop(call.caller, call.path("ref"), call.body))
 
+    @endpoint("POST", "/v1/sessions/{ref}/freeze", returns=Session)
+    async def freeze_session(self, call: Call[None, None]) -> Reply:
+        """Freeze a running session: no CPU, memory and slots kept; input wakes it. Idempotent."""
+        row = await self._sessions.set_frozen(call.caller, call.path("ref"), frozen=True)
+        return self._tagged(row)
+
+    @endpoint("POST", "/v1/sessions/{ref}/thaw", returns=Session)
+    async def thaw_session(self, call: Call[None, None]) -> Reply:
+        """Let a frozen session go on. Idempotent."""
+        row = await self._sessions.set_frozen(call.caller, call.path("ref"), frozen=False)
+        return self._tagged(row)
+
     @endpoint("POST", "/v1/sessions/{ref}/signal", body=SignalRequest, status=204)
     async def signal_session(self, call: Call[None, SignalRequest]) -> None:
         """Send a signal to the program's process group."""

@@ -6,13 +6,14 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final
 
+from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock
 from madang.kit.codec import to_json
 from madang.manager.db import Database, Transaction, micros
 from madang.manager.db.events import EventFeed
 from madang.manager.fleet import store as ledger
 from madang.manager.session import store
-from madang.manager.session.rules import assignment_of
+from madang.manager.session.rules import assignment_of, frost_news
 from madang.manager.session.service import moves
 from madang.manager.session.types import Images, Policies, SessionRow, SessionSettings
 from madang.wire.kernel import Desired, Hello, KernelReport, KernelState
@@ -44,6 +45,8 @@ class AgentService:
         self._settings: Final = settings
         self.live: Final[dict[str, KernelReport]] = {}
         """Newest report of each unfinished session: usage is shown, not stored."""
+        self.heard: Final = Broadcast()
+        """Some agent has reported."""
 
     async def desired(self, node: str, since: int | None) -> Desired | None:
         """Read the revision first: what is newer comes again with the next delta."""
@@ -86,6 +89,7 @@ class AgentService:
     async def observe(self, node: str, reports: Sequence[KernelReport]) -> None:
         for report in reports:
             await self._take(node, report)
+        self.heard.notify()
 
     async def _take(self, node: str, report: KernelReport) -> None:
         async with self._database.read() as tx:
@@ -134,6 +138,8 @@ class AgentService:
                 return await moves.advance(
                     tx, row, S.RUNNING, at=at, cause="started", started_at=began, **_facts(report)
                 )
+            case KernelState.RUNNING if row.status == S.RUNNING:
+                return await self._follow_frost(tx, row, report, at)
             case KernelState.ENDED:
                 ended = report.ended or moves.lost("nobody saw how it ended.")
                 columns = _facts(report)
@@ -144,6 +150,18 @@ class AgentService:
                 )
             case _:
                 return None
+
+    async def _follow_frost(
+        self, tx: Transaction, row: SessionRow, report: KernelReport, at: int
+    ) -> SessionRow | None:
+        """The agent knows: no new revision for it."""
+        news = frost_news(row.frozen_at, row.freeze_revision, report)
+        if news is None:
+            return None
+        what = "thawed" if news[0] is None else "frozen"
+        return await store.change(
+            tx, row, at=at, what=what, frozen_at=news[0], freeze_revision=news[1]
+        )
 
 
 def _same(row: SessionRow, node: str, report: KernelReport) -> bool:
@@ -156,7 +174,9 @@ def _news(row: SessionRow, report: KernelReport) -> bool:
         case KernelState.PREPARING:
             return row.status == S.SCHEDULED
         case KernelState.RUNNING:
-            return row.status in _BEFORE_RUNNING
+            known = row.status == S.RUNNING
+            frost = known and frost_news(row.frozen_at, row.freeze_revision, report) is not None
+            return frost or row.status in _BEFORE_RUNNING
         case KernelState.ENDED:
             return row.status != S.TERMINATED
 

@@ -96,6 +96,27 @@ async def stop(
     return moved or row
 
 
+async def set_frozen(
+    tx: Transaction, row: SessionRow, *, at: int, frozen: bool
+) -> SessionRow | None:
+    """An order to freeze or to thaw a RUNNING session; None: *row* is out of date.
+
+    Always a new one: the agent may have woken it meanwhile.
+    """
+    assert row.held_by is not None
+    revision = await ledger.next_revision(tx, row.held_by)
+    since = at if row.frozen_at is None else row.frozen_at
+    return await store.change(
+        tx,
+        row,
+        at=at,
+        what="frozen" if frozen else "thawed",
+        revision=revision,
+        frozen_at=since if frozen else None,
+        freeze_revision=revision,
+    )
+
+
 async def _hasten(tx: Transaction, row: SessionRow, grace: int, *, at: int) -> SessionRow:
     if grace >= row.grace_us or row.held_by is None:
         return row

@@ -24,11 +24,13 @@ from madang.manager.session import store
 from madang.manager.session.rules import check_spec, next_phases, resolve_size, view
 from madang.manager.session.service import moves
 from madang.manager.session.service.agents import AgentService
+from madang.manager.session.service.kernels import not_running
 from madang.manager.session.types import Blobs, Images, SessionRow, SessionSettings
 from madang.wire.api import StopRequest
 from madang.wire.errors import (
     Ambiguous,
     Conflict,
+    HostLacks,
     IdempotencyMismatch,
     InvalidRequest,
     NotFound,
@@ -36,7 +38,7 @@ from madang.wire.errors import (
     SizeImpossible,
     WorkspaceIncomplete,
 )
-from madang.wire.kernel import ImageMount
+from madang.wire.kernel import ImageMount, KernelReport
 from madang.wire.session import (
     HistoryEntry,
     Pending,
@@ -52,6 +54,8 @@ S = SessionStatus
 
 MAX_WAIT_S: Final = 60.0
 MAX_KEY: Final = 200
+CONFIRM_S: Final = 2.0
+"""How long a freeze or thaw waits to hear that it was done; it is done later all the same."""
 _REF: Final = re.compile(r"[0-9a-z-]{1,64}")
 
 
@@ -191,6 +195,8 @@ class SessionService:
             stop_reason="",
             stop_text="",
             grace_us=micros(spec.grace_s),
+            frozen_at=None,
+            freeze_revision=0,
             pending=None,
             ended=None,
             phases=next_phases("[]", S.PENDING, at),
@@ -318,6 +324,43 @@ class SessionService:
         async with self._database.read() as tx:
             row = await self._get(tx, caller, ref)
             return await store.list_history(tx, row.id)
+
+    # Standing still
+
+    async def set_frozen(self, caller: Caller, ref: str, *, frozen: bool) -> SessionRow:
+        """Freeze or thaw; the answer comes when the machine has done it, or does not say so soon.
+
+        Raises SessionNotRunning unless it is RUNNING, HostLacks where its machine can't.
+        """
+        at = micros(self._clock.now())
+        async with self._database.begin() as tx:
+            row = await self._get(tx, caller, ref)
+            if row.status != S.RUNNING:
+                raise not_running(row)
+            row = await moves.set_frozen(tx, row, at=at, frozen=frozen) or row
+        self._feed.wake()
+        report = await self._confirmation(row)
+        if report is not None and report.freeze_error and frozen:
+            raise HostLacks(f"session {row.name} is not frozen: {report.freeze_error}")
+        return await self.get(caller, row.id)
+
+    async def _confirmation(self, row: SessionRow) -> KernelReport | None:
+        """The agent's report after it followed the order in *row*; None: it has not said so yet."""
+        until = self._clock.monotonic() + CONFIRM_S
+        while (left := until - self._clock.monotonic()) > 0 and not self._feed.closing:
+            if row.held_by not in self._fleet.online():
+                return None
+            report = self._agents.live.get(row.id)
+            if report is not None and report.freeze_revision >= row.freeze_revision:
+                return report
+            await self._clock.wait(self._agents.heard.next(), left)
+            if (current := await self._current(row)) is None or current.status != S.RUNNING:
+                return None
+        return None
+
+    async def _current(self, row: SessionRow) -> SessionRow | None:
+        async with self._database.read() as tx:
+            return await store.find(tx, row.id)
 
     # Ending
 

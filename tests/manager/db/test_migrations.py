@@ -1,0 +1,89 @@
+"""Databases that an earlier version made, with data in them."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from madang.manager.app import ManagerSettings
+from madang.manager.db import open_database
+from madang.manager.db.migrate import head, script_to
+from madang.manager.session import store
+from madang.testing.database import PostgresCluster
+from madang.testing.manager import ScriptedAgent, manager_box
+from madang.wire.kernel import KernelId, KernelReport, KernelState
+from madang.wire.session import SessionStatus
+
+SESSION: Final = "01jd0000000000000000000001"
+DATA: Final = f"""
+INSERT INTO users (id, name, role, project_id, created_at)
+    VALUES ('u1', 'ann', 'user', 'p1', 5);
+INSERT INTO nodes (name, incarnation, revision, facts, created_at, seen_at,
+        has_cpu_milli, cap_cpu_milli, used_cpu_milli, has_mem_bytes, cap_mem_bytes, used_mem_bytes,
+        has_disk_bytes, cap_disk_bytes, used_disk_bytes, has_pids, cap_pids, used_pids)
+    VALUES ('n1', 3, 17, '{{}}', 5, 5, 4000, 4000, 1000, 9000000000, 9000000000, 1000000,
+        9000000000, 9000000000, 1000000, 9000, 9000, 64);
+INSERT INTO sessions (id, name, kind, owner_id, owner, project_id, status, priority, spec, image,
+        image_digest, image_mount, cpu_milli, mem_bytes, pids, disk_bytes, node, held_by, attempt,
+        nonce, revision, created_at, started_at, status_since, stop_reason, stop_text, grace_us,
+        phases, enforced, warnings, version)
+    VALUES ('{SESSION}', 'old-owl', 'run', 'u1', 'ann', 'p1', 'RUNNING', 0,
+        '{{"argv": ["sleep", "9"]}}', 'host', '',
+        '{{"name": "host", "digest": "", "kind": "host"}}',
+        1000, 1000000, 64, 1000000, 'n1', 'n1', 1, 'secret', 17, 5, 6, 6, '', '', 10000000,
+        '[]', '{{}}', '[]', 4);
+INSERT INTO history (session_id, at, source, target, actor, cause)
+    VALUES ('{SESSION}', 6, 'SCHEDULED', 'RUNNING', 'agent', 'started');
+"""
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def old_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database of the first version with a running session."""
+    script = script_to("0001", request.param) + DATA
+    if request.param == "sqlite":
+        connection = sqlite3.connect(tmp_path / "old.db")
+        connection.executescript(script)
+        connection.close()
+        return f"sqlite:///{tmp_path / 'old.db'}"
+    cluster: PostgresCluster = request.getfixturevalue("postgres")
+    name = await cluster.fresh()
+    for statement in filter(str.strip, script.split(";")):
+        await cluster.query(statement, name)
+    return cluster.url(name)
+
+
+async def test_sessions_of_the_first_version_are_kept_and_not_frozen(old_url: str) -> None:
+    assert head() > "0001"
+    for _ in range(2):  # the second time there is nothing to do
+        database = open_database(old_url)
+        await database.open()
+        async with database.read() as tx:
+            row = await store.find(tx, SESSION)
+            entries = await store.list_history(tx, SESSION)
+        await database.close()
+        assert row is not None
+        assert (row.name, row.status, row.nonce, row.revision) == (
+            "old-owl", SessionStatus.RUNNING, "secret", 17,
+        )  # fmt: skip
+        assert (row.frozen_at, row.freeze_revision, row.version) == (None, 0, 4)
+        assert [entry.cause for entry in entries] == ["started"]
+
+
+async def test_a_session_of_the_first_version_can_be_frozen(old_url: str) -> None:
+    agent = ScriptedAgent()
+    agent.incarnation = 3
+    report = KernelReport(kernel=KernelId(SESSION, 1), nonce="secret", state=KernelState.RUNNING)
+    async with manager_box(ManagerSettings(database_url=old_url)) as box:
+        box.connect(agent, (report,))
+        assert not (await agent.assigned(SESSION)).frozen
+        call = asyncio.create_task(box.call("POST", f"/v1/sessions/{SESSION}/freeze"))
+        await agent.until(lambda: agent.wanted[report.kernel].frozen)
+        told = agent.wanted[report.kernel]
+        assert told.freeze_revision > 17
+        await agent.running(told, frozen_since=50.0, freeze_revision=told.freeze_revision)
+        assert (await call)["frozen_since"] == 50.0
