@@ -36,6 +36,8 @@ def cluster() -> Iterator[PostgresCluster]:
 @pytest.fixture
 def platform(cluster: PostgresCluster, tmp_path: Path) -> Iterator[Platform]:
     database = asyncio.run(cluster.fresh())
+    # As everywhere but in tests: what was committed is there after a crash.
+    asyncio.run(cluster.query(f"ALTER DATABASE {database} SET synchronous_commit = on"))
     environment = {
         "MADANG_DATABASE_URL": cluster.url(database),
         "MADANG_NODE_CPU_OVERCOMMIT": "50",
