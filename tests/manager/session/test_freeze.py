@@ -73,7 +73,7 @@ async def test_only_a_running_session_can_be_frozen(either_box: ManagerBox) -> N
     for act in ("freeze", "thaw"):
         problem = await box.call("POST", f"/v1/sessions/{ref}/{act}", status=409)
         assert problem["code"] == "session.not_running"
-        assert "PENDING" in problem["detail"]
+        assert "has not started" in problem["detail"]
         await box.call("POST", f"/v1/sessions/nobody/{act}", status=404)
 
 
