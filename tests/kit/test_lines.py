@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from madang.kit.lines import BadLine, Item, Table, read
+from madang.testing.policies import PATIENT
 
 
 def plain(item: Item) -> Any:
@@ -44,6 +45,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@PATIENT
 @given(st.lists(PIECES, max_size=25).map("".join) | st.text(max_size=60))
 def test_what_is_taken_means_the_same_in_any_toml_reader(text: str) -> None:
     try:
@@ -92,6 +94,7 @@ def test_what_is_refused_names_the_line(text: str, line: int, words: str) -> Non
     assert caught.value.line == line
 
 
+@PATIENT
 @given(st.integers(0, 100_000))
 def test_deep_nesting_never_exhausts_the_stack(depth: int) -> None:
     if depth > 4:

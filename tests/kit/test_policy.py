@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from madang.kit.policy import BASE_TEXT, base_rules, parse, render
-from madang.testing.policies import layers
+from madang.testing.policies import PATIENT, layers
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import BASE, NODE, SESSION, SITE, Answer, Check, Layer, Look, When
 from madang.wire.policy_base import BASE_RULES, FIXED, NAMES
@@ -62,6 +62,7 @@ def test_the_base_is_written_in_the_language() -> None:
         assert lines[written.line] == f'name = "{ours.name}"'
 
 
+@PATIENT
 @given(layers())
 def test_what_is_rendered_parses_to_the_same(layer: Layer) -> None:
     again = parse(render(layer.rules), layer.layer)
@@ -139,6 +140,7 @@ WORDS = st.sampled_from(
 )  # fmt: skip
 
 
+@PATIENT
 @given(st.lists(WORDS, max_size=12).map("".join) | st.text(max_size=100))
 def test_no_text_does_more_than_be_refused(text: str) -> None:
     for layer in (BASE, SITE, SESSION):

@@ -30,7 +30,7 @@ from madang.wire.policy import (
     When,
     Widening,
 )
-from madang.wire.policy_base import BASE_RULES, FIXED, NAMES, NEEDED, check_rule
+from madang.wire.policy_base import BASE_RULES, FIXED, NAMES, NEEDED, check_call, check_rule
 
 VERSION: Final = 1
 """Of the language; each text says for which it was written."""
@@ -59,7 +59,7 @@ _KEYS: Final = {
 _TESTS: Final = {test.value: test for test in Look}
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def parse(text: str, layer: str) -> Layer:
     """A layer's text. Raises PolicyInvalid, which names the line."""
     try:
@@ -130,13 +130,20 @@ def _rule(table: Table, layer: str) -> Rule:
         why=_words(table, "why"),
     )
     for call in calls:
-        _checked(
-            replace(rule, calls=(str(call.value), *(NEEDED if rule.others else ()))), call.line
-        )
+        _named(rule, call)
     names = dict.fromkeys(str(call.value) for call in calls)
     if rule.others:
         names |= dict.fromkeys(sorted(NEEDED))
     return _checked(replace(rule, calls=tuple(names)), table.line)
+
+
+def _named(rule: Rule, call: Item) -> None:
+    if rule.layer == BASE:
+        return
+    try:
+        check_call(rule, str(call.value))
+    except PolicyInvalid as exc:
+        raise BadLine(call.line, exc.text) from exc
 
 
 def _checked(rule: Rule, line: int) -> Rule:

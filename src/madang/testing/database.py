@@ -20,7 +20,6 @@ _VERSIONS: Final = ("17", "16", "15", "14")
 _PREFIX: Final = "madang-pg-"
 _OPTIONS: Final = {
     "fsync": "off",
-    "synchronous_commit": "off",
     "full_page_writes": "off",
     "shared_buffers": "16MB",
     "max_connections": "60",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from madang.wire.errors import PolicyInvalid
@@ -23,6 +24,8 @@ from madang.wire.policy import (
 from madang.wire.policy import Look as ArgumentTest
 from madang.wire.policy_base import FIXED, NAMES, NEEDED, check_rule, known_calls
 
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+"""For machines that have much else to do."""
 FEW_CALLS = ("ptrace", "socket", "mmap", "clone", "prctl", "ioctl", "bpf", "kill", "mbind")
 WORDS = st.sampled_from([0, 1, 2, 3, 4, 10, 16, WORD, 0x20000, 2**31]) | st.integers(0, WORD)
 """Mostly few: so that rules meet."""

@@ -134,10 +134,7 @@ def check_rule(rule: Rule) -> Rule:
     if (not rule.calls and not rule.others) or len(rule.calls) > MAX_CALLS:
         raise PolicyInvalid(f"a rule names 1 to {MAX_CALLS} system calls")
     for call in rule.calls:
-        if call not in known_calls():
-            raise PolicyInvalid(f"{call[:60]!r} is no system call{_near(call)}")
-        if not rule.others:
-            _check_call(rule, call)
+        check_call(rule, call)
     if rule.others and (rule.check or rule.when):
         raise PolicyInvalid("a rule about all other calls can't look at arguments")
     if rule.others and rule.answer is not Answer.LOG and not set(rule.calls) >= NEEDED:
@@ -145,7 +142,12 @@ def check_rule(rule: Rule) -> Rule:
     return rule
 
 
-def _check_call(rule: Rule, call: str) -> None:
+def check_call(rule: Rule, call: str) -> None:
+    """Whether *rule* may name it. Raises PolicyInvalid."""
+    if call not in known_calls():
+        raise PolicyInvalid(f"{call[:60]!r} is no system call{_near(call)}")
+    if rule.others:
+        return
     looks = [part.argument for part in (rule.check, rule.when) if part is not None]
     if any(argument in POINTERS.get(call, ()) for argument in looks):
         raise PolicyInvalid(f"argument {looks[0]} of {call} is an address, not a value to check")

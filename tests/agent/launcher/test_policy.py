@@ -16,7 +16,7 @@ from madang.agent.launcher.filters import Filters, deadly
 from madang.agent.launcher.seccomp import ALLOW, AUDIT_ARCH, ERRNO, KILL_PROCESS, LOG
 from madang.kit.codec import to_builtins
 from madang.kit.policy import parse
-from madang.testing.policies import ARGUMENTS, CALLS, layers, stacks
+from madang.testing.policies import ARGUMENTS, CALLS, PATIENT, layers, stacks
 from madang.testing.sessions import spec
 from madang.wire.errors import InvalidRequest, PolicyInvalid, PolicyUnkept
 from madang.wire.policy import (
@@ -72,6 +72,7 @@ def strictest(rules: list[Rule], call: str, arguments: list[int]) -> int:
 
 
 @pytest.mark.parametrize("arch", ARCHES)
+@PATIENT
 @given(stack=stacks(), questions=st.lists(st.tuples(CALLS, ARGUMENTS), min_size=5, max_size=30))
 def test_the_program_does_what_the_rules_say(
     arch: str, stack: list[Layer], questions: list[tuple[str, list[int]]]
@@ -87,6 +88,7 @@ def test_the_program_does_what_the_rules_say(
             assert expected == (ALLOW if rule is None else seccomp.value_of(rule))
 
 
+@PATIENT
 @given(stack=stacks(), call=CALLS, arguments=ARGUMENTS)
 def test_all_layers_together_are_never_wider_than_any_of_them(
     stack: list[Layer], call: str, arguments: list[int]
@@ -106,6 +108,7 @@ def test_all_layers_together_are_never_wider_than_any_of_them(
     assert rank(together) >= rank(strictest(kept, call, arguments))
 
 
+@PATIENT
 @given(stack=stacks(), later=layers((SESSION,)), call=CALLS, arguments=ARGUMENTS)
 def test_one_more_layer_only_makes_it_stricter(
     stack: list[Layer], later: Layer, call: str, arguments: list[int]
@@ -117,6 +120,7 @@ def test_one_more_layer_only_makes_it_stricter(
         assert rank(after) >= rank(before)
 
 
+@PATIENT
 @given(stack=stacks(), number=st.integers(500, 2**32 - 1) | st.just(0x40000000))
 def test_unknown_calls_and_other_architectures_stay_shut(stack: list[Layer], number: int) -> None:
     program = seccomp.program("x86_64", merge(stack))
@@ -126,6 +130,7 @@ def test_unknown_calls_and_other_architectures_stay_shut(stack: list[Layer], num
     assert interpret(program, foreign) == KILL_PROCESS
 
 
+@PATIENT
 @given(stacks())
 def test_what_the_launcher_takes_is_what_was_merged(stack: list[Layer]) -> None:
     sandbox = merge(stack)
@@ -190,6 +195,7 @@ JSON = st.recursive(
 )
 
 
+@PATIENT
 @given(JSON)
 @example({"rules": [None]})
 def test_whatever_the_server_sends_is_refused_in_words_or_compiled(value: object) -> None:

@@ -15,7 +15,7 @@ from madang.manager.identity.service import _digest
 from madang.manager.policy import rules
 from madang.manager.policy.types import PolicyRow
 from madang.testing.manager import ManagerBox, manager_box
-from madang.testing.policies import layers
+from madang.testing.policies import PATIENT, layers
 from madang.wire.policy import SESSION, SITE, Answer, Layer
 from madang.wire.session import Reason
 
@@ -164,6 +164,7 @@ async def test_a_draft_is_compared_call_by_call(box: ManagerBox) -> None:
     assert (other["stricter"], other["other"]) == (["kcmp"], ["ptrace"])
 
 
+@PATIENT
 @given(layers((SITE,)))
 def test_nothing_in_a_draft_goes_unmentioned(layer: Layer) -> None:
     found = rules.review(SITE, None, layer)

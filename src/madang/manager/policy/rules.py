@@ -84,10 +84,12 @@ def sandbox_of(rows: Sequence[PolicyRow], session: str) -> Sandbox:
 def review(target: str, row: PolicyRow | None, draft: Layer) -> PolicyReview:
     """Compare with what is in force."""
     current = row.text if row is not None else _NO_VERSION
-    before = policy.parse(current, draft.layer)
+    numbers: dict[Rule, int] = {}
+    before = _spread(policy.parse(current, draft.layer), numbers)
+    after = _spread(draft, numbers)
     stricter, wider, other = [], [], []
     for call in sorted(known_calls()):
-        old, new = _about(before, call), _about(draft, call)
+        old, new = before[call], after[call]
         if new > old:
             stricter.append(call)
         elif new < old:
@@ -105,14 +107,19 @@ def review(target: str, row: PolicyRow | None, draft: Layer) -> PolicyReview:
     )
 
 
-def _about(layer: Layer, call: str) -> set[Rule]:
-    """What is said about a call, wherever and in whatever words; with what is left of the base."""
-    rules = rules_of(merge([layer]), policy.base_rules())
-    return {
-        replace(rule, layer="", line=0, name="", why="", calls=(), others=False)
-        for rule in rules
-        if rule.covers(call)
-    }
+def _spread(layer: Layer, numbers: dict[Rule, int]) -> dict[str, set[int]]:
+    """Call → what is said about it, wherever and in whatever words, what is left of the base too.
+
+    *numbers* gives equal statements the same number; it grows.
+    """
+    found: dict[str, set[int]] = {call: set() for call in known_calls()}
+    for rule in rules_of(merge([layer]), policy.base_rules()):
+        stripped = replace(rule, layer="", line=0, name="", why="", calls=(), others=False)
+        number = numbers.setdefault(stripped, len(numbers))
+        calls = known_calls().intersection(rule.calls)
+        for call in known_calls() - calls if rule.others else calls:
+            found[call].add(number)
+    return found
 
 
 def verdict(layers: Sequence[Layer], call: str, arguments: Sequence[int]) -> PolicyVerdict:
