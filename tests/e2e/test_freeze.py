@@ -62,7 +62,9 @@ def test_a_frozen_program_stands_still_and_input_wakes_it(client: Client) -> Non
     before = client.get_session(session.id)
     time.sleep(1)  # what stands still must be watched for a while
     count, took_s = ask(run)
-    again, _ = ask(run)
+    deadline = time.monotonic() + PATIENCE_S
+    while (again := ask(run)[0]) <= count and time.monotonic() < deadline:
+        pass  # its other thread has its turn soon
 
     assert frozen.status is SessionStatus.RUNNING
     assert frozen.frozen_since is not None
@@ -87,7 +89,10 @@ def test_a_counter_stands_still_while_it_is_frozen(client: Client) -> None:
     def written() -> list[bytes]:
         return b"".join(r.data for r in client.logs(session.id) if isinstance(r, LogRecord)).split()
 
-    first = written()
+    first: list[bytes] = []
+    while (now := written()) != first:  # what was on its way arrives
+        first = now
+        time.sleep(0.1)
     time.sleep(1)  # a hundred lines, if it ran
     second = written()
     client.thaw(session.id)
@@ -96,7 +101,7 @@ def test_a_counter_stands_still_while_it_is_frozen(client: Client) -> None:
         assert time.monotonic() < deadline
     run.close()
 
-    assert len(second) - len(first) <= 3
+    assert second == first
 
 
 def test_the_command_line_says_what_is_frozen(platform: Platform, client: Client) -> None:
@@ -115,7 +120,7 @@ def test_the_command_line_says_what_is_frozen(platform: Platform, client: Client
     platform.madang("stop", "ice-box")
     refused = platform.madang("freeze", "ice-box")
     assert refused.returncode != 0
-    assert "TERMINATED" in refused.stderr
+    assert "has ended" in refused.stderr
 
 
 def test_frozen_sessions_outlive_kills_of_server_and_launcher(

@@ -71,8 +71,9 @@ class Stream:
     def events(self) -> Iterator[StreamEvent]:
         """Output, gaps in it, and the session at each change, until the program has ended."""
         while True:
-            yield from self.take()
-            if self.finished and not self._events:
+            while self._events:  # one by one: what is not asked for now stays for later
+                yield self._events.popleft()
+            if self.finished:
                 return
             self.pump()
 
