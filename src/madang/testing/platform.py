@@ -7,11 +7,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -57,11 +59,16 @@ class Platform:
         return running
 
     def child(self, name: str) -> int:
-        """The pid of ``launcher`` or ``server``."""
-        for pid, started in self.running().children:
-            command = Path(f"/proc/{pid}/cmdline").read_text()
-            if born(pid) == started and ("daemon.server" in command) == (name == "server"):
-                return pid
+        """The pid of ``launcher`` or ``server``; one that has just died is waited for."""
+        end = time.monotonic() + STOP_S
+        while time.monotonic() < end:
+            for pid, started in self.running().children:
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    command = Path(f"/proc/{pid}/cmdline").read_text()
+                    serves = "daemon.server" in command
+                    if command and born(pid) == started and serves == (name == "server"):
+                        return pid
+            time.sleep(0.02)
         raise LookupError(f"no {name} runs")
 
     def kill(self, name: str) -> int:
