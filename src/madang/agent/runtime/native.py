@@ -142,7 +142,7 @@ class NativeRuntime:
             ended=layout.read_ended(f"{folder}/io/main"),
             execs=layout.execs(folder),
             enforced=self._enforced
-            | {"disk": entry["scratch_enforced"]}
+            | {"disk": entry["scratch_enforced"], "runtime": entry["runtime"]}
             | _policy(entry["policy"]),
             frozen=entry["frozen"],
         )
