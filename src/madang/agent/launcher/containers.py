@@ -140,13 +140,34 @@ class Containers:
         os.mkdir(folder, 0o700)
         try:
             config = oci.configuration(
-                self._order, spec, *_texts(argv, environment), self._base_filter
+                self._order,
+                spec,
+                *_texts(argv, environment),
+                devices=self._devices(console=spec.tty),
+                base_filter=self._base_filter,
             )
             with open(f"{folder}/config.json", "w", encoding="utf-8") as file:
                 json.dump(config, file)
             return self._run(folder, name, spec, inner, connect)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def _devices(self, *, console: bool) -> str:
+        """The folder that becomes ``/dev``: the session's, or for a terminal its double.
+
+        It has a file ``console``, which runtimes open for writing and mount the terminal on.
+        """
+        theirs, double = f"{oci.ROOT}/dev", f"{_WORK}/dev"
+        if not console:
+            return theirs
+        if not os.path.exists(double):
+            os.mkdir(double)
+            flags = syscalls.MS_NOSUID | syscalls.MS_NOEXEC
+            syscalls.mount(b"tmpfs", double.encode(), b"tmpfs", flags, b"mode=755,size=64k")
+            mounts.touch(f"{double}/console".encode())
+            for entry in os.scandir(theirs):
+                _double(os.fsencode(entry.path), f"{double}/{entry.name}".encode())
+        return double
 
     def _check(self, cwd: str, program: bytes, environment: dict[bytes, bytes]) -> None:
         """Say what a shell would say; what changes meanwhile the runtime refuses in its words."""
@@ -245,6 +266,17 @@ class Containers:
             if words:
                 return f"{runtime}: {words[-1][:500]}"
         return f"{runtime} ended with {os.waitstatus_to_exitcode(status)}"
+
+
+def _double(source: bytes, target: bytes) -> None:
+    if os.path.islink(source):
+        os.symlink(os.readlink(source), target)
+        return
+    if os.path.isdir(source):
+        os.mkdir(target)
+    else:
+        mounts.touch(target)
+    syscalls.bind(source, target)
 
 
 def _parsed(line: bytes) -> dict[str, Any] | None:

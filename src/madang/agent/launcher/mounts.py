@@ -166,7 +166,7 @@ class Templates:
         for name, (major, minor) in _DEVICES.items():
             node = dev + b"/" + name.encode()
             if self._rootless:
-                _touch(node)
+                touch(node)
                 syscalls.bind(b"/dev/" + name.encode(), node)
             else:
                 os.mknod(node, stat.S_IFCHR, os.makedev(major, minor))
@@ -195,7 +195,7 @@ def _discard(path: str) -> None:
     os.rmdir(path)
 
 
-def _touch(path: bytes) -> None:
+def touch(path: bytes) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
 
 
@@ -216,7 +216,7 @@ def _mount_etc(root: bytes) -> None:
     top = root + b"/madang/etc"
     os.makedirs(top, 0o755)
     for name in _OWN_ETC:
-        _touch(top + b"/" + name.encode())
+        touch(top + b"/" + name.encode())
     fd = os.open(top, _PATH_ONLY)  # Named by descriptor: sessions see the mount's options.
     try:
         options = b"lowerdir=/proc/self/fd/%d:/etc" % fd

@@ -18,9 +18,17 @@ ROOT: Final = "/srv"
 """Where the session's root lies for the runtime."""
 UMASK: Final = 0o022
 OOM_SCORE: Final = 300
+_DEVICE_OPTIONS: Final = ("rbind", "nosuid", "noexec")
 _CAPABILITY_SETS: Final = ("bounding", "effective", "inheritable", "permitted", "ambient")
 _RAW_FILTER: Final = "run.oci.seccomp_bpf_data"
 """crun takes our own program, byte for byte; others translate the profile."""
+
+
+_CLOSE_ROOT: Final = {
+    "path": "/usr/bin/mount",
+    "args": ["mount", "-n", "-o", "remount,bind,ro,nosuid,nodev", ROOT],
+}
+"""crun forgets how the root was mounted."""
 
 
 def configuration(
@@ -28,9 +36,14 @@ def configuration(
     spec: KernelSpec | ExecSpec,
     argv: list[str],
     environment: dict[str, str],
+    *,
+    devices: str,
     base_filter: str,
 ) -> dict[str, Any]:
-    """``config.json``. *base_filter*: the filter of sessions without a policy, base64."""
+    """``config.json``.
+
+    *devices*: what becomes ``/dev``. *base_filter*: the filter without a policy, base64.
+    """
     uid = mounts.shown_uid(order)
     found: dict[str, Any] = {
         "ociVersion": "1.0.2",
@@ -45,13 +58,21 @@ def configuration(
             "noNewPrivileges": True,
             "oomScoreAdj": OOM_SCORE,
         },
-        "root": {"path": ROOT, "readonly": True},
-        # Given, or else runtimes make devices of their own in the root, which is read-only.
+        # Read-only as it is: a runtime that makes it so again forgets its other flags.
+        "root": {"path": ROOT, "readonly": False},
+        # Given, or else runtimes make devices of their own in the root.
         "mounts": [
-            {"destination": "/dev", "type": "bind", "source": f"{ROOT}/dev", "options": ["rbind"]}
+            {
+                "destination": "/dev",
+                "type": "bind",
+                "source": devices,
+                "options": _DEVICE_OPTIONS if spec.tty else [*_DEVICE_OPTIONS, "ro"],
+            }
         ],
         "linux": {"namespaces": [{"type": "mount"}]},
     }
+    if order.runtime == "crun":
+        found["hooks"] = {"createContainer": [_CLOSE_ROOT]}
     if order.profile:
         found["linux"]["seccomp"] = json.loads(order.profile)
     else:
