@@ -211,8 +211,7 @@ class _Launcher:
             "enforced": enforced,
             "warnings": warnings,
             "capacity": _capacity(self._config.state),
-            "runtime": self._offers.default,
-            "runtimes": list(self._offers.programs),
+            "runtimes": self._offers.names,
         }
 
 

@@ -70,6 +70,11 @@ class Offers:
             else:
                 self.programs[name] = program
 
+    @property
+    def names(self) -> list[str]:
+        """The default first."""
+        return sorted(self.programs, key=lambda name: name != self.default)
+
     def of(self, spec: KernelSpec) -> Offer:
         """Raises RuntimeNotOffered, SizeInvalid, PolicyInvalid."""
         name = spec.runtime or self.default

@@ -58,6 +58,7 @@ class NativeRuntime:
             enforced=facts["enforced"],
             warnings=tuple(facts["warnings"]),
             capacity=convert(Capacity, facts["capacity"]),
+            runtimes=tuple(facts["runtimes"]),
         )
 
     async def close(self) -> None:
