@@ -21,9 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from madang.agent.keepers import SocketKeepers
 from madang.agent.launcher import cgroups, main, mounts, syscalls
-from madang.agent.launcher.offers import LACKS, LEAST, Least
+from madang.agent.launcher.offers import LACKS, LEAST, NEEDS_ROOT, PACKAGES, Least, find
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Prepared, Runtime, RuntimeFacts, Started
@@ -171,6 +173,15 @@ class ChosenRuntime(NativeRuntime):
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         return await super().start(kernel, replace(spec, runtime=self.chosen))
+
+
+def choices() -> list[Any]:
+    """Runtimes that can be tried here; the others are printed skips."""
+    found: list[Any] = [NATIVE]
+    for name in PACKAGES:
+        why = find(name)[1] if os.geteuid() == 0 else NEEDS_ROOT
+        found.append(pytest.param(name, marks=pytest.mark.skipif(bool(why), reason=why)))
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,6 @@ from typing import Any
 import pytest
 
 from madang.agent import files
-from madang.agent.launcher import offers
 from madang.testing import attacks
 from madang.testing.sessions import (
     PYTHON,
@@ -37,11 +36,12 @@ from madang.testing.sessions import (
     Launcher,
     Outcome,
     Sessions,
+    choices,
     open_launcher,
     sessions,
     spec,
 )
-from madang.wire.kernel import NATIVE, KernelId
+from madang.wire.kernel import KernelId
 from madang.wire.session import Reason
 from madang.wire.size import MIB
 
@@ -138,15 +138,6 @@ def launcher() -> Iterator[Launcher]:
             (found.state / name).write_text("secret")
             (found.state / name).chmod(0o644)
         yield found
-
-
-def choices() -> list[Any]:
-    """Runtimes that can be tried here; the others are printed skips."""
-    found: list[Any] = [NATIVE]
-    for name in offers.PACKAGES:
-        why = offers.find(name)[1] if IS_ROOT else offers.NEEDS_ROOT
-        found.append(pytest.param(name, marks=pytest.mark.skipif(bool(why), reason=why)))
-    return found
 
 
 @pytest.fixture(scope="module", params=choices())

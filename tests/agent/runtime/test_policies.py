@@ -14,11 +14,18 @@ from pathlib import Path
 import pytest
 
 from madang.agent.launcher import seccomp
-from madang.agent.runtime.native import NativeRuntime
 from madang.agent.runtime.process import ProcessRuntime
-from madang.kit.clock import SystemClock
 from madang.kit.policy import parse
-from madang.testing.sessions import PYTHON, Launcher, Outcome, Sessions, open_launcher, spec
+from madang.testing.sessions import (
+    PYTHON,
+    ChosenRuntime,
+    Launcher,
+    Outcome,
+    Sessions,
+    choices,
+    open_launcher,
+    spec,
+)
 from madang.testing.sessions import sessions as open_sessions
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
 from madang.wire.kernel import ExecSpec, KernelId
@@ -52,10 +59,9 @@ def launcher() -> Iterator[Launcher]:
         yield found
 
 
-@pytest.fixture
-async def sessions(launcher: Launcher) -> AsyncIterator[Sessions]:
-    runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
-    async with open_sessions(runtime, launcher) as found:
+@pytest.fixture(params=choices())
+async def sessions(launcher: Launcher, request: pytest.FixtureRequest) -> AsyncIterator[Sessions]:
+    async with open_sessions(ChosenRuntime(launcher, request.param), launcher) as found:
         yield found
 
 

@@ -50,11 +50,7 @@ def _profile(arch: str, rules: tuple[Rule, ...], widen: tuple[str, ...]) -> dict
             continue
         for value, cube in decisions(answer):
             count += 1
-            if count > MAX_CUBES:
-                raise PolicyInvalid(
-                    "the sandbox policy is too large for this runtime. Check fewer values, or run "
-                    "the session with `--runtime native`."
-                )
+            _bound(count)
             entries.append(_entry([name], value, cube))
     entries += [_entry(same, value, {}) for value, same in names.items()]
     return {
@@ -63,6 +59,14 @@ def _profile(arch: str, rules: tuple[Rule, ...], widen: tuple[str, ...]) -> dict
         "architectures": [ARCHITECTURES[arch]],
         "syscalls": entries,
     }
+
+
+def _bound(cubes: int) -> None:
+    if cubes > MAX_CUBES:
+        raise PolicyInvalid(
+            "the sandbox policy is too large for this runtime. Check fewer values, or run the "
+            "session with `--runtime native`."
+        )
 
 
 def _entry(names: Sequence[str], value: int, cube: Cube) -> dict[str, Any]:
@@ -85,11 +89,15 @@ _ACTIONS: Final[Mapping[int, str]] = {
 
 
 def decisions(rules: Sequence[Rule]) -> Iterator[tuple[int, Cube]]:
-    """What the filter returns where; the cubes exclude each other and are all there is."""
+    """What the filter returns where; the cubes exclude each other and are all there is.
+
+    Raises PolicyInvalid where there are too many.
+    """
     rest: list[Cube] = [{}]
     for rule in rules:
         value = seccomp.value_of(rule)
-        for refused in _refused(rule):
+        for count, refused in enumerate(_refused(rule)):
+            _bound(max(count, len(rest)))
             hit = [both for part in rest if (both := _both(part, refused)) is not None]
             yield from ((value, cube) for cube in hit)
             if hit:
@@ -122,6 +130,7 @@ def _check(check: Check) -> Iterator[Cube]:
         for value in check.values:
             allowed: Cube = {check.argument: (_LOW, value)}
             rest = [left for part in rest for left in _without(part, allowed)]
+            _bound(len(rest))
         yield from rest
 
 
