@@ -8,10 +8,10 @@ import shutil
 import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 from madang.agent.launcher import profile
-from madang.wire.errors import RuntimeNotOffered, SizeInvalid
+from madang.wire.errors import PolicyInvalid, RuntimeNotOffered, SizeInvalid
 from madang.wire.kernel import NATIVE, KernelSpec
 from madang.wire.size import MIB, format_bytes
 
@@ -36,11 +36,18 @@ LEAST: Final[Mapping[str, Least]] = {"runc": Least(pids=16, mem_bytes=24 * MIB)}
 
 
 RAW_ARGUMENTS: Final = "raw arguments"
+OTHER_NUMBERS: Final = "other numbers"
+_JSON: Final = {RAW_ARGUMENTS: "arguments must be UTF-8: OCI configurations are JSON"}
 LACKS: Final[Mapping[str, Mapping[str, str]]] = {
-    name: {RAW_ARGUMENTS: "arguments must be UTF-8: OCI configurations are JSON"}
-    for name in PACKAGES
+    "crun": _JSON,
+    "runc": _JSON
+    | {OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"},
 }
 """Promises of ``runtime.contract`` that a runtime can't keep, and why."""
+
+
+OWN_CALLS: Final[Mapping[str, tuple[str, ...]]] = {"runc": ("fstatfs",)}
+"""System calls of the runtime itself when the session's filter is on already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +91,20 @@ class Offers:
         if name == NATIVE:
             return Offer()
         _check_size(name, spec)
-        text = "" if name == "crun" else json.dumps(profile.profile(spec.sandbox))
-        return Offer(name, self.programs[name], text)
+        if name == "crun":  # It takes the filter as it is.
+            return Offer(name, self.programs[name])
+        found = profile.profile(spec.sandbox)
+        _check_calls(name, found)
+        return Offer(name, self.programs[name], json.dumps(found))
+
+
+def _check_calls(name: str, found: Mapping[str, Any]) -> None:
+    passes = {"SCMP_ACT_ALLOW", "SCMP_ACT_LOG"}
+    for call in OWN_CALLS.get(name, ()):
+        entry = next(each for each in found["syscalls"] if call in each["names"])
+        if entry["action"] not in passes and "args" not in entry:
+            text = f"the sandbox policy refuses {call}, which {name} makes itself"
+            raise PolicyInvalid(f"{text}; allow it, or use another runtime.")
 
 
 def _check_size(name: str, spec: KernelSpec) -> None:
