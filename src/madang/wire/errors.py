@@ -228,7 +228,7 @@ class RuntimeNotOffered(PlatformError):
 
     def __init__(self, runtime: str, *, offered: Iterable[str], why: str) -> None:
         names = ", ".join(offered)
-        text = f"runtime {runtime[:40]!r}: {why}. This machine offers: {names}."
+        text = f"runtime {runtime[:40]!r}: {why}. Offered: {names}."
         super().__init__(text, runtime=runtime[:40], offered=names)
 
 
