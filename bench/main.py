@@ -18,9 +18,11 @@ import madang
 import rows
 from rows import Bench, Row
 from soak import soak
+from starts import start_exit
 
 ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "session_cold": rows.session_cold,
+    "start_exit": start_exit,
     "run_command": rows.run_command,
     "cli_help": rows.cli_help,
     "idle_memory": rows.memory,

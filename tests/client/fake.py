@@ -279,7 +279,13 @@ class FakeServer:
             log_limit_bytes=GIB,
         )
         info = ServerInfo(
-            version="0", api="v1", node_count=1, database="memory", state="/", defaults=defaults
+            version="0",
+            api="v1",
+            node_count=1,
+            database="memory",
+            state="/",
+            runtimes=("native",),
+            defaults=defaults,
         )
         return _json(info)
 
@@ -533,6 +539,7 @@ class FakeServer:
             pending=None,
             ended=None,
             phases=(),
+            runtime="",
             enforced={"mem": "cgroup"},
             warnings=(),
             usage=None,

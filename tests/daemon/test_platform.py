@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from madang.agent.launcher import registry
+from madang.agent.launcher import offers, registry
 from madang.agent.launcher.processes import ProcessId
 from madang.client import Client
 from madang.daemon import confine
@@ -285,6 +285,37 @@ def test_doctor_and_config_answer(platform: Platform) -> None:
     wrong = platform.madang("config", "check", env=platform.environment | {"MADANG_NODE_X": "1"})
     assert wrong.returncode != 0
     assert "MADANG_NODE_X" in wrong.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="OCI runtimes need root")
+@pytest.mark.parametrize("name", offers.PACKAGES)
+def test_a_session_chooses_its_runtime(platform: Platform, name: str) -> None:
+    if why := offers.find(name)[1]:
+        pytest.skip(f"{name}: {why}")
+    done = platform.madang(
+        "run", "--no-sync", "--runtime", name, "--name", f"by-{name}", "--", "id"
+    )
+    shown = platform.madang("show", f"by-{name}")
+
+    assert done.returncode == 0, done.stderr
+    assert "(user)" in done.stdout
+    assert re.search(rf"^runtime +{name}$", shown.stdout, re.MULTILINE)
+    with platform.client() as client:
+        assert set(client.get_info().runtimes) >= {"native", name}
+        assert client.get_session(f"by-{name}").runtime == name
+        assert client.run(["true"], runtime=name).wait().runtime == name
+    assert name in platform.madang("doctor", "--state", str(platform.state)).stdout
+
+
+@pytest.mark.parametrize("more", [(), ("--dry-run",)])
+def test_a_runtime_that_nobody_offers_is_refused_at_once(
+    platform: Platform, more: tuple[str, ...]
+) -> None:
+    done = platform.madang("run", "--no-sync", *more, "--runtime", "podman", "--", "true")
+
+    assert done.returncode not in {0, 1}
+    assert "no machine offers it. Offered: native" in done.stderr
+    assert "runtime.not_offered" in done.stderr
 
 
 def test_the_server_alone_has_no_node_and_sessions_wait(tmp_path: Path) -> None:

@@ -41,7 +41,12 @@ def facts_as_text(facts: RuntimeFacts) -> dict[str, str]:
     """For ``doctor`` and ``madang show``."""
     texts = {f"enforced.{name}": how for name, how in facts.enforced.items()}
     texts |= {f"warning.{n}": text for n, text in enumerate(facts.warnings, 1)}
-    return texts | {"runtime": facts.name, "rootless": "yes" if facts.rootless else "no"}
+    runtimes = facts.runtimes or (facts.name,)
+    return texts | {
+        "runtime": runtimes[0],
+        "runtimes": ", ".join(runtimes),
+        "rootless": "yes" if facts.rootless else "no",
+    }
 
 
 def _memory() -> int:

@@ -41,6 +41,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @environment
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("--policy", metavar="FILE", help="Sandbox policy that makes it stricter.")
+@click.option("--runtime", metavar="NAME", help="What starts its programs, like crun.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
     "-i/ ", "--stdin/--no-stdin", default=None, help="Feed our stdin. Default: if it is a pipe."
@@ -66,6 +67,7 @@ def run(
     env: tuple[str, ...],
     labels: tuple[str, ...],
     policy: str | None,
+    runtime: str | None,
     tty: bool,
     stdin: bool | None,
     detach: bool,
@@ -103,6 +105,7 @@ def run(
         window=window(0) if is_terminal(0) else window(2),
         grace_s=10.0 if grace_s is None else grace_s,
         policy="" if policy is None else read_policy(policy),
+        runtime=runtime or "",
     )
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)

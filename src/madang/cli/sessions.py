@@ -108,7 +108,7 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _facts(session: Session) -> list[tuple[str, str]]:
-    held = ", ".join(f"{limit} by {how}" for limit, how in sorted(session.enforced.items()))
+    held = ", ".join(f"{limit} by {how}" for limit, how in _held(session))
     ended = session.ended
     return [
         ("name", f"{session.name}  ({session.id})"),
@@ -119,6 +119,7 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         ("command", command_line(session) or "(idle)"),
         ("image", " ".join((session.image, session.image_digest[:12])).strip()),
         ("size", describe_size(session.size)),
+        ("runtime", session.runtime),
         ("limits", held),
         ("uses", _usage(session) if ended is None else ""),
         ("node", session.node or ""),
@@ -126,6 +127,11 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(session.labels.items()))),
         *(("warning", warning) for warning in session.warnings),
     ]
+
+
+def _held(session: Session) -> list[tuple[str, str]]:
+    """Limit and what holds it."""
+    return sorted((key, how) for key, how in session.enforced.items() if key != "runtime")
 
 
 def _status(session: Session) -> str:

@@ -375,6 +375,7 @@ class AsyncClient:
         stdin: bool = False,
         workspace: str | None = None,
         policy: str = "",
+        runtime: str = "",
     ) -> AsyncRun:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
@@ -392,6 +393,7 @@ class AsyncClient:
             stdin=stdin,
             workspace=workspace,
             policy=policy,
+            runtime=runtime,
         )
         run = await self.run_spec(spec)
         try:

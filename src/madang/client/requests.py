@@ -70,6 +70,7 @@ def session_spec(
     workspace: str | None = None,
     grace_s: float = 10.0,
     policy: str = "",
+    runtime: str = "",
 ) -> SessionSpec:
     words, encoding = encode_argv(argv)
     rows, cols = window
@@ -88,6 +89,7 @@ def session_spec(
         workspace=workspace,
         grace_s=grace_s,
         policy=policy,
+        runtime=runtime,
     )
 
 

@@ -228,6 +228,7 @@ class Client:
         stdin: bool = False,
         workspace: str | None = None,
         policy: str = "",
+        runtime: str = "",
     ) -> Run:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
@@ -252,6 +253,7 @@ class Client:
             stdin=stdin,
             workspace=workspace,
             policy=policy,
+            runtime=runtime,
         )
         run = self.run_spec(spec)
         try:

@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 import madang
 from madang.agent.launcher import probe
+from madang.agent.launcher.offers import Offers
 from madang.agent.launcher.probe import Finding
-from madang.daemon.settings import Settings
+from madang.daemon.settings import NodeSettings, Settings
 from madang.daemon.state import FORMAT, read_running
 
 MARKS: Final = {"ok": "✓", "warning": "!", "error": "✗"}
@@ -28,6 +29,7 @@ def examine(settings: Settings) -> list[Finding]:
         *_state(settings.server.state),
         *_server(settings),
         *probe.probe(settings.server.state, server_uid=settings.server.uid),
+        *_runtimes(settings.node),
     ]
 
 
@@ -65,6 +67,19 @@ def _versions() -> Finding:
     if platform.system() != "Linux":
         return _bad("versions", text, "Sessions need Linux; a virtual machine with it will do.")
     return _good("versions", text)
+
+
+def _runtimes(node: NodeSettings) -> Iterator[Finding]:
+    """What sessions can choose here, and how to get the others."""
+    found = Offers(node.runtime, node.runtimes, rootless=os.geteuid() != 0)
+    text = f"sessions can choose {', '.join(found.names)}"
+    wanted = found.missing.get(node.runtime, "there is no such runtime")
+    if node.runtime not in found.programs:
+        mend = "Do that, or set `node.runtime` to one of those."
+        yield _bad("runtimes", f"`node.runtime` is {node.runtime}, but {wanted}", mend)
+        return
+    more = [f"{name}: {why}" for name, why in found.missing.items()]
+    yield Finding(name="runtimes", level="ok", text="; ".join([text, *more]))
 
 
 def _state(path: str) -> Iterator[Finding]:

@@ -101,6 +101,10 @@ class NodeSettings:
     """Scratch disks made ahead."""
     uid_count: int = 100_000
     """User numbers for sessions, from ``server.uid`` + 1 on."""
+    runtime: str = "native"
+    """What starts the programs of sessions that don't choose: ``native``, ``crun`` or ``runc``."""
+    runtimes: tuple[str, ...] = ("native", "crun", "runc")
+    """What sessions may choose with ``--runtime``, if the machine has it. ``native`` stays."""
     host_paths: tuple[str, ...] = ()
     """Further folders of this machine that sessions may read, such as ``/data/sets``."""
 

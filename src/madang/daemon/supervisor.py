@@ -215,6 +215,8 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         scratch_pool=node["scratch_pool"],
         scratch_default_bytes=settings["defaults"]["disk_bytes"],
         host_paths=tuple(node["host_paths"]),
+        runtime=node["runtime"],
+        runtimes=tuple(node["runtimes"]),
         widen=tuple(settings["sandbox"]["widen"]),
         accept_unkept=settings["sandbox"]["accept_unkept"],
     )

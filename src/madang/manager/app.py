@@ -185,12 +185,14 @@ class Manager:
 
     async def _info(self) -> ServerInfo:
         limits = self._settings.sessions
+        nodes = await self.fleet.nodes()
         return ServerInfo(
             version=madang.__version__,
             api="v1",
-            node_count=len(await self.fleet.nodes()),
+            node_count=len(nodes),
             database=self.database.name,
             state=self._settings.state,
+            runtimes=tuple(dict.fromkeys(name for node in nodes for name in node.runtimes)),
             defaults=Defaults(
                 cpu=limits.cpu,
                 mem_bytes=limits.mem_bytes,

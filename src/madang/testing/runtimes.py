@@ -26,6 +26,7 @@ import pytest
 from madang.agent import files
 from madang.agent.keepers import KeeperNews
 from madang.agent.launcher import registry
+from madang.agent.launcher.offers import RAW_ARGUMENTS
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Found
 from madang.testing.sessions import HOST, PATIENCE_S, PYTHON, Sessions, read_output, spec
@@ -52,6 +53,12 @@ def need(sessions: Sessions, limit: str) -> None:
     if not sessions.holds(limit):
         how = sessions.facts.enforced.get(limit, "none")
         pytest.skip(f"this runtime does not hold {limit} here ({how})")
+
+
+def need_promise(sessions: Sessions, promise: str) -> None:
+    """Skip if the runtime can't keep *promise* (see ``offers.LACKS``)."""
+    if why := sessions.lacks(promise):
+        pytest.skip(f"{sessions.chosen} lacks {promise}: {why}")
 
 
 class RuntimeConformance:
@@ -94,6 +101,7 @@ class RuntimeConformance:
         assert text in done.ended.text
 
     async def test_arguments_and_variables_arrive_byte_for_byte(self, sessions: Sessions) -> None:
+        need_promise(sessions, RAW_ARGUMENTS)
         raw = bytes(range(1, 256)).decode("latin-1")
         show = "import os, sys; os.write(1, os.fsencode(sys.argv[1]) + os.environb[b'V'])"
 
@@ -102,6 +110,14 @@ class RuntimeConformance:
         )
 
         assert done.out == bytes(range(1, 256)) + "grüße".encode()
+
+    async def test_arguments_and_variables_arrive_as_text(self, sessions: Sessions) -> None:
+        text = "grüße, 日本語 \U0001f40d \"'\\ \n\t\x01\x7f"
+        show = "import os, sys; os.write(1, os.fsencode(sys.argv[1]) + os.environb[b'V'])"
+
+        done = await sessions.run(*PYTHON, show, text, env={"V": text})
+
+        assert done.out == text.encode() * 2
 
     async def test_output_is_kept_byte_for_byte(self, sessions: Sessions) -> None:
         done = await sessions.python(
@@ -602,7 +618,8 @@ class RuntimeConformance:
             "for n in range(100):\n"
             "    threading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
         )
-        assert (await sessions.python(code, pids=10)).ended.reason == Reason.PIDS
+        pids = max(10, sessions.least.pids)
+        assert (await sessions.python(code, pids=pids)).ended.reason == Reason.PIDS
 
     async def test_the_disk_limit_is_held_and_told(self, sessions: Sessions) -> None:
         need(sessions, "disk")
@@ -650,9 +667,10 @@ class RuntimeConformance:
             await sessions.run("true", **{field: value})
 
     async def test_a_small_size_still_runs(self, sessions: Sessions) -> None:
+        least = sessions.least
         done = await sessions.run(
-            "/bin/true", cpu=0.05, mem_bytes=16 * MIB, pids=4, disk_bytes=4 * MIB,
-            log_limit_bytes=64 * KIB,
+            "/bin/true", cpu=0.05, mem_bytes=max(16 * MIB, least.mem_bytes),
+            pids=max(4, least.pids), disk_bytes=4 * MIB, log_limit_bytes=64 * KIB,
         )  # fmt: skip
         assert done.code == 0, done.ended.text
 

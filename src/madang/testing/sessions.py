@@ -21,12 +21,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+import pytest
+
 from madang.agent.keepers import SocketKeepers
 from madang.agent.launcher import cgroups, main, mounts, syscalls
+from madang.agent.launcher.offers import LACKS, LEAST, NEEDS_ROOT, PACKAGES, Least, find
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
-from madang.agent.runtime.contract import Runtime, RuntimeFacts
-from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
+from madang.agent.runtime.contract import Prepared, Runtime, RuntimeFacts, Started
+from madang.agent.runtime.native import NativeRuntime
+from madang.kit.clock import SystemClock
+from madang.wire.kernel import NATIVE, ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.log import unpack
 from madang.wire.session import Ended
 from madang.wire.size import MIB, Size
@@ -156,6 +161,29 @@ def _loops() -> Iterator[str]:
             yield path.read_text().strip()
 
 
+class ChosenRuntime(NativeRuntime):
+    """A launcher whose every session is run by *chosen*."""
+
+    def __init__(self, launcher: Launcher, chosen: str) -> None:
+        super().__init__(launcher.socket, str(launcher.state), SystemClock())
+        self.chosen = chosen
+
+    async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
+        return await super().prepare(kernel, replace(spec, runtime=self.chosen))
+
+    async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
+        return await super().start(kernel, replace(spec, runtime=self.chosen))
+
+
+def choices() -> list[Any]:
+    """Runtimes that can be tried here; the others are printed skips."""
+    found: list[Any] = [NATIVE]
+    for name in PACKAGES:
+        why = find(name)[1] if os.geteuid() == 0 else NEEDS_ROOT
+        found.append(pytest.param(name, marks=pytest.mark.skipif(bool(why), reason=why)))
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How a program ended and what it wrote."""
@@ -178,6 +206,20 @@ class Sessions:
     launcher: Launcher | None = None
     keepers: SocketKeepers = field(default_factory=SocketKeepers)
     kernels: list[KernelId] = field(default_factory=list)
+
+    @property
+    def chosen(self) -> str:
+        """Which of the launcher's runtimes it is."""
+        return self.runtime.chosen if isinstance(self.runtime, ChosenRuntime) else NATIVE
+
+    @property
+    def least(self) -> Least:
+        """What the runtime itself takes."""
+        return LEAST.get(self.chosen, Least())
+
+    def lacks(self, promise: str) -> str:
+        """Why this runtime can't keep *promise*; empty: it does."""
+        return LACKS.get(self.chosen, {}).get(promise, "")
 
     def holds(self, limit: str) -> bool:
         """Whether this runtime enforces *limit* on this machine."""

@@ -184,6 +184,8 @@ class ServerInfo:
     node_count: int
     database: str
     state: str
+    runtimes: tuple[str, ...]
+    """What sessions may choose, on any machine."""
     defaults: Defaults
 
 

@@ -7,6 +7,7 @@ An error says what failed, on which object, and what to do. ``code`` never chang
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 from typing import Any, ClassVar, Final
 
@@ -215,6 +216,20 @@ class RuntimeFailed(PlatformError):
     code = "runtime.failed"
     http_status = 500
     help_text = "The session could not be set up. `madang doctor` says what this machine lacks."
+
+
+class RuntimeNotOffered(PlatformError):
+    code = "runtime.not_offered"
+    http_status = 409
+    help_text = (
+        "The machine does not offer that runtime. `madang doctor` tells which it has and how to "
+        "get the others; leave `--runtime` out for its own choice."
+    )
+
+    def __init__(self, runtime: str, *, offered: Iterable[str], why: str) -> None:
+        names = ", ".join(offered)
+        text = f"runtime {runtime[:40]!r}: {why}. Offered: {names}."
+        super().__init__(text, runtime=runtime[:40], offered=names)
 
 
 class StorageFull(PlatformError):

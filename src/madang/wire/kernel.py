@@ -26,6 +26,8 @@ TOOLS_DIR: Final = "/madang/tools"
 """Read-only programs of ours, bound into build sessions only."""
 SERVICE_DIR: Final = "/madang/run"
 """Sockets that the agent offers to this session alone."""
+NATIVE: Final = "native"
+"""The runtime that every machine offers: no program but ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class KernelSpec:
     """A build session: gets ``TOOLS_DIR`` and a registry proxy in ``SERVICE_DIR``."""
     sandbox: Sandbox = NO_SANDBOX
     """What its policy adds to the base; see ``wire.policy``."""
+    runtime: str = ""
+    """What starts its programs (``agent.launcher.offers``); empty: the node's own choice."""
     owner: str = ""
     """Whose session it is. What one owner's builds claim is never believed for another's."""
 

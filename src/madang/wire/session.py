@@ -130,6 +130,8 @@ class SessionSpec:
     labels: dict[str, str] = field(default_factory=dict)
     policy: str = ""
     """Text of a sandbox policy; with those of the administrator it can only be stricter."""
+    runtime: str = ""
+    """What starts its programs: one of those that the machine offers; empty: its own choice."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,6 +200,8 @@ class Session:
     pending: Pending | None
     ended: Ended | None
     phases: tuple[Phase, ...]
+    runtime: str
+    """What starts its programs; before it is prepared, what was asked for, perhaps nothing."""
     enforced: dict[str, str]
     """Limit → how it is held: ``cgroup``, ``quota``, ``watch``, ``none``."""
     warnings: tuple[str, ...]

@@ -9,14 +9,16 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
+from madang.agent.launcher import offers
 from madang.agent.runtime.native import NativeRuntime
 from madang.agent.runtime.process import ProcessRuntime
 from madang.kit.clock import SystemClock
 from madang.testing.runtimes import RuntimeConformance
-from madang.testing.sessions import Launcher, Sessions, open_launcher
+from madang.testing.sessions import ChosenRuntime, Launcher, Sessions, open_launcher
 from madang.testing.sessions import sessions as open_sessions
 
 IS_ROOT = os.geteuid() == 0
@@ -45,6 +47,31 @@ class TestNative(NativeConformance):
 @pytest.mark.skipif(IS_ROOT, reason="run by an ordinary user; see the last test")
 class TestNativeRootless(NativeConformance):
     """A launcher of an ordinary user."""
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="OCI runtimes need a launcher with root's powers")
+class OciConformance(RuntimeConformance):
+    chosen: ClassVar[str]
+
+    @pytest.fixture
+    async def sessions(self, launcher: Launcher) -> AsyncIterator[Sessions]:
+        _program, why = offers.find(self.chosen)
+        if why:
+            pytest.skip(f"{self.chosen}: {why}")
+        async with open_sessions(ChosenRuntime(launcher, self.chosen), launcher) as found:
+            yield found
+
+
+class TestCrun(OciConformance):
+    """Programs started by crun."""
+
+    chosen = "crun"
+
+
+class TestRunc(OciConformance):
+    """Programs started by runc."""
+
+    chosen = "runc"
 
 
 class TestProcess(RuntimeConformance):

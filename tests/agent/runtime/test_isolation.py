@@ -29,14 +29,14 @@ from typing import Any
 import pytest
 
 from madang.agent import files
-from madang.agent.runtime.native import NativeRuntime
-from madang.kit.clock import SystemClock
 from madang.testing import attacks
 from madang.testing.sessions import (
     PYTHON,
+    ChosenRuntime,
     Launcher,
     Outcome,
     Sessions,
+    choices,
     open_launcher,
     sessions,
     spec,
@@ -140,14 +140,19 @@ def launcher() -> Iterator[Launcher]:
         yield found
 
 
+@pytest.fixture(scope="module", params=choices())
+def chosen(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def battle(launcher: Launcher, booty: dict[str, Any]) -> Battle:
-    return asyncio.run(fight(launcher, booty))
+def battle(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battle:
+    return asyncio.run(fight(launcher, booty, chosen))
 
 
-async def fight(launcher: Launcher, booty: dict[str, Any]) -> Battle:
+async def fight(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battle:
     before, boot = time.time(), time.monotonic()
-    runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
+    runtime = ChosenRuntime(launcher, chosen)
     async with sessions(runtime, launcher) as found:
         victim = await found.start(*PYTHON, VICTIM, hostname="victim")
         port = int((await found.until(victim, b"\n")).split()[1])
@@ -224,8 +229,10 @@ def test_nobody_else_was_harmed(battle: Battle) -> None:
 
 
 @pytest.mark.parametrize("name", attacks.BOMBS)
-async def test_a_bomb_harms_its_own_session_alone(launcher: Launcher, name: str) -> None:
-    runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
+async def test_a_bomb_harms_its_own_session_alone(
+    launcher: Launcher, chosen: str, name: str
+) -> None:
+    runtime = ChosenRuntime(launcher, chosen)
     async with sessions(runtime, launcher) as found:
         if (limit := attacks.NEEDS.get(name)) and not found.holds(limit):
             pytest.skip(f"this machine does not hold {limit}, and says so")

@@ -64,6 +64,7 @@ def kernel_spec(value: object) -> KernelSpec:
         log_limit_bytes=int(fields.number("log_limit_bytes", MIN_LOG_BYTES, 2**50, 2**26)),
         build=fields.flag("build"),
         sandbox=_sandbox(fields.take("sandbox", None)),
+        runtime=fields.text("runtime", 40, ""),
         owner=fields.text("owner", 200, ""),
         **_program(fields),
     )

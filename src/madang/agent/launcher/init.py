@@ -22,17 +22,19 @@ import socket
 import struct
 import termios
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Final, NoReturn
 
-from madang.agent.launcher import channel, checks, mounts, seccomp, syscalls, truth
+from madang.agent.launcher import channel, checks, containers, mounts, seccomp, syscalls, truth
 from madang.agent.launcher.cgroups import Group
+from madang.agent.launcher.containers import Containers, Refused
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.processes import say
 from madang.wire.kernel import (
     DEFAULT_PATH,
     HOME_DIR,
+    NATIVE,
     OUTPUT_DIR,
     USER_NAME,
     WORK_DIR,
@@ -119,10 +121,15 @@ def warm() -> None:
 def _enter(order: Order, view: View) -> None:
     """Everything between root on the host and an ordinary program in the sandbox, in order."""
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    mounts.enter(order, view)
+    (mounts if order.runtime == NATIVE else containers).enter(order, view)
     syscalls.sethostname(order.spec.hostname.encode())
     _limit_resources()
     os.umask(0o022)
+    if order.runtime != NATIVE:  # Its programs get the rest from the runtime.
+        containers.seal()
+        syscalls.close_on_exec_from(3)
+        _forget_standard_files()
+        return
     syscalls.drop_bounding_set()
     if order.nested:
         _enter_user_namespace()
@@ -177,6 +184,9 @@ class _Init:
         self._programs: dict[int, str] = {}
         """pid → ``main`` or an exec's id"""
         self._selector = selectors.DefaultSelector()
+        self._containers: Containers | None = None
+        if order.runtime != NATIVE:
+            self._containers = Containers(order, filter_program())
         self._wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_writer = wake_writer
 
@@ -248,13 +258,22 @@ class _Init:
         Whether it runs; if not, the keeper knows why.
         """
         inner: list[int] = []
-        try:
-            inner, outer = _open_terminal(spec) if spec.tty else _open_pipes(spec)
+
+        def connect(outer: list[int]) -> None:
             channel.send(self._link, {"program": name, "tty": spec.tty}, outer)
-            for fd in outer:
-                os.close(fd)
-            pid = _spawn(spec, self._order, inner)
-        except _Refused as exc:
+
+        try:
+            if self._containers is None:
+                inner = _connected(_open_terminal if spec.tty else _open_pipes, spec, connect)
+                pid = _spawn(spec, self._order, inner)
+            else:
+                if not spec.tty:
+                    with self._containers.as_user():
+                        inner = _connected(_open_pipes, spec, connect)
+                argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
+                environment = _environment(self._order, spec)
+                pid = self._containers.start(spec, argv, environment, inner, connect)
+        except Refused as exc:
             channel.send(self._link, {"program": name, "failure": [exc.code, exc.text]})
         except OSError as exc:
             failure = [126, f"can't be started: {exc.strerror}"]
@@ -270,13 +289,17 @@ class _Init:
         return False
 
 
-class _Refused(Exception):
-    """The program can't be executed; an exit code as a shell's, and words."""
-
-    def __init__(self, code: int, text: str) -> None:
-        super().__init__(text)
-        self.code = code
-        self.text = text
+def _connected(
+    opening: Callable[[KernelSpec | ExecSpec], tuple[list[int], list[int]]],
+    spec: KernelSpec | ExecSpec,
+    connect: Callable[[list[int]], None],
+) -> list[int]:
+    """The program's ends; the keeper has its own before the program can run."""
+    inner, outer = opening(spec)
+    connect(outer)
+    for fd in outer:
+        os.close(fd)
+    return inner
 
 
 def _open_pipes(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
@@ -301,7 +324,7 @@ def _open_terminal(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
 
 
 def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int]) -> int:
-    """Start the program in a session of its own; its pid. Raises _Refused.
+    """Start the program in a session of its own; its pid. Raises Refused.
 
     By posix_spawn: it shares our memory until its exec, where a fork would copy page tables. What
     it can't do for us, we do around it: our own working directory is the program's meanwhile.
@@ -318,7 +341,7 @@ def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int]) -> int:
         os.chdir(_real_path(order, spec.cwd))
     except OSError as exc:
         text = f"can't enter the working directory {spec.cwd[:200]}: {exc.strerror}"
-        raise _Refused(126, text) from exc
+        raise Refused(126, text) from exc
     try:
         return _spawn_first(_candidates(argv[0], environment), argv, environment, actions)
     finally:
@@ -332,15 +355,15 @@ def _spawn_first(
     actions: list[tuple[object, ...]],
 ) -> int:
     shown = argv[0][:200].decode(errors="replace")
-    refused = _Refused(127, f"no such program: {shown}")
+    refused = Refused(127, f"no such program: {shown}")
     for path in candidates:
         try:
             return os.posix_spawn(path, argv, environment, file_actions=actions, setsid=True)
         except (FileNotFoundError, NotADirectoryError):
             if os.path.exists(path):
-                refused = _Refused(126, f"can't execute {shown}: its interpreter is missing")
+                refused = Refused(126, f"can't execute {shown}: its interpreter is missing")
         except OSError as exc:
-            refused = _Refused(126, f"can't execute {shown}: {exc.strerror}")
+            refused = Refused(126, f"can't execute {shown}: {exc.strerror}")
             if not isinstance(exc, PermissionError):
                 break
     raise refused

@@ -21,6 +21,7 @@ from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.offers import Offers
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.program import CLAIMED, ENDED
@@ -87,6 +88,7 @@ class Kernels:
         selector: selectors.BaseSelector,
         timers: Timers,
         filters: Filters,
+        offers: Offers,
         changed: Callable[[str], None],
     ) -> None:
         """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours."""
@@ -100,6 +102,7 @@ class Kernels:
         self._selector = selector
         self._timers = timers
         self._filters = filters
+        self._offers = offers
         self._changed = changed
         self._helpers = Helpers(selector)
         cpus = os.sched_getaffinity(0) if "cpuset" in hierarchies.bases else ()
@@ -168,6 +171,7 @@ class Kernels:
             "started_at": record.started_at,
             "scratch_enforced": record.scratch_enforced,
             "policy": record.policy,
+            "runtime": record.runtime,
             "frozen": kernel.running and group is not None and group.frozen,
             "group": {"version": group.version, "paths": group.paths} if group else None,
         }
@@ -284,6 +288,7 @@ class Kernels:
         if kernel.record.state == SETTLED:
             raise Conflict(f"{kernel.record.kernel} has ended.")
         label, warnings = self._policy_of(kernel.record, spec)
+        runtime = self._runtime_of(kernel.record, spec)
         take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
 
         def took(result: Any) -> None:
@@ -296,7 +301,8 @@ class Kernels:
             except OSError as exc:
                 answer(_explain(kernel.record.kernel, exc))
                 return
-            answer({"enforced": {"disk": result}, "policy": label, "warnings": warnings})
+            enforced = {"disk": result, "runtime": runtime}
+            answer({"enforced": enforced, "policy": label, "warnings": warnings})
 
         if self._pool.images and not self._at_hand(kernel, spec):
             self._helpers.run(lambda: take().enforced, took)
@@ -308,6 +314,10 @@ class Kernels:
         if record.state == STARTED:
             return record.policy, ()
         return spec.sandbox.label, self._filters.of(spec.sandbox).warnings
+
+    def _runtime_of(self, record: Record, spec: KernelSpec) -> str:
+        """What runs already has the one it began with."""
+        return record.runtime if record.state == STARTED else self._offers.of(spec).name
 
     def _at_hand(self, kernel: Kernel, spec: KernelSpec) -> bool:
         if scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
@@ -355,6 +365,7 @@ class Kernels:
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         record, image = kernel.record, spec.image
         found = self._filters.of(spec.sandbox)
+        runtime = self._offers.of(spec)
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
         )
@@ -362,7 +373,7 @@ class Kernels:
         cpus = self._processors.take(spec.size.cpu)
         record.cpu, record.cpus = spec.size.cpu, cpus
         record.slot, record.group, record.template = slot.name, slot.group, view.template
-        record.policy = spec.sandbox.label
+        record.policy, record.runtime = spec.sandbox.label, runtime.name
         kernel.slot = slot
         begin = _Begin(kernel=kernel, slot=slot, answer=answer)
         begin.timer = self._timers.after(START_S, partial(self._give_up, begin))
@@ -378,6 +389,9 @@ class Kernels:
             nested=self._uids is None,
             program=found.program,
             deadly=found.deadly,
+            runtime=runtime.name,
+            runtime_program=runtime.program,
+            profile=runtime.profile,
             view=view,
         )
         begin.order = order

@@ -18,11 +18,13 @@ from madang.agent.launcher import cgroups, checks, init, registry, rootless, scr
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.offers import RUNTIMES, Offers
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.protocol import Frames, frame
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.timers import Timers
 from madang.wire.errors import InvalidRequest, PlatformError, TooLarge
+from madang.wire.kernel import NATIVE
 
 SOCKET: Final = "launcher.sock"
 _MAX_CLIENTS: Final = 64
@@ -50,6 +52,10 @@ class LauncherConfig:
     """Further folders of the host that sessions see, read-only."""
     widen: tuple[str, ...] = ()
     """Rules of the policy's base that an administrator's layer may widen on this machine."""
+    runtime: str = NATIVE
+    """Of sessions that don't choose one."""
+    runtimes: tuple[str, ...] = RUNTIMES
+    """What sessions may choose, where it is installed."""
     accept_unkept: bool = False
     """Start sessions also where a rule of their policy can't be kept, with a warning."""
 
@@ -102,6 +108,7 @@ class _Launcher:
         images = not self._rootless and os.path.exists("/dev/loop-control")
         images = images and scratch.mkfs_path() is not None
         self._images = images
+        self._offers = Offers(config.runtime, config.runtimes, rootless=self._rootless)
         self._listener = _listen(f"{config.state}/run", owner)
         self._kernels = Kernels(
             state=config.state,
@@ -119,6 +126,7 @@ class _Launcher:
             selector=self._selector,
             timers=self._timers,
             filters=Filters(config.widen, accept_unkept=config.accept_unkept),
+            offers=self._offers,
             changed=self._push_change,
         )
         self._kernels.open()
@@ -203,6 +211,7 @@ class _Launcher:
             "enforced": enforced,
             "warnings": warnings,
             "capacity": _capacity(self._config.state),
+            "runtimes": self._offers.names,
         }
 
 

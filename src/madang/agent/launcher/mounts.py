@@ -82,7 +82,7 @@ class Templates:
 
     def open(self) -> None:
         """Make our folders; nobody but us may enter them."""
-        for name in ("", "/root", "/private"):
+        for name in ("", "/root", "/private", "/outer"):
             os.makedirs(self._folder + name, 0o700, exist_ok=True)
 
     def view(self, kind: str, layers: Sequence[str], service: str, *, build: bool) -> View:
@@ -91,6 +91,7 @@ class Templates:
             template=self.template(kind, layers),
             root=f"{self._folder}/root",
             private=f"{self._folder}/private",
+            outer=f"{self._folder}/outer",
             service=service,
             tools=f"{self._state}/tools" if build else None,
         )
@@ -165,7 +166,7 @@ class Templates:
         for name, (major, minor) in _DEVICES.items():
             node = dev + b"/" + name.encode()
             if self._rootless:
-                _touch(node)
+                touch(node)
                 syscalls.bind(b"/dev/" + name.encode(), node)
             else:
                 os.mknod(node, stat.S_IFCHR, os.makedev(major, minor))
@@ -194,7 +195,7 @@ def _discard(path: str) -> None:
     os.rmdir(path)
 
 
-def _touch(path: bytes) -> None:
+def touch(path: bytes) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o644))
 
 
@@ -215,7 +216,7 @@ def _mount_etc(root: bytes) -> None:
     top = root + b"/madang/etc"
     os.makedirs(top, 0o755)
     for name in _OWN_ETC:
-        _touch(top + b"/" + name.encode())
+        touch(top + b"/" + name.encode())
     fd = os.open(top, _PATH_ONLY)  # Named by descriptor: sessions see the mount's options.
     try:
         options = b"lowerdir=/proc/self/fd/%d:/etc" % fd
@@ -244,23 +245,30 @@ def root_is_mount() -> bool:
 
 
 def enter(order: Order, view: View) -> None:
-    """Make the session's root and move into it; the caller has a mount namespace of its own.
+    """Make the session's root and move into it; the caller has a mount namespace of its own."""
+    move_into(assemble(order, view))
 
-    The old root is let go of at the end, with everything that was mounted for this.
-    """
+
+def assemble(order: Order, view: View) -> bytes:
+    """Mount all parts of the session's root; where it is."""
     root, private = os.fsencode(view.root), os.fsencode(view.private)
     syscalls.bind(os.fsencode(view.template), root, recursive=True)
     _bind_scratch(order, root)
     _bind_quiet(os.fsencode(view.service), root + SERVICE_DIR.encode(), MOUNT_ATTR_RDONLY)
     if view.tools is not None:
         _bind_quiet(os.fsencode(view.tools), root + TOOLS_DIR.encode(), MOUNT_ATTR_RDONLY)
-    _mount_proc(root + b"/proc")
+    mount_proc(root + b"/proc")
     _mount_own_files(order, root, private)
     flags = MS_NOSUID | MS_NOEXEC
     options = b"newinstance,ptmxmode=0666,mode=0620"
     syscalls.mount(b"devpts", root + b"/dev/pts", b"devpts", flags, options)
     options = b"mode=1777,size=%d" % order.spec.size.mem_bytes
     syscalls.mount(b"tmpfs", root + b"/dev/shm", b"tmpfs", MS_NOSUID | MS_NODEV, options)
+    return root
+
+
+def move_into(root: bytes) -> None:
+    """Let go of the old root, with everything that was mounted for this one."""
     os.chdir(root)
     syscalls.pivot_root(b".", b".")
     syscalls.umount(b".", syscalls.MNT_DETACH)
@@ -277,7 +285,7 @@ def _bind_quiet(source: bytes, target: bytes, attributes: int = 0) -> None:
     syscalls.mount_setattr(target, _QUIET | attributes, recursive=False)
 
 
-def _mount_proc(proc: bytes) -> None:
+def mount_proc(proc: bytes) -> None:
     syscalls.mount(b"proc", proc, b"proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
     for name in _PROC_HIDDEN_FILES:
         _ignore_missing(syscalls.bind, b"/dev/null", proc + b"/" + name.encode())

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from madang.agent.launcher.cgroups import Group
-from madang.wire.kernel import ImageMount, KernelSpec
+from madang.wire.kernel import NATIVE, ImageMount, KernelSpec
 from madang.wire.size import Size
 
 
@@ -20,6 +20,8 @@ class View:
     """An empty folder; the session's root is put together there."""
     private: str
     """Another; a tmpfs with the session's own small files goes there."""
+    outer: str
+    """And one for the root that an OCI runtime works in; see ``containers``."""
     service: str
     tools: str | None
 
@@ -47,6 +49,12 @@ class Order:
     """The seccomp filter, base64; empty: the base, which every slot has."""
     deadly: str = ""
     """Rules of its policy that kill, in words."""
+    runtime: str = NATIVE
+    """What starts its programs: the init itself, or an OCI runtime."""
+    runtime_program: str = ""
+    """That one's program, absolute."""
+    profile: str = ""
+    """The seccomp filter again, as the JSON that OCI runtimes read."""
     view: View | None = None
     """None: no isolation at all (the ``process`` runtime)."""
 

@@ -18,7 +18,7 @@ from madang.agent.launcher import syscalls
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.processes import ProcessId, boot_id
 from madang.wire.errors import RuntimeFailed
-from madang.wire.kernel import KernelId
+from madang.wire.kernel import NATIVE, KernelId
 
 FILE: Final = "kernel.json"
 
@@ -42,6 +42,7 @@ class Record:
     template: str = ""
     policy: str = ""
     """The layers of the policy that it runs under, for showing."""
+    runtime: str = NATIVE
     started_at: float | None = None
     boot: str = ""
 

@@ -11,6 +11,7 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Collection
 from typing import Final
 
 CLONE_NEWTIME: Final = 0x80
@@ -154,6 +155,18 @@ def drop_capabilities() -> None:
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = struct.pack("=Ii", _CAPABILITY_V3, 0)
     check(_libc.syscall(number("capset"), header, bytes(24)), "capset")
+
+
+def keep_capabilities(kept: Collection[int]) -> None:
+    """Drop all others for good, from us and from whatever we execute."""
+    for capability in range(LAST_CAP + 1):
+        if capability not in kept:
+            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
+    mask = sum(1 << capability for capability in kept)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    header = struct.pack("=Ii", _CAPABILITY_V3, 0)
+    data = struct.pack("=6I", low, low, 0, high, high, 0)
+    check(_libc.syscall(number("capset"), header, data), "capset")
 
 
 def no_new_privileges() -> None:

@@ -37,6 +37,8 @@ class RuntimeFacts:
     warnings: tuple[str, ...] = ()
     """In words, each with the mend."""
     capacity: Capacity | None = None
+    runtimes: tuple[str, ...] = ()
+    """What sessions may choose (``KernelSpec.runtime``), its own choice first; none: just this."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,6 +58,7 @@ class NativeRuntime:
             enforced=facts["enforced"],
             warnings=tuple(facts["warnings"]),
             capacity=convert(Capacity, facts["capacity"]),
+            runtimes=tuple(facts["runtimes"]),
         )
 
     async def close(self) -> None:
@@ -142,7 +143,7 @@ class NativeRuntime:
             ended=layout.read_ended(f"{folder}/io/main"),
             execs=layout.execs(folder),
             enforced=self._enforced
-            | {"disk": entry["scratch_enforced"]}
+            | {"disk": entry["scratch_enforced"], "runtime": entry["runtime"]}
             | _policy(entry["policy"]),
             frozen=entry["frozen"],
         )

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from madang.wire.kernel import Capacity, Desired, Hello, KernelReport
+from madang.kit.codec import from_json
+from madang.wire.kernel import NATIVE, Capacity, Desired, Hello, KernelReport
 from madang.wire.size import Size
 
 
@@ -55,6 +56,12 @@ class NodeRow:
     seen_at: int
     capacity: Slots
     used: Slots
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """What sessions may choose there; a machine that has not said it yet has the one."""
+        found = from_json(dict[str, str], self.facts)
+        return tuple(found.get("runtimes", NATIVE).split(", "))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,7 @@ MAX_LABELS: Final = 32
 MAX_GRACE_S: Final = 3600.0
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+_RUNTIME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _PHASE: Final = {
     S.PENDING: "queue",
@@ -80,6 +81,8 @@ def check_spec(spec: SessionSpec) -> SessionSpec:
         raise _invalid("image", "has no sensible name.")
     if spec.policy:
         policy.parse(spec.policy, SESSION)
+    if spec.runtime and not _RUNTIME.fullmatch(spec.runtime):
+        raise _invalid("runtime", f"{spec.runtime[:60]!r} is no name of a runtime.")
     return spec
 
 
@@ -230,6 +233,7 @@ def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxe
         build=row.kind == SessionKind.BUILD,
         owner=row.owner_id,
         sandbox=sandboxes.of(spec.policy),
+        runtime=spec.runtime,
     )
 
 
@@ -237,6 +241,7 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
     """The session as the API returns it; *live* is its kernel's newest report, if any."""
     spec = from_json(SessionSpec, row.spec)
     status = S(row.status)
+    enforced = from_json(dict[str, str], row.enforced)
     return Session(
         id=row.id,
         name=row.name,
@@ -265,7 +270,8 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         pending=None if row.pending is None else from_json(Pending, row.pending),
         ended=None if row.ended is None else from_json(Ended, row.ended),
         phases=from_json(tuple[Phase, ...], row.phases),
-        enforced=from_json(dict, row.enforced),
+        runtime=enforced.get("runtime", spec.runtime),
+        enforced=enforced,
         warnings=from_json(tuple[str, ...], row.warnings),
         usage=None if live is None or status is S.TERMINATED else live.usage,
         log_end=row.log_end if live is None or live.log_end is None else live.log_end,

@@ -35,6 +35,7 @@ from madang.wire.errors import (
     InvalidRequest,
     NotFound,
     PreconditionFailed,
+    RuntimeNotOffered,
     SizeImpossible,
     WorkspaceIncomplete,
 )
@@ -148,6 +149,7 @@ class SessionService:
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
             raise WorkspaceIncomplete(text, workspace=spec.workspace)
         await self._refuse_impossible(size)
+        await self._refuse_missing(spec.runtime)
         if kind is None:
             kind = SessionKind.RUN if spec.argv else SessionKind.IDLE
         return self._row(caller, spec, body, kind, size, mount)
@@ -232,6 +234,13 @@ class SessionService:
             f"{show(slot, most)}. Ask for less with --{name}."
         )
         raise SizeImpossible(text, slot=name, asked=asked[slot], largest=most)
+
+    async def _refuse_missing(self, runtime: str) -> None:
+        """A runtime that no machine offers."""
+        nodes = await self._fleet.nodes()
+        offered = {name: None for node in nodes for name in node.runtimes}
+        if runtime and nodes and runtime not in offered:
+            raise RuntimeNotOffered(runtime, offered=offered, why="no machine offers it")
 
     async def preview(self, caller: Caller, spec: SessionSpec) -> Session:
         """As ``create`` would make it, with where it would go or why it would wait; not stored."""

@@ -1,0 +1,132 @@
+"""Which runtimes sessions may choose on this machine: what root allowed and what is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from madang.agent.launcher import profile
+from madang.wire.errors import PolicyInvalid, RuntimeNotOffered, SizeInvalid
+from madang.wire.kernel import NATIVE, KernelSpec
+from madang.wire.size import MIB, format_bytes
+
+PACKAGES: Final = {"crun": "crun", "runc": "runc"}
+"""Runtime → the Debian package that has its program."""
+RUNTIMES: Final = (NATIVE, *PACKAGES)
+SEARCHED: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+NEEDS_ROOT: Final = "OCI runtimes need `madang up` as root"
+_NOT_ALLOWED: Final = "`node.runtimes` does not name it"
+
+
+@dataclass(frozen=True, slots=True)
+class Least:
+    """What a session must have for the runtime itself to fit in, while it starts a program."""
+
+    pids: int = 0
+    mem_bytes: int = 0
+
+
+LEAST: Final[Mapping[str, Least]] = {"runc": Least(pids=16, mem_bytes=24 * MIB)}
+"""runc is a Go program: it has threads, and memory of its own."""
+
+
+RAW_ARGUMENTS: Final = "raw arguments"
+OTHER_NUMBERS: Final = "other numbers"
+_JSON: Final = {RAW_ARGUMENTS: "arguments must be UTF-8: OCI configurations are JSON"}
+LACKS: Final[Mapping[str, Mapping[str, str]]] = {
+    "crun": _JSON,
+    "runc": _JSON
+    | {OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"},
+}
+"""Promises of ``runtime.contract`` that a runtime can't keep, and why."""
+
+
+OWN_CALLS: Final[Mapping[str, tuple[str, ...]]] = {"runc": ("fstatfs",)}
+"""System calls of the runtime itself when the session's filter is on already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One session's runtime."""
+
+    name: str = NATIVE
+    program: str = ""
+    profile: str = ""
+    """For those that don't take our filter as it is: see ``profile``."""
+
+
+class Offers:
+    """What there is, decided when the launcher starts."""
+
+    def __init__(self, wanted: str, allowed: Collection[str], *, rootless: bool) -> None:
+        """*wanted*: for sessions that don't choose. *allowed*: what they may choose."""
+        self.default = wanted
+        self.programs: dict[str, str] = {NATIVE: ""}
+        self.missing: dict[str, str] = {}
+        for name in PACKAGES:
+            program, why = ("", NEEDS_ROOT) if rootless else find(name)
+            if name not in {*allowed, wanted}:
+                why = _NOT_ALLOWED
+            if why:
+                self.missing[name] = why
+            else:
+                self.programs[name] = program
+
+    @property
+    def names(self) -> list[str]:
+        """The default first."""
+        return sorted(self.programs, key=lambda name: name != self.default)
+
+    def of(self, spec: KernelSpec) -> Offer:
+        """Raises RuntimeNotOffered, SizeInvalid, PolicyInvalid."""
+        name = spec.runtime or self.default
+        if name not in self.programs:
+            why = self.missing.get(name, "there is no such runtime")
+            raise RuntimeNotOffered(name, offered=self.programs, why=why)
+        if name == NATIVE:
+            return Offer()
+        _check_size(name, spec)
+        if name == "crun":  # It takes the filter as it is.
+            return Offer(name, self.programs[name])
+        found = profile.profile(spec.sandbox)
+        _check_calls(name, found)
+        return Offer(name, self.programs[name], json.dumps(found))
+
+
+def _check_calls(name: str, found: Mapping[str, Any]) -> None:
+    passes = {"SCMP_ACT_ALLOW", "SCMP_ACT_LOG"}
+    for call in OWN_CALLS.get(name, ()):
+        entry = next(each for each in found["syscalls"] if call in each["names"])
+        if entry["action"] not in passes and "args" not in entry:
+            text = f"the sandbox policy refuses {call}, which {name} makes itself"
+            raise PolicyInvalid(f"{text}; allow it, or use another runtime.")
+
+
+def _check_size(name: str, spec: KernelSpec) -> None:
+    least = LEAST.get(name, Least())
+    if spec.size.pids < least.pids:
+        text = f"{name} itself takes {least.pids} while it starts a program"
+        raise SizeInvalid(f"pids: {text}; ask for --pids {least.pids}, or use another runtime.")
+    if spec.size.mem_bytes < least.mem_bytes:
+        wanted = format_bytes(least.mem_bytes)
+        text = f"{name} itself takes up to {wanted} while it starts a program"
+        raise SizeInvalid(f"mem: {text}; ask for more with --mem, or use another runtime.")
+
+
+def find(name: str) -> tuple[str, str]:
+    """(the runtime's program, or in words why it can't be used)"""
+    found = shutil.which(name, path=SEARCHED)
+    if found is None:
+        return "", f"it is not installed: apt-get install {PACKAGES[name]}"
+    path = os.path.realpath(found)
+    info = os.stat(path)
+    if info.st_uid != 0 or info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "", f"{path} can be changed by others than root"
+    if not path.startswith("/usr/"):
+        return "", f"{path} does not lie in /usr, which is all that sessions see"
+    return path, ""
