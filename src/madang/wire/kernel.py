@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from madang.wire.network import NO_NETWORK, Network
 from madang.wire.policy import NO_SANDBOX, Sandbox
 from madang.wire.session import Ended, Usage
 from madang.wire.size import Size
@@ -86,6 +87,7 @@ class KernelSpec:
     """A build session: gets ``TOOLS_DIR`` and a registry proxy in ``SERVICE_DIR``."""
     sandbox: Sandbox = NO_SANDBOX
     """What its policy adds to the base; see ``wire.policy``."""
+    network: Network = NO_NETWORK
     owner: str = ""
     """Whose session it is. What one owner's builds claim is never believed for another's."""
 
