@@ -59,7 +59,8 @@ class Netlink:
         self._socket.settimeout(_PATIENCE_S)
         self._socket.setsockopt(_SOL_NETLINK, _CAP_ACK, 1)
         self._socket.bind((0, 0))
-        self._number = 0
+        self.number = 0
+        """Of the newest message."""
 
     def __enter__(self) -> Netlink:
         return self
@@ -71,41 +72,40 @@ class Netlink:
         return self._socket.fileno()
 
     def message(self, kind: int, flags: int, body: bytes) -> bytes:
-        self._number += 1
-        return _HEADER.pack(16 + len(body), kind, REQUEST | flags, self._number, 0) + body
+        self.number += 1
+        return _HEADER.pack(16 + len(body), kind, REQUEST | flags, self.number, 0) + body
 
     def change(self, kind: int, flags: int, body: bytes, what: str) -> None:
         """Have something done. Raises OSError that says *what*."""
-        self._socket.send(self.message(kind, ACK | flags, body))
-        for _ in self._answers(what):
-            pass
+        message = self.message(kind, ACK | flags, body)
+        self.send(message, self.number, what)
 
-    def batch(self, first: bytes, last: bytes, what: str) -> None:
-        """Have what stands between *first* and *last*, which wants an ACK, done, or nothing."""
-        self._socket.send(first + last)
-        for _ in self._answers(what):
+    def send(self, data: bytes, number: int, what: str) -> None:
+        """Messages of which *number*, the last to do something, wants an ACK. Raises OSError."""
+        self._socket.send(data)
+        for _ in self._answers(number, what):
             pass
 
     def dump(self, kind: int, body: bytes, what: str) -> list[bytes]:
         """The bodies of all that there are."""
         self._socket.send(self.message(kind, DUMP, body))
-        return list(self._answers(what))
+        return list(self._answers(self.number, what))
 
     def get(self, kind: int, body: bytes, what: str) -> bytes:
         self._socket.send(self.message(kind, ACK, body))
-        return b"".join(self._answers(what))
+        return b"".join(self._answers(self.number, what))
 
-    def _answers(self, what: str) -> Iterator[bytes]:
-        """Until the end of a dump, or word on the newest message; older words are passed over."""
+    def _answers(self, number: int, what: str) -> Iterator[bytes]:
+        """Until the end of a dump, or word on message *number*; other words are passed over."""
         while True:
             data = self._socket.recv(_BUFFER)
             while len(data) >= 16:
-                length, kind, _, number, _ = _HEADER.unpack_from(data)
+                length, kind, _, told, _ = _HEADER.unpack_from(data)
                 body, data = data[16:length], data[length + 3 & ~3 :]
                 if kind == _ERROR and (code := -int.from_bytes(body[:4], "little", signed=True)):
                     self._drain()
                     raise OSError(code, f"{what}: {os.strerror(code)}")
-                if number != self._number:
+                if told != number:
                     continue
                 if kind in {_ERROR, _DONE}:
                     return
