@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -18,6 +18,7 @@ from madang.agent.launcher import cgroups, checks, init, registry, rootless, scr
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.network.networks import NetworkConfig
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.protocol import Frames, frame
 from madang.agent.launcher.registry import Uids
@@ -52,6 +53,7 @@ class LauncherConfig:
     """Rules of the policy's base that an administrator's layer may widen on this machine."""
     accept_unkept: bool = False
     """Start sessions also where a rule of their policy can't be kept, with a warning."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
 def serve(config: LauncherConfig) -> NoReturn:
@@ -119,6 +121,9 @@ class _Launcher:
             selector=self._selector,
             timers=self._timers,
             filters=Filters(config.widen, accept_unkept=config.accept_unkept),
+            network=config.network,
+            mark=_mark(config.state),
+            rootless=self._rootless,
             changed=self._push_change,
         )
         self._kernels.open()
@@ -347,8 +352,12 @@ def _peer_uid(link: socket.socket) -> int:
 
 
 def _group_name(state: str) -> str:
-    """Two state folders on one machine never share control groups."""
-    return "madang-" + hashlib.sha256(os.path.realpath(state).encode()).hexdigest()[:12]
+    return f"madang-{_mark(state)}"
+
+
+def _mark(state: str) -> str:
+    """Two state folders on one machine never share control groups, interfaces or rules."""
+    return hashlib.sha256(os.path.realpath(state).encode()).hexdigest()[:12]
 
 
 def _listen(folder: str, owner: tuple[int, int]) -> socket.socket:

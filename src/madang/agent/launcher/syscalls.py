@@ -42,6 +42,7 @@ MOUNT_ATTR_NOEXEC: Final = 0x8
 
 PR_SET_PDEATHSIG: Final = 1
 PR_SET_DUMPABLE: Final = 4
+PR_SET_KEEPCAPS: Final = 8
 PR_SET_NAME: Final = 15
 PR_SET_SECCOMP: Final = 22
 PR_CAPBSET_DROP: Final = 24
@@ -154,6 +155,19 @@ def drop_capabilities() -> None:
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
     header = struct.pack("=Ii", _CAPABILITY_V3, 0)
     check(_libc.syscall(number("capset"), header, bytes(24)), "capset")
+
+
+def become(uid: int, capability: int) -> None:
+    """An ordinary user, who keeps one capability for good and can gain no other."""
+    drop_bounding_set()
+    prctl(PR_SET_KEEPCAPS, 1)
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    header = struct.pack("=Ii", _CAPABILITY_V3, 0)
+    low, high = divmod(1 << capability, 1 << 32)[::-1]
+    sets = struct.pack("=6I", low, low, 0, high, high, 0)  # Effective, permitted, inheritable.
+    check(_libc.syscall(number("capset"), header, sets), "capset")
 
 
 def no_new_privileges() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import struct
@@ -68,14 +69,10 @@ def bring_up(route: Netlink, name: str, address: int) -> None:
     route.change(_NEW_LINK, 0, _LINK.pack(0, 0, index, _UP, _UP), f"interface {name}")
 
 
-def delete(route: Netlink, name: str) -> None:
+def delete(route: Netlink, index: int) -> None:
     """And its other end. No error if it is gone."""
-    try:
-        index = socket.if_nametoindex(name)
-        route.change(_DELETE_LINK, 0, _LINK.pack(0, 0, index, 0, 0), f"interface {name}")
-    except OSError:
-        if name in names():
-            raise
+    with contextlib.suppress(OSError):
+        route.change(_DELETE_LINK, 0, _LINK.pack(0, 0, index, 0, 0), f"interface {index}")
 
 
 def names() -> list[str]:

@@ -6,7 +6,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, Self
 
 ROUTE: Final = 0
 NETFILTER: Final = 12
@@ -62,7 +62,7 @@ class Netlink:
         self.number = 0
         """Of the newest message."""
 
-    def __enter__(self) -> Netlink:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

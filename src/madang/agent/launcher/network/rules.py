@@ -226,8 +226,8 @@ def refused(filters: Netlink) -> tuple[list[Refusal], int]:
     body = _general(_INET) + attribute(1, OWN_TABLE) + attribute(2, "refused")
     found = []
     for answer in filters.dump(_GET_ELEMENTS, body, "what was refused"):
-        for element in netlink.attributes(dict(netlink.attributes(answer[4:])).get(3, b"")):
-            found.append(_refusal(dict(netlink.attributes(element[1]))))
+        elements = netlink.attributes(dict(netlink.attributes(answer[4:])).get(3, b""))
+        found += [_refusal(dict(netlink.attributes(element))) for _, element in elements]
     body = _general(_INET) + attribute(1, OWN_TABLE) + attribute(2, "refused")
     answer = filters.get(_GET_OBJECT, body + attribute(3, _big(_COUNTER)), "what was refused")
     data = dict(netlink.attributes(dict(netlink.attributes(answer[4:])).get(4, b"")))
