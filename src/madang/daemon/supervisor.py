@@ -22,6 +22,7 @@ from typing import Any, Final
 import madang
 from madang.agent.launcher import mounts
 from madang.agent.launcher.main import LauncherConfig
+from madang.agent.launcher.network.networks import NetworkConfig
 from madang.daemon.children import Child, fork_launcher, fork_server
 from madang.daemon.logfile import redirect
 from madang.daemon.state import Owner, Running, StateFolder, born
@@ -217,6 +218,17 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         host_paths=tuple(node["host_paths"]),
         widen=tuple(settings["sandbox"]["widen"]),
         accept_unkept=settings["sandbox"]["accept_unkept"],
+        network=_network_config(settings["network"]),
+    )
+
+
+def _network_config(settings: dict[str, Any]) -> NetworkConfig:
+    return NetworkConfig(
+        modes=tuple(settings["modes"]),
+        addresses=settings["addresses"],
+        forbidden=tuple(settings["forbidden"]),
+        resolvers=tuple(settings["resolvers"]),
+        bandwidth_bits=settings["bandwidth_bits"],
     )
 
 

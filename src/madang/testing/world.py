@@ -20,7 +20,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NoReturn
 
 from madang.agent.launcher import syscalls
@@ -120,19 +120,14 @@ def main() -> NoReturn:
         links.make_pair(route, "up0", namespace.fileno())
         links.bring_up(route, "up0", _number(MACHINE))
         links.set_default_route(route, _number(WORLD))
-    _settings("machine", sys.argv[1])
+    with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
+        file.write(sys.argv[1])
     _listen(MACHINE_PORT, _hello)
     os.write(go_writer, b".")
     os.read(ready, 1)
     print(pid, flush=True)
     while True:
         signal.pause()
-
-
-def _settings(who: str, forwarding: str) -> None:
-    del who
-    with open("/proc/sys/net/ipv4/ip_forward", "w", encoding="ascii") as file:
-        file.write(forwarding)
 
 
 def _be_world() -> None:
@@ -163,8 +158,7 @@ def _number(address: str) -> int:
     return Net.parse(address).base
 
 
-def _listen(port: int, serve: object) -> None:
-    assert callable(serve)
+def _listen(port: int, serve: Callable[[socket.socket], None]) -> None:
     listener = socket.create_server(("0.0.0.0", port), backlog=128)
 
     def forever() -> None:
@@ -175,8 +169,7 @@ def _listen(port: int, serve: object) -> None:
     threading.Thread(target=forever, daemon=True).start()
 
 
-def _served(serve: object, link: socket.socket) -> None:
-    assert callable(serve)
+def _served(serve: Callable[[socket.socket], None], link: socket.socket) -> None:
     with link, contextlib.suppress(OSError):
         link.settimeout(_PATIENCE_S)
         serve(link)
@@ -198,9 +191,8 @@ def _take(link: socket.socket) -> None:
         pass
 
 
-def _answer(port: int, reply: object) -> None:
+def _answer(port: int, reply: Callable[[bytes], bytes | None]) -> None:
     """By UDP, from the address that was asked."""
-    assert callable(reply)
     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
     sock.bind(("0.0.0.0", port))
@@ -229,10 +221,8 @@ def _name(data: bytes) -> bytes | None:
         owner, name = target, alias
     else:
         owner = b"\xc0\x0c"
-    for address in NAMES.get(name, []):
-        records.append(
-            owner + struct.pack("!HHIH", 1, 1, 30, 4) + socket.inet_pton(socket.AF_INET, address)
-        )
+    about = owner + struct.pack("!HHIH", 1, 1, 30, 4)
+    records += [about + _number(address).to_bytes(4) for address in NAMES.get(name, [])]
     flags = 0x8180 if records else 0x8183
     head = struct.pack("!HHHHHH", question.number, flags, 1, len(records), 0, 0)
     return head + question.plain + b"".join(records)

@@ -74,7 +74,7 @@ class NetworkRefused(PlatformError):
     http_status = 403
     help_text = (
         "This machine does not give its sessions that network. Its administrator sets which in "
-        "the settings: `network.modes`, `network.forbidden`, `network.bandwidth_bits`."
+        "the settings: `network.modes`, `network.forbidden`, `network.bandwidth`."
     )
 
 

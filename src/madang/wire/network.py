@@ -20,6 +20,8 @@ MIN_BITS: Final = 8_000
 """Bits per second: slower links time out."""
 MAX_BITS: Final = 1_000_000_000_000
 ALL_PORTS: Final = (1, 65535)
+MAX_POOL_BITS: Final = 28
+"""The smallest range of addresses for sessions: seven of them."""
 
 _LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME: Final = re.compile(rf"(?:\*\.)?(?:{_LABEL}\.)*{_LABEL}", re.ASCII)
@@ -121,6 +123,17 @@ class Net:
 
     def __str__(self) -> str:
         return f"{show_address(self.base)}/{self.bits}"
+
+
+def is_address(text: str) -> bool:
+    """IPv4 or IPv6."""
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            socket.inet_pton(family, text)
+        except (OSError, ValueError):
+            continue
+        return True
+    return False
 
 
 def show_address(address: int) -> str:

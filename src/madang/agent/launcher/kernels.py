@@ -197,6 +197,7 @@ class Kernels:
             "started_at": record.started_at,
             "scratch_enforced": record.scratch_enforced,
             "policy": record.policy,
+            "network": "nftables" if record.connection else "namespace",
             "frozen": kernel.running and group is not None and group.frozen,
             "group": {"version": group.version, "paths": group.paths} if group else None,
         }

@@ -21,6 +21,8 @@ from madang.wire.errors import RuntimeFailed
 from madang.wire.kernel import KernelId
 
 FILE: Final = "kernel.json"
+NETWORK_USE: Final = "network.json"
+"""A ``wire.network.NetworkUse``, if the kernel has a network; see ``network.warden``."""
 
 PREPARED, STARTED, SETTLED = "prepared", "started", "settled"
 

@@ -22,7 +22,14 @@ from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Found, Prepared, RuntimeFacts, Started
 from madang.kit.clock import Clock, SystemClock
 from madang.kit.codec import to_builtins
-from madang.wire.errors import Conflict, NotFound, PolicyUnkept, RuntimeFailed, SessionNotRunning
+from madang.wire.errors import (
+    Conflict,
+    HostLacks,
+    NotFound,
+    PolicyUnkept,
+    RuntimeFailed,
+    SessionNotRunning,
+)
 from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
 from madang.wire.session import Ended, Usage
 
@@ -83,6 +90,9 @@ class ProcessRuntime:
         if spec.sandbox:
             text = "this runtime isolates nothing and keeps no sandbox policy; use `native`."
             raise PolicyUnkept(text)
+        if spec.network:
+            text = "this runtime isolates nothing and gives no networks; use `native`."
+            raise HostLacks(text)
         folder = self.kernel_dir(kernel)
         for name in ("io", "service", *(f"scratch/{name}" for name in scratch.FOLDERS)):
             os.makedirs(f"{folder}/{name}", exist_ok=True)

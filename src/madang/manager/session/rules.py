@@ -13,6 +13,7 @@ from madang.kit.codec import from_json, to_json
 from madang.kit.ids import MAX_NAME, valid_name
 from madang.manager.db import micros, seconds
 from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
+from madang.wire import network
 from madang.wire.errors import InvalidRequest
 from madang.wire.kernel import Assignment, ImageMount, KernelReport, KernelSpec, Wanted
 from madang.wire.policy import SESSION
@@ -57,7 +58,7 @@ _NO_SPEC: Final = KernelSpec(
 
 
 def check_spec(spec: SessionSpec) -> SessionSpec:
-    """Raises InvalidRequest or PolicyInvalid that names what is wrong.
+    """Raises InvalidRequest, PolicyInvalid or NetworkInvalid that names what is wrong.
 
     Sizes are checked by ``resolve_size``.
     """
@@ -80,6 +81,7 @@ def check_spec(spec: SessionSpec) -> SessionSpec:
         raise _invalid("image", "has no sensible name.")
     if spec.policy:
         policy.parse(spec.policy, SESSION)
+    network.check(spec.network)
     return spec
 
 
@@ -230,6 +232,7 @@ def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxe
         build=row.kind == SessionKind.BUILD,
         owner=row.owner_id,
         sandbox=sandboxes.of(spec.policy),
+        network=spec.network,
     )
 
 
@@ -253,6 +256,7 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         tty=spec.tty,
         stdin=spec.stdin,
         labels=spec.labels,
+        network=spec.network,
         node=row.node,
         attempt=row.attempt,
         created_at=seconds(row.created_at),

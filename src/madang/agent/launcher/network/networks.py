@@ -20,7 +20,6 @@ from madang.wire.errors import HostLacks, NetworkRefused, PlatformError, Runtime
 from madang.wire.network import Net, Network, NetworkMode, format_rate, parse_target
 
 PRIVATE: Final = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16")
-MAX_POOL_BITS: Final = 28
 _SWEEP_S: Final = 30.0
 """After the last session with a network; the next one may come soon."""
 _AGAIN_S: Final = 1.0
@@ -39,8 +38,8 @@ class NetworkConfig:
     """Ranges that no session reaches, besides those that none ever does."""
     resolvers: tuple[str, ...] = ()
     """Empty: those of the machine."""
-    bandwidth_bits: int = 0
-    """Most per session and direction, per second; 0: no limit."""
+    bandwidth_bits: int | None = None
+    """Most per session and direction, per second; None: no limit."""
 
     def site(self, state: str, mark: str) -> Site:
         """*mark*: twelve letters that no other state folder of this machine has."""
@@ -121,9 +120,9 @@ class Networks:
                     words = f"{text} lies in {forbidden}, which sessions may not reach here"
                     raise NetworkRefused(f"{words} (`network.forbidden`).")
         most, asked = self._config.bandwidth_bits, network.bandwidth_bits
-        if most and asked is not None and asked > most:
+        if most is not None and asked is not None and asked > most:
             words = f"bandwidth: {format_rate(asked)} asked for, {format_rate(most)} is the most"
-            raise NetworkRefused(f"{words} (`network.bandwidth_bits`).")
+            raise NetworkRefused(f"{words} (`network.bandwidth`).")
 
     # -- begin -------------------------------------------------------------------------------
 
@@ -141,7 +140,7 @@ class Networks:
     ) -> None:
         """Give the session of *init* its network before any program of it runs."""
         number = self._take()
-        if network.bandwidth_bits is None and self._config.bandwidth_bits:
+        if network.bandwidth_bits is None:
             network = replace(network, bandwidth_bits=self._config.bandwidth_bits)
         connection = Connection(
             number=number,

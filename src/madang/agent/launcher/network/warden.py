@@ -16,6 +16,7 @@ from madang.agent.launcher import helpers, seccomp, syscalls
 from madang.agent.launcher.network import links, names, netlink, rules
 from madang.agent.launcher.network.netlink import Netlink
 from madang.agent.launcher.processes import ProcessId, say
+from madang.agent.launcher.registry import NETWORK_USE
 from madang.wire.errors import HostLacks, RuntimeFailed
 from madang.wire.network import (
     Net,
@@ -26,8 +27,6 @@ from madang.wire.network import (
     parse_target,
 )
 
-FILE: Final = "network.json"
-"""In the kernel's folder: a ``NetworkUse``."""
 FORWARDING: Final = "/proc/sys/net/ipv4/ip_forward"
 MEND_FORWARDING: Final = (
     "As root: `sysctl -w net.ipv4.ip_forward=1`; the same in a file of /etc/sysctl.d keeps it."
@@ -128,7 +127,7 @@ def _make(plan: Plan, init_fd: int) -> _Warden:
     route = Netlink(netlink.ROUTE)
     if not plan.again:
         _make_inside(plan, route, forbidden)
-    use = os.open(f"{plan.folder}/{FILE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    use = os.open(f"{plan.folder}/{NETWORK_USE}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     warden = _Warden(plan, init_fd, use, route, Netlink(netlink.NETFILTER))
     warden.listen(resolvers, forbidden)
     _give_up_power(plan.uid)
