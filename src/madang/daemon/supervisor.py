@@ -218,17 +218,7 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         host_paths=tuple(node["host_paths"]),
         widen=tuple(settings["sandbox"]["widen"]),
         accept_unkept=settings["sandbox"]["accept_unkept"],
-        network=_network_config(settings["network"]),
-    )
-
-
-def _network_config(settings: dict[str, Any]) -> NetworkConfig:
-    return NetworkConfig(
-        modes=tuple(settings["modes"]),
-        addresses=settings["addresses"],
-        forbidden=tuple(settings["forbidden"]),
-        resolvers=tuple(settings["resolvers"]),
-        bandwidth_bits=settings["bandwidth_bits"],
+        network=NetworkConfig.of(settings["network"]),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import selectors
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
@@ -40,6 +40,12 @@ class NetworkConfig:
     """Empty: those of the machine."""
     bandwidth_bits: int | None = None
     """Most per session and direction, per second; None: no limit."""
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> NetworkConfig:
+        """From ``[network]``, which may have been JSON on the way."""
+        lists = {key: tuple(v) for key, v in settings.items() if isinstance(v, list | tuple)}
+        return cls(**settings | lists)
 
     def site(self, state: str, mark: str) -> Site:
         """*mark*: twelve letters that no other state folder of this machine has."""

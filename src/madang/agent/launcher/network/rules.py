@@ -36,7 +36,7 @@ _GET_TABLE, _NEW_ELEMENT, _GET_ELEMENTS, _GET_OBJECT = (
 _DELETE_ELEMENT: Final = _SUBSYSTEM << 8 | 14
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _COUNTER: Final = 1
-_ENOENT, _MOST_WORDS = 2, 500
+_ENOENT, _MOST_WORDS, _MOST_RULES = 2, 500, 1 << 22
 
 
 def nft_path() -> str | None:
@@ -44,22 +44,33 @@ def nft_path() -> str | None:
 
 
 def load(text: str) -> None:
-    """Have ``nft`` put all of it in force in this namespace, or nothing. Raises OSError."""
+    """Put all of it in force in this namespace, or nothing. Raises OSError."""
+    _nft("-f", "-", text=text)
+
+
+def in_force() -> str:
+    """All rules of this namespace, whosever they are. Raises OSError."""
+    return _nft("list", "ruleset")
+
+
+def _nft(*arguments: str, text: str = "") -> str:
     path = nft_path()
     if path is None:
         raise FileNotFoundError(_ENOENT, "nft is not installed")
-    given, said = os.memfd_create("rules"), os.memfd_create("words")
+    given, said, wrong = (os.memfd_create(name) for name in ("given", "said", "wrong"))
     try:
         os.write(given, text.encode())
         os.lseek(given, 0, os.SEEK_SET)
-        actions = [(os.POSIX_SPAWN_DUP2, fd, to) for fd, to in ((given, 0), (said, 1), (said, 2))]
-        pid = os.posix_spawn(path, [path, "-f", "-"], {}, file_actions=actions)
+        fds = enumerate((given, said, wrong))
+        actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in fds]
+        pid = os.posix_spawn(path, [path, *arguments], {}, file_actions=actions)
         if os.waitpid(pid, 0)[1]:
-            words = os.pread(said, _MOST_WORDS, 0).decode(errors="replace")
+            words = os.pread(wrong, _MOST_WORDS, 0).decode(errors="replace")
             raise OSError(f"nft refused: {' '.join(words.split())}")
+        return os.pread(said, _MOST_RULES, 0).decode(errors="replace")
     finally:
-        os.close(given)
-        os.close(said)
+        for fd in (given, said, wrong):
+            os.close(fd)
 
 
 # -- the machine's ---------------------------------------------------------------------------
@@ -75,6 +86,7 @@ table inet {table} {{
     chain arriving {{
         type filter hook prerouting priority raw; policy accept;
         iifname {sessions} meta nfproto != ipv4 drop
+        iifname {sessions} ip hdrlength > 5 drop comment "options, such as source routes"
         iifname {sessions} fib saddr . iif oif 0 drop comment "a source that is not its own"
     }}
     chain for_us {{
@@ -163,6 +175,7 @@ table inet {OWN_TABLE} {{
         oifname "lo" goto own
         meta nfproto != ipv4 goto refuse
         ip saddr != {show_address(address)} goto refuse
+        ip hdrlength > 5 goto refuse
         ct state established,related accept
         ip daddr {{ {_listed(forbidden)} }} goto refuse
         ct state new ct count over {MAX_CONNECTIONS} goto refuse

@@ -21,6 +21,7 @@ from madang.wire.errors import HostLacks, RuntimeFailed
 from madang.wire.network import (
     Net,
     Network,
+    NetworkMode,
     NetworkUse,
     Refusal,
     Target,
@@ -36,7 +37,6 @@ MAX_SHOWN: Final = 64
 """Refusals that are told one by one."""
 _NAME: Final = "madang-network"
 _NET_ADMIN: Final = 12
-_PR_SET_PDEATHSIG: Final = syscalls.PR_SET_PDEATHSIG
 _LOOK_S: Final = 2.0
 _RETRY_S: Final = 0.5
 
@@ -136,10 +136,9 @@ def _make(plan: Plan, init_fd: int) -> _Warden:
 
 def _make_outside(plan: Plan, route: Netlink, namespace: int) -> None:
     site = plan.site
-    with open(FORWARDING, encoding="ascii") as file:
-        if file.read().strip() != "1":
-            text = "sessions can't have a network: this machine does not forward packets."
-            raise HostLacks(f"{text} {MEND_FORWARDING}")
+    if not forwards():
+        text = "sessions can't have a network: this machine does not forward packets."
+        raise HostLacks(f"{text} {MEND_FORWARDING}")
     if rules.nft_path() is None:
         raise HostLacks(f"sessions can't have a network: nft is not installed. {MEND_NFT}")
     interface, (address, _) = site.interface(plan.number), site.addresses(plan.number)
@@ -153,6 +152,37 @@ def _make_outside(plan: Plan, route: Netlink, namespace: int) -> None:
     links.bring_up(route, interface, address)
     if plan.network.bandwidth_bits is not None:
         links.limit(route, interface, plan.network.bandwidth_bits)
+
+
+def forwards() -> bool:
+    with open(FORWARDING, encoding="ascii") as file:
+        return file.read().strip() == "1"
+
+
+def rehearse(site: Site) -> None:
+    """Make everything once, in namespaces that go with us. Raises OSError."""
+    syscalls.unshare(syscalls.CLONE_NEWNET)
+    with Netlink(netlink.ROUTE) as route:
+        here = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        address, other = site.addresses(1)
+        rules.load(rules.machine_table(site.table, site.prefix, site.pool, site.forbidden))
+        targets = [parse_target("a.example:80"), parse_target("192.0.2.0/24")]
+        rules.load(rules.session_table(NetworkMode.ALLOW, targets, other, site.forbidden))
+        links.make_pair(route, site.interface(1), here)
+        links.bring_up(route, links.INSIDE, address)
+        links.limit(route, links.INSIDE, 10**6)
+
+
+def closed_by() -> str | None:
+    """In words: who else drops what is forwarded here, and makes no exception for sessions."""
+    found, table = rules.in_force(), ""
+    for line in found.splitlines():
+        words = line.split()
+        if words[:1] == ["table"]:
+            table = " ".join(words[1:3])
+        elif "hook forward" in line and "policy drop" in line and '"md*"' not in found:
+            return f"the rules of `{table}` drop what is forwarded"
+    return None
 
 
 def overlap(route: Netlink, site: Site) -> str | None:
@@ -201,9 +231,9 @@ def _make_inside(plan: Plan, route: Netlink, forbidden: Sequence[Net]) -> None:
 
 
 def _give_up_power(uid: int) -> None:
-    """The one capability left has nothing to act on but our two sockets into the kernel: the
-    filter lets us open no others."""
-    syscalls.prctl(_PR_SET_PDEATHSIG, 0)
+    """The one capability left acts on the namespace that we are in, the session's: the machine's
+    rules are out of reach."""
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 0)
     syscalls.become(uid, _NET_ADMIN)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.no_new_privileges()
