@@ -128,12 +128,12 @@ def test_what_stands_in_the_way_of_networks_is_named_with_its_mend() -> None:
         assert "does not forward" in found.text and "ip_forward=1" in found.mend
 
     with world.open_world() as there, there.inside(there.machine):
-        chain = "chain FORWARD { type filter hook forward priority 0; policy drop; %s }"
-        rules.load("table ip filter { %s }" % (chain % ""))
+        chain = "chain FORWARD { type filter hook forward priority 0; policy drop;\n%s }"
+        rules.load("table ip filter { %s\n}" % (chain % ""))
         found = probe._network("/nowhere", ALLOWED)
         assert "`ip filter` drop" in found.text and "DOCKER-USER" in found.mend
 
         rules.load(
-            "delete table ip filter; table ip filter { %s }" % (chain % 'iifname "md*" accept')
+            "delete table ip filter\ntable ip filter { %s\n}" % (chain % 'iifname "md*" accept\n')
         )
         assert probe._network("/nowhere", ALLOWED).ok

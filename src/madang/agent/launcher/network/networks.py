@@ -45,7 +45,7 @@ class NetworkConfig:
     def of(cls, settings: Mapping[str, Any]) -> NetworkConfig:
         """From ``[network]``, which may have been JSON on the way."""
         lists = {key: tuple(v) for key, v in settings.items() if isinstance(v, list | tuple)}
-        return cls(**settings | lists)
+        return cls(**{**settings, **lists})
 
     def site(self, state: str, mark: str) -> Site:
         """*mark*: twelve letters that no other state folder of this machine has."""
