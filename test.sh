@@ -15,7 +15,7 @@ fast=
 if [ "${1:-}" = --fast ]; then fast=1; shift; fi
 
 # Tests use the real thing: PostgreSQL, file systems, other languages' view of a session's size.
-packages ca-certificates e2fsprogs gcc iproute2 libc6-dev nodejs openjdk-17-jre-headless \
+packages ca-certificates e2fsprogs gcc iproute2 libc6-dev nftables nodejs openjdk-17-jre-headless \
     postgresql python3-numpy uidmap
 environment "$root/.venv" requirements/dev.txt
 project "$root/.venv" -e

@@ -122,7 +122,7 @@ class _Launcher:
             timers=self._timers,
             filters=Filters(config.widen, accept_unkept=config.accept_unkept),
             network=config.network,
-            mark=_mark(config.state),
+            mark=mark_of(config.state),
             rootless=self._rootless,
             changed=self._push_change,
         )
@@ -352,10 +352,10 @@ def _peer_uid(link: socket.socket) -> int:
 
 
 def _group_name(state: str) -> str:
-    return f"madang-{_mark(state)}"
+    return f"madang-{mark_of(state)}"
 
 
-def _mark(state: str) -> str:
+def mark_of(state: str) -> str:
     """Two state folders on one machine never share control groups, interfaces or rules."""
     return hashlib.sha256(os.path.realpath(state).encode()).hexdigest()[:12]
 
