@@ -35,7 +35,7 @@ mkdir -p "$home"
 : >>"$log"
 printf '== %s\n\n' 'Madang: one machine, from nothing to a running session'
 
-packages ca-certificates e2fsprogs
+packages ca-certificates e2fsprogs nftables
 environment "$home/venv" "$root/requirements/runtime.txt"
 project "$home/venv"
 bin=$home/venv/bin

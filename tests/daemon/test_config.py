@@ -106,3 +106,37 @@ def test_only_rules_that_nothing_stands_on_can_be_widened(tmp_path: Path) -> Non
     for name in ("io-uring", "clone3", "no-such"):
         with pytest.raises(ConfigInvalid, match=name):
             load(f'[sandbox]\nwiden = ["{name}"]\n', tmp_path)
+
+
+def test_networks_are_set_in_words_and_checked(tmp_path: Path) -> None:
+    text = """
+[network]
+modes = ["none", "allow"]
+addresses = "10.99.0.0/16"
+forbidden = []
+resolvers = ["192.0.2.53", "2001:db8::53"]
+bandwidth = "1.5gbit"
+"""
+    found = load(text, tmp_path).settings.network
+    assert found.modes == ("none", "allow") and found.forbidden == ()
+    assert found.bandwidth_bits == 1_500_000_000
+    assert load("", tmp_path).settings.network.modes == ("none",)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('modes = ["host"]', "'host' is none of none, allow, full"),
+        ('addresses = "10.1.2.3/16"', "does not begin where its range does"),
+        ('addresses = "10.0.0.0/30"', "no range of /8 to /28"),
+        ('addresses = "fd00::/8"', "no IPv4"),
+        ('forbidden = ["intranet"]', "no IPv4"),
+        ('resolvers = ["dns.example"]', "no address of a name server"),
+        ('bandwidth = "10MB"', "bits/s"),
+    ],
+)
+def test_a_network_setting_that_makes_no_sense_is_named(
+    tmp_path: Path, line: str, words: str
+) -> None:
+    with pytest.raises(ConfigInvalid, match=words):
+        load(f"[network]\n{line}\n", tmp_path)

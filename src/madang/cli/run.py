@@ -21,7 +21,7 @@ from madang.cli.outputs import fetch_outputs
 from madang.cli.phases import Phases, describe_size, show_end
 from madang.cli.syncing import Syncing
 from madang.cli.terminal import Notes, is_terminal, window
-from madang.client.requests import session_spec, size_request
+from madang.client.requests import network_request, session_spec, size_request
 from madang.client.sync import Client
 from madang.kit.codec import to_json
 from madang.wire import exits
@@ -42,6 +42,9 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("--policy", metavar="FILE", help="Sandbox policy that makes it stricter.")
 @click.option("--runtime", metavar="NAME", help="What starts its programs, like crun.")
+@click.option("--network", type=click.Choice(["none", "full"]), help="Network. Default: none.")
+@click.option("--allow", multiple=True, metavar="HOST[:PORT]", help="Network: only this; repeat.")
+@click.option("--bandwidth", metavar="RATE", help="Bits/s of the network each way, like 100mbit.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
     "-i/ ", "--stdin/--no-stdin", default=None, help="Feed our stdin. Default: if it is a pipe."
@@ -68,6 +71,9 @@ def run(
     labels: tuple[str, ...],
     policy: str | None,
     runtime: str | None,
+    network: str | None,
+    allow: tuple[str, ...],
+    bandwidth: str | None,
     tty: bool,
     stdin: bool | None,
     detach: bool,
@@ -90,6 +96,7 @@ def run(
     madang run -- python3 train.py
     madang run --cpu 2 --mem 4g --image torch -- python3 train.py --epochs 3
     madang run -t -- bash
+    madang run --allow data.example.org:443 --allow files.example.org:443 -- python fetch.py
     """
     config = load()
     grace_s = parse_grace(grace)
@@ -106,6 +113,7 @@ def run(
         grace_s=10.0 if grace_s is None else grace_s,
         policy="" if policy is None else read_policy(policy),
         runtime=runtime or "",
+        network=network_request(network, allow, bandwidth),
     )
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
@@ -130,7 +138,8 @@ def _dry_run(client: Client, spec: SessionSpec, *, as_json: bool) -> int:
     if as_json:
         print_json(session)
     else:
-        print(f"plan   {session.image} · {describe_size(session.size)}")
+        network = f" · network {session.network}" if session.network else ""
+        print(f"plan   {session.image} · {describe_size(session.size)}{network}")
         if session.pending is not None:
             print(f"queue  {session.pending.text}")
     return 0

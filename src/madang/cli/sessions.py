@@ -17,9 +17,11 @@ from madang.client.sync import Client
 from madang.wire import exits
 from madang.wire.api import Page
 from madang.wire.errors import PlatformError
+from madang.wire.network import NetworkUse
 from madang.wire.session import HistoryEntry, Session, SessionStatus
 from madang.wire.size import format_bytes, format_duration
 
+_MOST_REFUSED = 8
 _FAR = 60
 """Longest command shown in a table."""
 
@@ -120,6 +122,9 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         ("image", " ".join((session.image, session.image_digest[:12])).strip()),
         ("size", describe_size(session.size)),
         ("runtime", session.runtime),
+        ("network", str(session.network) if session.network else ""),
+        ("traffic", _traffic(session)),
+        ("refused", _refused(session)),
         ("limits", held),
         ("uses", _usage(session) if ended is None else ""),
         ("node", session.node or ""),
@@ -132,6 +137,29 @@ def _facts(session: Session) -> list[tuple[str, str]]:
 def _held(session: Session) -> list[tuple[str, str]]:
     """Limit and what holds it."""
     return sorted((key, how) for key, how in session.enforced.items() if key != "runtime")
+
+
+def _network_use(session: Session) -> NetworkUse | None:
+    source = session.ended or session.usage
+    return source.network if source is not None else None
+
+
+def _traffic(session: Session) -> str:
+    use = _network_use(session)
+    if use is None:
+        return ""
+    received, sent = format_bytes(use.received_bytes), format_bytes(use.sent_bytes)
+    return f"{received} received, {sent} sent"
+
+
+def _refused(session: Session) -> str:
+    """What it tried to reach and may not, most often tried first."""
+    use = _network_use(session)
+    if use is None or not use.refused_count:
+        return ""
+    shown = [f"{found.target} ({found.count})" for found in use.refused[:_MOST_REFUSED]]
+    more = ["…"] * (len(use.refused) > _MOST_REFUSED)
+    return f"{use.refused_count} times: {', '.join([*shown, *more])}"
 
 
 def _status(session: Session) -> str:

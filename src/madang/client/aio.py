@@ -27,7 +27,15 @@ from madang.client.calls import Body, Call
 from madang.client.channel import CONNECT_S, lost, unreachable
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
-from madang.client.requests import Amount, Argument, exec_spec, new_key, session_spec, size_request
+from madang.client.requests import (
+    Amount,
+    Argument,
+    exec_spec,
+    network_request,
+    new_key,
+    session_spec,
+    size_request,
+)
 from madang.client.retry import Retries
 from madang.client.transport import PATIENCE_S
 from madang.client.tree import Limits
@@ -376,6 +384,9 @@ class AsyncClient:
         workspace: str | None = None,
         policy: str = "",
         runtime: str = "",
+        network: str | None = None,
+        allow: Sequence[str] = (),
+        bandwidth: Amount | None = None,
     ) -> AsyncRun:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
@@ -394,6 +405,7 @@ class AsyncClient:
             workspace=workspace,
             policy=policy,
             runtime=runtime,
+            network=network_request(network, allow, bandwidth),
         )
         run = await self.run_spec(spec)
         try:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 
-from madang.wire.errors import InvalidRequest
+from madang.wire.errors import InvalidRequest, NetworkInvalid
 from madang.wire.kernel import WORK_DIR, ExecSpec
+from madang.wire.network import NO_NETWORK, Network, NetworkMode, parse_rate
+from madang.wire.network import check as check_network
 from madang.wire.session import HOST_IMAGE, SessionSpec, SizeRequest
 from madang.wire.size import parse_bytes, parse_cpu, parse_duration
 
@@ -56,6 +58,29 @@ def _bytes(value: Amount | None, field: str) -> int | None:
     return parse_bytes(value, field=field) if isinstance(value, str) else int(value)
 
 
+def network_request(
+    mode: str | None = None, allow: Sequence[str] = (), bandwidth: Amount | None = None
+) -> Network:
+    """Targets alone mean ``allow``. Raises NetworkInvalid.
+
+    *bandwidth*: bits per second, or a text like ``"100mbit"``.
+    """
+    found = mode or (NetworkMode.ALLOW if allow else NetworkMode.NONE)
+    try:
+        chosen = NetworkMode(found)
+    except ValueError as exc:
+        known = ", ".join(NetworkMode)
+        raise NetworkInvalid(f"network: {found[:40]!r} is none of {known}.") from exc
+    rate = parse_rate(bandwidth) if isinstance(bandwidth, str) else bandwidth
+    return check_network(
+        Network(
+            mode=chosen,
+            allow=tuple(allow),
+            bandwidth_bits=None if rate is None else int(rate),
+        )
+    )
+
+
 def session_spec(
     argv: Sequence[Argument] = (),
     *,
@@ -71,6 +96,7 @@ def session_spec(
     grace_s: float = 10.0,
     policy: str = "",
     runtime: str = "",
+    network: Network = NO_NETWORK,
 ) -> SessionSpec:
     words, encoding = encode_argv(argv)
     rows, cols = window
@@ -90,6 +116,7 @@ def session_spec(
         grace_s=grace_s,
         policy=policy,
         runtime=runtime,
+        network=network,
     )
 
 

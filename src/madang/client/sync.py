@@ -11,7 +11,15 @@ from madang.client.address import Address
 from madang.client.calls import Body, Call
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
-from madang.client.requests import Amount, Argument, exec_spec, new_key, session_spec, size_request
+from madang.client.requests import (
+    Amount,
+    Argument,
+    exec_spec,
+    network_request,
+    new_key,
+    session_spec,
+    size_request,
+)
 from madang.client.streams import Exec, Run
 from madang.client.transport import PATIENCE_S, Transport
 from madang.kit.secret import Secret
@@ -229,11 +237,15 @@ class Client:
         workspace: str | None = None,
         policy: str = "",
         runtime: str = "",
+        network: str | None = None,
+        allow: Sequence[str] = (),
+        bandwidth: Amount | None = None,
     ) -> Run:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
         Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
-        digest from ``sync_workspace``.
+        digest from ``sync_workspace``. *network*: ``"full"``, or targets in *allow*, like
+        ``["data.example.org:443"]``; *bandwidth* like ``"100mbit"``.
 
         >>> with Client(url, token) as client:
         ...     with client.run(["sh", "-c", "read x; echo got $x"], stdin=True) as run:
@@ -254,6 +266,7 @@ class Client:
             workspace=workspace,
             policy=policy,
             runtime=runtime,
+            network=network_request(network, allow, bandwidth),
         )
         run = self.run_spec(spec)
         try:

@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 
 from madang.daemon import settings as definitions
 from madang.daemon.settings import Settings
-from madang.wire import size
-from madang.wire.errors import ConfigInvalid, SizeInvalid
+from madang.wire import network, size
+from madang.wire.errors import ConfigInvalid, NetworkInvalid, SizeInvalid
 
 PREFIX: Final = "MADANG_"
 NOT_SET: Final = frozenset({"", "none"})
@@ -42,7 +42,10 @@ class Key:
     @property
     def name(self) -> str:
         """``defaults.mem``"""
-        return f"{self.section}.{self.field.removesuffix('_bytes').removesuffix('_s')}"
+        plain = self.field
+        for unit in ("_bytes", "_bits", "_s"):
+            plain = plain.removesuffix(unit)
+        return f"{self.section}.{plain}"
 
     @property
     def variable(self) -> str:
@@ -53,7 +56,7 @@ class Key:
         """*value* as text or as TOML has it. Raises ConfigInvalid."""
         try:
             return self._parse(value)
-        except (ValueError, TypeError, SizeInvalid) as exc:
+        except (ValueError, TypeError, SizeInvalid, NetworkInvalid) as exc:
             raise ConfigInvalid(f"{self.name} ({origin}): {exc}", key=self.name) from exc
 
     def _parse(self, value: object) -> Any:
@@ -71,6 +74,8 @@ class Key:
             raise ValueError("has a NUL byte")
         if self.field.endswith("_bytes"):
             return size.parse_bytes(text, field=self.name)
+        if self.field.endswith("_bits"):
+            return network.parse_rate(text)
         if self.field.endswith("_s"):
             return size.parse_duration(text, field=self.name)
         return self._plain(text)
@@ -102,6 +107,8 @@ class Key:
             return "none"
         if self.field.endswith("_bytes"):
             return size.format_bytes(value).replace(" ", "")
+        if self.field.endswith("_bits"):
+            return network.format_rate(value)
         if self.field.endswith("_s"):
             return size.format_duration(value)
         if self._is_list:
@@ -182,6 +189,7 @@ def _build(values: dict[str, dict[str, Any]], env: Mapping[str, str]) -> Setting
     if server.get("port", 0) > 65535:
         raise ConfigInvalid(f"server.port: {server['port']} is no TCP port (0 to 65535).")
     _check_widen(values.get("sandbox", {}).get("widen", ()))
+    _check_network(values.get("network", {}))
     types = typing.get_type_hints(Settings)
     return Settings(**{name: types[name](**values.get(name, {})) for name in types})
 
@@ -303,3 +311,25 @@ def _meanings(class_name: str) -> dict[str, str]:
             assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
             found[item.target.id] = inspect.cleandoc(str(after.value.value)).replace("\n", " ")
     return found
+
+
+def _check_network(values: Mapping[str, Any]) -> None:
+    """What root says of networks must not be guessed at."""
+    for name in values.get("modes", ()):
+        if name not in (known := [mode.value for mode in network.NetworkMode]):
+            text = f"network.modes: {name!r} is none of {', '.join(known)}."
+            raise ConfigInvalid(text, key="network.modes")
+    ranges = [("addresses", values["addresses"])] if "addresses" in values else []
+    ranges += [("forbidden", text) for text in values.get("forbidden", ())]
+    for key, text in ranges:
+        try:
+            net = network.Net.parse(text)
+        except ValueError as exc:
+            raise ConfigInvalid(f"network.{key}: {exc}.", key=f"network.{key}") from exc
+        if key == "addresses" and not 8 <= net.bits <= network.MAX_POOL_BITS:
+            text = f"network.addresses: {net} is no range of /8 to /{network.MAX_POOL_BITS}."
+            raise ConfigInvalid(text, key="network.addresses")
+    for text in values.get("resolvers", ()):
+        if not network.is_address(text):
+            words = f"network.resolvers: {text!r} is no address of a name server."
+            raise ConfigInvalid(words, key="network.resolvers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import os
 import platform
@@ -13,6 +14,7 @@ from urllib.parse import urlsplit
 
 import madang
 from madang.agent.launcher import probe
+from madang.agent.launcher.network.networks import NetworkConfig
 from madang.agent.launcher.offers import Offers
 from madang.agent.launcher.probe import Finding
 from madang.daemon.settings import NodeSettings, Settings
@@ -28,7 +30,11 @@ def examine(settings: Settings) -> list[Finding]:
         _versions(),
         *_state(settings.server.state),
         *_server(settings),
-        *probe.probe(settings.server.state, server_uid=settings.server.uid),
+        *probe.probe(
+            settings.server.state,
+            server_uid=settings.server.uid,
+            network=NetworkConfig.of(dataclasses.asdict(settings.network)),
+        ),
         *_runtimes(settings.node),
     ]
 

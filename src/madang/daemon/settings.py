@@ -131,6 +131,24 @@ class SandboxSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSettings:
+    """Which networks sessions may have on this machine; only root changes it, not the API."""
+
+    modes: tuple[str, ...] = ("none",)
+    """Of ``none``, ``allow`` (what a session names) and ``full``. The latter two take root, nft and
+    a machine that forwards packets; ``madang doctor`` looks."""
+    addresses: str = "10.213.0.0/16"
+    """A range for sessions that nothing else in reach uses; each takes two addresses."""
+    forbidden: tuple[str, ...] = ("10.0.0.0/8", "100.64.0.0/10", "172.16.0.0/12", "192.168.0.0/16")
+    """Ranges that no session reaches in any mode. This machine's own addresses, other sessions,
+    169.254.0.0/16 (metadata services), multicast and loopback are forbidden besides."""
+    resolvers: tuple[str, ...] = ()
+    """Addresses of name servers for sessions. Empty: those of ``/etc/resolv.conf``."""
+    bandwidth_bits: int | None = None
+    """Most for each session and direction, like ``100mbit`` per second. None: no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of it."""
 
@@ -142,3 +160,4 @@ class Settings:
     sessions: SessionsSettings = field(default_factory=SessionsSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
+    network: NetworkSettings = field(default_factory=NetworkSettings)

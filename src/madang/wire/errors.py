@@ -61,6 +61,24 @@ class PolicyUnkept(PlatformError):
     )
 
 
+class NetworkInvalid(PlatformError):
+    code = "network.invalid"
+    http_status = 400
+    help_text = (
+        "The network that the session asks for makes no sense. `--network full`, `--network none`, "
+        "or `--allow HOST[:PORT]`, which may be repeated; `--bandwidth 100mbit` limits it."
+    )
+
+
+class NetworkRefused(PlatformError):
+    code = "network.refused"
+    http_status = 403
+    help_text = (
+        "This machine does not give its sessions that network. Its administrator sets which in "
+        "the settings: `network.modes`, `network.forbidden`, `network.bandwidth`."
+    )
+
+
 class Unauthenticated(PlatformError):
     code = "auth.missing"
     http_status = 401

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from madang.wire.network import NO_NETWORK, Network
 from madang.wire.policy import NO_SANDBOX, Sandbox
 from madang.wire.session import Ended, Usage
 from madang.wire.size import Size
@@ -90,6 +91,7 @@ class KernelSpec:
     """What its policy adds to the base; see ``wire.policy``."""
     runtime: str = ""
     """What starts its programs (``agent.launcher.offers``); empty: the node's own choice."""
+    network: Network = NO_NETWORK
     owner: str = ""
     """Whose session it is. What one owner's builds claim is never believed for another's."""
 

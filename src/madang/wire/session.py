@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from madang.wire.network import NO_NETWORK, Network, NetworkUse
 from madang.wire.size import Size
 
 HOST_IMAGE: Final = "host"
@@ -91,6 +92,8 @@ class Ended:
     disk_full: bool = False
     has_outputs: bool | None = None
     """Whether the outputs folder holds anything; None if nobody could look."""
+    network: NetworkUse | None = None
+    """What it did with its network; None if it had none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +135,7 @@ class SessionSpec:
     """Text of a sandbox policy; with those of the administrator it can only be stricter."""
     runtime: str = ""
     """What starts its programs: one of those that the machine offers; empty: its own choice."""
+    network: Network = NO_NETWORK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +148,8 @@ class Usage:
     mem_peak_bytes: int | None = None
     pids: int | None = None
     disk_bytes: int | None = None
+    network: NetworkUse | None = None
+    """None if it has none."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,6 +191,7 @@ class Session:
     tty: bool
     stdin: bool
     labels: dict[str, str]
+    network: Network = NO_NETWORK
     node: str | None
     attempt: int
     created_at: float

@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 
 from madang.agent.launcher import mounts, probe, syscalls
+from madang.agent.launcher.network import rules
+from madang.agent.launcher.network.networks import NetworkConfig
+from madang.testing import world
 
 IS_ROOT = os.geteuid() == 0
 ORDINARY = 2_000_060_003
@@ -96,3 +99,41 @@ def test_old_kernels_and_foreign_machines_are_refused(
 
 def test_a_clock_in_the_past_is_noticed() -> None:
     assert probe._clock(0).level == "warning"
+
+
+# -- networks ------------------------------------------------------------------------------------
+
+ALLOWED = NetworkConfig(modes=("none", "full"))
+
+
+def test_networks_that_the_settings_forbid_need_nothing() -> None:
+    found = probe._network("/nowhere", NetworkConfig())
+
+    assert found.ok and "network.modes" in found.text
+
+
+@pytest.mark.skipif(bool(world.missing()), reason=world.missing() or "it can")
+def test_a_machine_that_can_give_networks_says_so() -> None:
+    with world.open_world() as there, there.inside(there.machine):
+        found = probe._network("/nowhere", ALLOWED)
+
+        assert found.ok, found
+        assert rules.in_force() == "", "the trial left nothing"
+
+
+@pytest.mark.skipif(bool(world.missing()), reason=world.missing() or "it can")
+def test_what_stands_in_the_way_of_networks_is_named_with_its_mend() -> None:
+    with world.open_world(forwarding=False) as there, there.inside(there.machine):
+        found = probe._network("/nowhere", ALLOWED)
+        assert "does not forward" in found.text and "ip_forward=1" in found.mend
+
+    with world.open_world() as there, there.inside(there.machine):
+        chain = "chain FORWARD { type filter hook forward priority 0; policy drop;\n%s }"
+        rules.load("table ip filter { %s\n}" % (chain % ""))
+        found = probe._network("/nowhere", ALLOWED)
+        assert "`ip filter` drop" in found.text and "DOCKER-USER" in found.mend
+
+        rules.load(
+            "delete table ip filter\ntable ip filter { %s\n}" % (chain % 'iifname "md*" accept\n')
+        )
+        assert probe._network("/nowhere", ALLOWED).ok

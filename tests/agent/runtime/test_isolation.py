@@ -261,8 +261,9 @@ async def test_a_bomb_harms_its_own_session_alone(
 
 
 def test_every_attack_says_what_it_would_gain() -> None:
-    assert len(attacks.ATTACKS | attacks.BOMBS) >= 60
-    assert all(each.__doc__ for each in (attacks.ATTACKS | attacks.BOMBS).values())
+    every = attacks.ATTACKS | attacks.BOMBS | attacks.WIRED
+    assert len(every) >= 80
+    assert all(each.__doc__ for each in every.values())
 
 
 def test_the_page_on_security_lists_every_attack() -> None:
@@ -271,7 +272,8 @@ def test_the_page_on_security_lists_every_attack() -> None:
     known = [
         (name.replace("_s_", "'s ").replace("_", " "), " ".join(inspect.cleandoc(doc).split()))
         for name, doc in (
-            (name, each.__doc__ or "") for name, each in (attacks.ATTACKS | attacks.BOMBS).items()
+            (name, each.__doc__ or "")
+            for name, each in (attacks.ATTACKS | attacks.BOMBS | attacks.WIRED).items()
         )
     ]
     lines = "\n".join(f"- *{name}*: {gain}" for name, gain in known)

@@ -11,9 +11,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from madang.wire import policy, policy_base
-from madang.wire.errors import InvalidRequest, PolicyInvalid, SizeInvalid
+from madang.wire import network, policy, policy_base
+from madang.wire.errors import InvalidRequest, NetworkInvalid, PolicyInvalid, SizeInvalid
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
+from madang.wire.network import NO_NETWORK, Network, NetworkMode
 from madang.wire.policy import NO_SANDBOX, Answer, Check, Look, Rule, Sandbox, When
 from madang.wire.size import Size
 from madang.wire.size import check as check_size
@@ -65,6 +66,7 @@ def kernel_spec(value: object) -> KernelSpec:
         build=fields.flag("build"),
         sandbox=_sandbox(fields.take("sandbox", None)),
         runtime=fields.text("runtime", 40, ""),
+        network=_network(fields.take("network", None)),
         owner=fields.text("owner", 200, ""),
         **_program(fields),
     )
@@ -126,6 +128,24 @@ def _image(value: object) -> ImageMount:
         if not _DIGEST.fullmatch(digest):
             raise InvalidRequest(f"image.layers: {digest[:70]!r} is no digest.")
     return image
+
+
+def _network(value: object) -> Network:
+    if value is None:
+        return NO_NETWORK
+    fields = _Fields("network", value)
+    rate = fields.take("bandwidth_bits", None)
+    most = network.MAX_BITS
+    found = Network(
+        mode=NetworkMode(fields.choice("mode", tuple(mode.value for mode in NetworkMode))),
+        allow=fields.texts("allow"),
+        bandwidth_bits=None if rate is None else _whole("network.bandwidth_bits", rate, most),
+    )
+    fields.end()
+    try:
+        return network.check(found)
+    except NetworkInvalid as exc:
+        raise InvalidRequest(f"network: {exc.text}") from exc
 
 
 def _sandbox(value: object) -> Sandbox:

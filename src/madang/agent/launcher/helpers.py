@@ -42,11 +42,11 @@ class Helpers:
         os.close(writer)
 
         def heard(_events: int) -> None:
-            data = os.read(reader, _MAX_RESULT)
+            answer = result(reader)
             self._selector.unregister(reader)
             os.close(reader)
             os.waitpid(pid, 0)
-            done(_result(data))
+            done(answer)
 
         self._selector.register(reader, selectors.EVENT_READ, heard)
 
@@ -81,21 +81,27 @@ class Helpers:
 
 def _work(work: Callable[[], Any], writer: int) -> NoReturn:
     try:
-        _begin("madang-helper", writer)
-        try:
-            answer: dict[str, Any] = {"ok": work()}
-        except PlatformError as exc:
-            answer = {"error": exc.code, "text": exc.text}
-        except Exception as exc:  # Process root: whatever it is, the launcher is told.
-            answer = {"error": RuntimeFailed.code, "text": f"{type(exc).__name__}: {exc}"}
-        os.write(writer, json.dumps(answer).encode()[:_MAX_RESULT])
+        begin("madang-helper", writer)
+        tell(writer, work)
     finally:
         os._exit(0)
 
 
+def tell(writer: int, work: Callable[[], Any]) -> bool:
+    """Do *work* and send word of it for ``result``; whether it could be done."""
+    try:
+        answer: dict[str, Any] = {"ok": work()}
+    except PlatformError as exc:
+        answer = {"error": exc.code, "text": exc.text}
+    except Exception as exc:  # Process root: whatever it is, the launcher is told.
+        answer = {"error": RuntimeFailed.code, "text": f"{type(exc).__name__}: {exc}"}
+    os.write(writer, json.dumps(answer).encode()[:_MAX_RESULT])
+    return "ok" in answer
+
+
 def _serve_files(sock: socket.socket, scratch: str, root: str, uid: int) -> NoReturn:
     try:
-        _begin("madang-files", sock.fileno())
+        begin("madang-files", sock.fileno())
         confine(scratch, root, uid)
         files.serve(sock, "/")
     except BaseException as exc:
@@ -104,12 +110,13 @@ def _serve_files(sock: socket.socket, scratch: str, root: str, uid: int) -> NoRe
         os._exit(0)
 
 
-def _begin(name: str, kept: int) -> None:
+def begin(name: str, *kept: int) -> None:
+    """What every fork of the launcher does first. *kept*: descriptors that stay open."""
     gc.disable()
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
-    syscalls.close_all_but(kept)
+    syscalls.close_all_but(*kept)
     syscalls.set_process_name(name)
     syscalls.die_with_parent(signal.SIGKILL)
 
@@ -138,9 +145,10 @@ def confine(scratch: str, root: str, uid: int) -> None:
     seccomp.install(program)
 
 
-def _result(data: bytes) -> Any:
+def result(reader: int) -> Any:
+    """What ``tell`` sent: the work's result, or the PlatformError that it ended with."""
     try:
-        answer = json.loads(data)
+        answer = json.loads(os.read(reader, _MAX_RESULT))
     except ValueError:
         return RuntimeFailed("a helper of the launcher was killed.")
     if "error" in answer:

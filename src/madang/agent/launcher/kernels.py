@@ -21,11 +21,12 @@ from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.network.networks import NetworkConfig, Networks
 from madang.agent.launcher.offers import Offers
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.program import CLAIMED, ENDED
-from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Record
+from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Connection, Record
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.wire.errors import (
@@ -89,9 +90,13 @@ class Kernels:
         timers: Timers,
         filters: Filters,
         offers: Offers,
+        network: NetworkConfig,
+        mark: str,
+        rootless: bool,
         changed: Callable[[str], None],
     ) -> None:
-        """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours."""
+        """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours. *mark*:
+        tells this state folder from others."""
         self._state = state
         self._folder = f"{state}/kernels"
         self._owner = owner
@@ -105,6 +110,15 @@ class Kernels:
         self._offers = offers
         self._changed = changed
         self._helpers = Helpers(selector)
+        self._networks = Networks(
+            network,
+            state=state,
+            mark=mark,
+            rootless=rootless,
+            selector=selector,
+            timers=timers,
+            helpers=self._helpers,
+        )
         cpus = os.sched_getaffinity(0) if "cpuset" in hierarchies.bases else ()
         self._processors = registry.Processors(cpus)
         self._kernels: dict[KernelId, Kernel] = {}
@@ -133,6 +147,7 @@ class Kernels:
         for name in self._hierarchies.names() - kept:
             self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
         self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
+        self._networks.sweep()
 
     def _adopt(self, kernel_id: KernelId, folder: str) -> None:
         record = registry.load(folder)
@@ -151,8 +166,22 @@ class Kernels:
             kernel.init_fd = _open(record.init)
             if kernel.running:
                 self._watch_keeper(kernel, child=False)
+                self._adopt_network(kernel)
             elif kernel.init_fd >= 0:
                 processes.kill(kernel.init_fd)
+
+    def _adopt_network(self, kernel: Kernel) -> None:
+        record = kernel.record
+        if record.connection is not None and record.init is not None and kernel.init_fd >= 0:
+            self._networks.adopt(
+                record.kernel,
+                record.connection,
+                folder=kernel.folder,
+                uid=record.uid,
+                init=record.init,
+                init_fd=kernel.init_fd,
+                noted=partial(_save, kernel),
+            )
 
     def _sweep_folder(self, folder: str) -> None:
         """A folder that was never finished, or torn by a crash: nothing in it is of use."""
@@ -172,6 +201,7 @@ class Kernels:
             "scratch_enforced": record.scratch_enforced,
             "policy": record.policy,
             "runtime": record.runtime,
+            "network": "nftables" if record.connection else "namespace",
             "frozen": kernel.running and group is not None and group.frozen,
             "group": {"version": group.version, "paths": group.paths} if group else None,
         }
@@ -289,6 +319,7 @@ class Kernels:
             raise Conflict(f"{kernel.record.kernel} has ended.")
         label, warnings = self._policy_of(kernel.record, spec)
         runtime = self._runtime_of(kernel.record, spec)
+        self._networks.check(spec.network)
         take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
 
         def took(result: Any) -> None:
@@ -301,7 +332,7 @@ class Kernels:
             except OSError as exc:
                 answer(_explain(kernel.record.kernel, exc))
                 return
-            enforced = {"disk": result, "runtime": runtime}
+            enforced = {"disk": result, "runtime": runtime, "network": _network_of(spec)}
             answer({"enforced": enforced, "policy": label, "warnings": warnings})
 
         if self._pool.images and not self._at_hand(kernel, spec):
@@ -366,6 +397,7 @@ class Kernels:
         record, image = kernel.record, spec.image
         found = self._filters.of(spec.sandbox)
         runtime = self._offers.of(spec)
+        self._networks.check(spec.network)
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
         )
@@ -397,7 +429,37 @@ class Kernels:
         begin.order = order
         self._selector.modify(slot.link, selectors.EVENT_READ, partial(self._starting, begin))
         if slot.ready:
+            self._connect(begin)
+
+    def _connect(self, begin: _Begin) -> None:
+        """Its network is there before any program of it runs."""
+        kernel, slot, order = begin.kernel, begin.slot, begin.order
+        assert order is not None
+        if not order.spec.network:
             self._hand_over(begin)
+            return
+        assert slot.init is not None
+
+        def connected(result: Connection | PlatformError) -> None:
+            if begin.done:
+                return
+            if isinstance(result, PlatformError):
+                slot.failure = result.text.rstrip(".")
+                slot.abandon()
+            else:
+                kernel.record.connection = result
+                self._hand_over(begin)
+
+        self._networks.attach(
+            kernel.record.kernel,
+            order.spec.network,
+            folder=kernel.folder,
+            uid=kernel.record.uid,
+            init=slot.init,
+            init_fd=slot.init_fd,
+            noted=partial(_save, kernel),
+            done=connected,
+        )
 
     def _hand_over(self, begin: _Begin) -> None:
         kernel, slot, order = begin.kernel, begin.slot, begin.order
@@ -424,7 +486,7 @@ class Kernels:
                 ran = os.path.exists(f"{begin.kernel.io}/main/{ENDED}")
                 (self._started if ran else self._start_failed)(begin)
         elif "ready" in message:
-            self._hand_over(begin)
+            self._connect(begin)
         elif "started" in message and not begin.done:
             self._started(begin)
 
@@ -451,7 +513,8 @@ class Kernels:
         kernel.slot = None
         _save(kernel)
         self._slots.bury(slot)
-        begin.answer(RuntimeFailed(f"{record.kernel} could not be started: {words}."))
+        failed = RuntimeFailed(f"{record.kernel} could not be started: {words}.")
+        self._networks.detach(record.kernel, partial(begin.answer, failed))
 
     def _give_up(self, begin: _Begin) -> None:
         begin.slot.failure = f"not ready after {START_S:.0f} s"
@@ -513,11 +576,14 @@ class Kernels:
         self._release(kernel, answer)
 
     def _release(self, kernel: Kernel, answer: Answer) -> None:
+        self._networks.detach(kernel.record.kernel, partial(self._note_end, kernel, answer))
+
+    def _note_end(self, kernel: Kernel, answer: Answer) -> None:
         record = kernel.record
         if record.state == STARTED:
             self._processors.free(record.cpu, record.cpus)
         record.state, record.group, record.slot, record.cpus = SETTLED, None, "", []
-        record.keeper = record.init = kernel.slot = None
+        record.keeper = record.init = record.connection = kernel.slot = None
         _save(kernel)
         self._unmount(kernel, answer)
 
@@ -604,6 +670,12 @@ def _forget_start(record: Record) -> None:
     """Nothing has run: it may be started again."""
     record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
     record.cpus, record.slot, record.group, record.template = [], "", None, ""
+    record.connection = None
+
+
+def _network_of(spec: KernelSpec) -> str:
+    """How it is held."""
+    return "nftables" if spec.network else "namespace"
 
 
 def _save(kernel: Kernel) -> None:

@@ -10,7 +10,7 @@ import signal
 import socket
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -18,6 +18,7 @@ from madang.agent.launcher import cgroups, checks, init, registry, rootless, scr
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.network.networks import NetworkConfig
 from madang.agent.launcher.offers import RUNTIMES, Offers
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.protocol import Frames, frame
@@ -58,6 +59,7 @@ class LauncherConfig:
     """What sessions may choose, where it is installed."""
     accept_unkept: bool = False
     """Start sessions also where a rule of their policy can't be kept, with a warning."""
+    network: NetworkConfig = field(default_factory=NetworkConfig)
 
 
 def serve(config: LauncherConfig) -> NoReturn:
@@ -127,6 +129,9 @@ class _Launcher:
             timers=self._timers,
             filters=Filters(config.widen, accept_unkept=config.accept_unkept),
             offers=self._offers,
+            network=config.network,
+            mark=mark_of(config.state),
+            rootless=self._rootless,
             changed=self._push_change,
         )
         self._kernels.open()
@@ -356,8 +361,12 @@ def _peer_uid(link: socket.socket) -> int:
 
 
 def _group_name(state: str) -> str:
-    """Two state folders on one machine never share control groups."""
-    return "madang-" + hashlib.sha256(os.path.realpath(state).encode()).hexdigest()[:12]
+    return f"madang-{mark_of(state)}"
+
+
+def mark_of(state: str) -> str:
+    """Two state folders on one machine never share control groups, interfaces or rules."""
+    return hashlib.sha256(os.path.realpath(state).encode()).hexdigest()[:12]
 
 
 def _listen(folder: str, owner: tuple[int, int]) -> socket.socket:

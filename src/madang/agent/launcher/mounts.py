@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from madang.agent.launcher import syscalls, truth
+from madang.agent.launcher.network.rules import RESOLVER
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.syscalls import (
     MOUNT_ATTR_NODEV,
@@ -357,8 +358,15 @@ def _etc_files(order: Order) -> dict[str, bytes]:
         "/etc/group": group.encode(),
         "/etc/hostname": f"{name}\n".encode(),
         "/etc/hosts": hosts.encode(),
-        "/etc/resolv.conf": b"",
+        "/etc/resolv.conf": _resolv_conf(order),
     }
+
+
+def _resolv_conf(order: Order) -> bytes:
+    """One server gives each name; it answers on the session's own loopback."""
+    if not order.spec.network:
+        return b""
+    return f"nameserver {RESOLVER}\noptions timeout:5 attempts:2\n".encode()
 
 
 NESTED_UID: Final = 1000

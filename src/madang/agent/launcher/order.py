@@ -7,6 +7,7 @@ from typing import Any
 
 from madang.agent.launcher.cgroups import Group
 from madang.wire.kernel import NATIVE, ImageMount, KernelSpec
+from madang.wire.network import Network, NetworkMode
 from madang.wire.size import Size
 
 
@@ -77,5 +78,17 @@ class Order:
 def _spec(value: dict[str, Any]) -> KernelSpec:
     image, size, argv = value.pop("image"), value.pop("size"), value.pop("argv")
     del value["sandbox"]  # Compiled: see ``Order.program``.
+    network = value.pop("network")
+    network = Network(
+        mode=NetworkMode(network["mode"]),
+        allow=tuple(network["allow"]),
+        bandwidth_bits=network["bandwidth_bits"],
+    )
     image["layers"] = tuple(image["layers"])
-    return KernelSpec(argv=tuple(argv), image=ImageMount(**image), size=Size(**size), **value)
+    return KernelSpec(
+        argv=tuple(argv),
+        image=ImageMount(**image),
+        size=Size(**size),
+        network=network,
+        **value,
+    )

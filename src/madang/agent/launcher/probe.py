@@ -19,6 +19,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from madang.agent.launcher import cgroups, mounts, scratch, seccomp, syscalls
+from madang.agent.launcher.network import rules, warden
+from madang.agent.launcher.network.networks import NetworkConfig
+from madang.wire.network import NetworkMode
 from madang.wire.size import GIB, format_bytes
 
 OLDEST_KERNEL: Final = (5, 12)
@@ -45,8 +48,14 @@ class Finding:
         return self.level == "ok"
 
 
-def probe(state_dir: str, *, server_uid: int = 2_000_000_000) -> list[Finding]:
-    """Look at everything; takes a fraction of a second. *state_dir* need not exist."""
+def probe(
+    state_dir: str,
+    *,
+    server_uid: int = 2_000_000_000,
+    network: NetworkConfig | None = None,
+) -> list[Finding]:
+    """Look at everything; takes a fraction of a second. *state_dir* need not exist. *network*:
+    which ones sessions may have."""
     where = _existing(state_dir)
     findings = [
         _kernel(platform.release(), platform.machine()),
@@ -57,6 +66,7 @@ def probe(state_dir: str, *, server_uid: int = 2_000_000_000) -> list[Finding]:
         _overlay(where),
         _scratch(where),
         _seccomp(),
+        _network(where, network or NetworkConfig()),
         _pidfd(),
         _resource_capability(),
         _disk(where),
@@ -238,6 +248,36 @@ def _try_seccomp() -> None:
     except PermissionError:
         return
     raise OSError(errno.ENOTSUP, "the filter has no effect")
+
+
+def _network(state: str, config: NetworkConfig) -> Finding:
+    """Only what is allowed can be missing."""
+    name, modes = "network", ", ".join(config.modes)
+    if not set(config.modes) - {NetworkMode.NONE}:
+        text = "none for sessions, as the settings say (`network.modes` allows others)"
+        return _good(name, text)
+    lack, mend = _network_lack(config.site(state, "trial0"))
+    if lack:
+        return _less(name, f"{modes} allowed, but sessions can have none: {lack}", mend)
+    return _good(name, f"sessions may have {modes}; addresses {config.addresses}")
+
+
+def _network_lack(site: warden.Site) -> tuple[str, str]:
+    """(what is missing, how to mend it)"""
+    if os.geteuid() != 0:
+        return "they take root", "sudo madang up"
+    if rules.nft_path() is None:
+        return "nft is not installed", warden.MEND_NFT
+    if not warden.forwards():
+        return "this machine does not forward packets", warden.MEND_FORWARDING
+    if failure := attempt(lambda: warden.rehearse(site)):
+        return failure, "Use a kernel with nf_tables, veth and sch_tbf; `modprobe` may bring them."
+    if failure := warden.closed_by():
+        docker = (
+            "iptables -I DOCKER-USER -i md+ -j ACCEPT; iptables -I DOCKER-USER -o md+ -j ACCEPT"
+        )
+        return failure, f"Let the interfaces md* through there; for Docker: `{docker}`."
+    return "", ""
 
 
 def _pidfd() -> Finding:

@@ -21,8 +21,22 @@ from madang.wire.errors import RuntimeFailed
 from madang.wire.kernel import NATIVE, KernelId
 
 FILE: Final = "kernel.json"
+NETWORK_USE: Final = "network.json"
+"""A ``wire.network.NetworkUse``, if the kernel has a network; see ``network.warden``."""
 
 PREPARED, STARTED, SETTLED = "prepared", "started", "settled"
+
+
+@dataclass(slots=True, kw_only=True)
+class Connection:
+    """The network that a kernel was given: what another warden of it must know."""
+
+    number: int
+    """Tells interface and addresses."""
+    mode: str
+    allow: list[str]
+    bandwidth_bits: int | None = None
+    warden: ProcessId | None = None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +57,7 @@ class Record:
     policy: str = ""
     """The layers of the policy that it runs under, for showing."""
     runtime: str = NATIVE
+    connection: Connection | None = None
     started_at: float | None = None
     boot: str = ""
 
@@ -68,12 +83,19 @@ def load(folder: str) -> Record | None:
 
 def _parse(value: dict[str, Any]) -> Record:
     group, keeper, init = value.pop("group"), value.pop("keeper"), value.pop("init")
+    connection = value.pop("connection", None)
     record = Record(**value)
     record.group = Group(**group) if group else None
     if record.boot == boot_id():
         record.keeper = ProcessId(**keeper) if keeper else None
         record.init = ProcessId(**init) if init else None
+        record.connection = _connection(connection) if connection else None
     return record
+
+
+def _connection(value: dict[str, Any]) -> Connection:
+    warden = value.pop("warden")
+    return Connection(warden=ProcessId(**warden) if warden else None, **value)
 
 
 def folders(kernels: str) -> Iterator[tuple[KernelId, str]]:

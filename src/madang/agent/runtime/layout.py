@@ -8,14 +8,17 @@ import json
 import os
 import socket
 import time
+from dataclasses import replace
 from typing import Any, Final
 
 from madang.agent.launcher import registry
 from madang.agent.launcher.program import ENDED, SOCKET
+from madang.agent.launcher.registry import NETWORK_USE
 from madang.agent.runtime.contract import Started
 from madang.kit.codec import from_json, to_builtins
 from madang.wire.errors import InvalidRequest, SessionNotRunning, from_problem
 from madang.wire.kernel import ExecSpec, KernelId
+from madang.wire.network import NetworkUse
 from madang.wire.session import Ended, Reason, Usage
 
 _EXEC_S: Final = 30.0
@@ -28,6 +31,21 @@ def read_ended(folder: str) -> Ended | None:
     try:
         with open(f"{folder}/{ENDED}", "rb") as file:
             return from_json(Ended, file.read())
+    except (FileNotFoundError, InvalidRequest):
+        return None
+
+
+def read_main(kernel_dir: str) -> Ended | None:
+    """How the main program ended, with what the kernel's network was used for."""
+    ended = read_ended(f"{kernel_dir}/io/main")
+    return None if ended is None else replace(ended, network=read_network(kernel_dir))
+
+
+def read_network(kernel_dir: str) -> NetworkUse | None:
+    """None: it has none, or its warden writes just now."""
+    try:
+        with open(f"{kernel_dir}/{NETWORK_USE}", "rb") as file:
+            return from_json(NetworkUse, file.read())
     except (FileNotFoundError, InvalidRequest):
         return None
 
@@ -129,6 +147,7 @@ class Meter:
             mem_peak_bytes=counters.mem_peak_bytes,
             pids=pids,
             disk_bytes=await self._disk_bytes(kernel_dir),
+            network=read_network(kernel_dir) if record.connection is not None else None,
         )
 
     def forget(self, kernel_dir: str) -> None:

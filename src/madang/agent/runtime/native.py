@@ -118,7 +118,7 @@ class NativeRuntime:
     async def settle(self, kernel: KernelId) -> Ended:
         await self._call("settle", kernel=str(kernel))
         self._meter.forget(self.kernel_dir(kernel))
-        ended = layout.read_ended(f"{self.kernel_dir(kernel)}/io/main")
+        ended = layout.read_main(self.kernel_dir(kernel))
         return ended or layout.lost(self._clock.now())
 
     async def remove(self, kernel: KernelId) -> None:
@@ -140,10 +140,14 @@ class NativeRuntime:
             prepared=True,
             running=entry["running"],
             started_at=entry["started_at"],
-            ended=layout.read_ended(f"{folder}/io/main"),
+            ended=layout.read_main(folder),
             execs=layout.execs(folder),
             enforced=self._enforced
-            | {"disk": entry["scratch_enforced"], "runtime": entry["runtime"]}
+            | {
+                "disk": entry["scratch_enforced"],
+                "runtime": entry["runtime"],
+                "network": entry["network"],
+            }
             | _policy(entry["policy"]),
             frozen=entry["frozen"],
         )

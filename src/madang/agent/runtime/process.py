@@ -24,6 +24,7 @@ from madang.kit.clock import Clock, SystemClock
 from madang.kit.codec import to_builtins
 from madang.wire.errors import (
     Conflict,
+    HostLacks,
     NotFound,
     PolicyUnkept,
     RuntimeFailed,
@@ -93,6 +94,9 @@ class ProcessRuntime:
         if spec.runtime not in {"", self.name}:
             why = "nothing isolates sessions here"
             raise RuntimeNotOffered(spec.runtime, offered=(self.name,), why=why)
+        if spec.network:
+            text = "this runtime isolates nothing and gives no networks; use `native`."
+            raise HostLacks(text)
         folder = self.kernel_dir(kernel)
         for name in ("io", "service", *(f"scratch/{name}" for name in scratch.FOLDERS)):
             os.makedirs(f"{folder}/{name}", exist_ok=True)

@@ -13,6 +13,7 @@ from madang.kit.codec import from_json, to_json
 from madang.kit.ids import MAX_NAME, valid_name
 from madang.manager.db import micros, seconds
 from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
+from madang.wire import network
 from madang.wire.errors import InvalidRequest
 from madang.wire.kernel import Assignment, ImageMount, KernelReport, KernelSpec, Wanted
 from madang.wire.policy import SESSION
@@ -58,7 +59,7 @@ _NO_SPEC: Final = KernelSpec(
 
 
 def check_spec(spec: SessionSpec) -> SessionSpec:
-    """Raises InvalidRequest or PolicyInvalid that names what is wrong.
+    """Raises InvalidRequest, PolicyInvalid or NetworkInvalid that names what is wrong.
 
     Sizes are checked by ``resolve_size``.
     """
@@ -83,6 +84,7 @@ def check_spec(spec: SessionSpec) -> SessionSpec:
         policy.parse(spec.policy, SESSION)
     if spec.runtime and not _RUNTIME.fullmatch(spec.runtime):
         raise _invalid("runtime", f"{spec.runtime[:60]!r} is no name of a runtime.")
+    network.check(spec.network)
     return spec
 
 
@@ -234,6 +236,7 @@ def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxe
         owner=row.owner_id,
         sandbox=sandboxes.of(spec.policy),
         runtime=spec.runtime,
+        network=spec.network,
     )
 
 
@@ -258,6 +261,7 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         tty=spec.tty,
         stdin=spec.stdin,
         labels=spec.labels,
+        network=spec.network,
         node=row.node,
         attempt=row.attempt,
         created_at=seconds(row.created_at),
