@@ -170,7 +170,7 @@ def test_no_rule_of_its_kind_makes_an_empty_table() -> None:
 
 def test_too_many_are_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(addresses, "MAX_ENTRIES", 50)
-    with pytest.raises(PolicyInvalid, match="too large: .* more than 50 entries"):
+    with pytest.raises(PolicyInvalid, match=r"too large: .* more than 50 entries"):
         made(rule(*(f"10.0.{n}.0/24:{n + 1}" for n in range(100))))
 
 

@@ -110,11 +110,11 @@ class _Compiler:
         self._table = Table()
 
     def _prefixes(self, target: Target) -> Iterator[Prefix]:
-        if target.network is None:
-            networks = [ipaddress.ip_network(each) for each in self._names.get(target.name, ())]
-        else:
-            networks = [target.network]
-        for prefix in map(_prefix, networks):
+        if target.every:
+            yield from (V6_ALL, V4_ALL)
+            return
+        networks = [ipaddress.ip_network(each) for each in self._names.get(target.name, ())]
+        for prefix in map(_prefix, [target.network] if target.network else networks):
             loopback = {} if self._binds else {V4_ANY: V4_LOOPBACK, V6_ANY: V6_LOOPBACK}
             yield loopback.get(prefix, prefix)
 
