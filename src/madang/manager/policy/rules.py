@@ -82,7 +82,7 @@ def sandbox_of(rows: Sequence[PolicyRow], session: str) -> Sandbox:
     try:
         for row in rows:
             layers.append(policy.parse(row.text, layer_of(row.target)))
-            if layers[-1].rules or layers[-1].widen:
+            if layers[-1]:
                 labels.append(f"{layers[-1].layer} {row.version}")
         if session:
             layers.append(policy.parse(session, SESSION))
@@ -185,7 +185,7 @@ def review(target: str, row: PolicyRow | None, draft: Layer) -> PolicyReview:
     return PolicyReview(
         target=target,
         version=0 if row is None else row.version,
-        rules=len(draft.rules),
+        rules=len(draft.every),
         stricter=tuple(stricter),
         wider=tuple(wider),
         other=tuple(other),
