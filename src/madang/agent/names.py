@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 from madang.kit.clock import Clock
 from madang.kit.loop import Loop
-from madang.wire.kernel import Assignment
+from madang.wire.kernel import Assignment, KernelSpec
 from madang.wire.policy import MAX_ADDRESSES, MAX_NAMES, Resolved, Sandbox
 from madang.wire.policy_live import names_in
 
@@ -66,12 +66,14 @@ class Names(Loop):
         """Name → address → when it was last answered."""
         self._limit = asyncio.Semaphore(_AT_ONCE)
 
-    async def filled(self, sandbox: Sandbox) -> Sandbox:
-        """*sandbox* with the addresses of its names. Asks only for names that are new to us."""
-        names = _names(sandbox)
+    async def filled(self, spec: KernelSpec) -> KernelSpec:
+        """*spec* with the addresses of its rules' names. Asks only for names that are new to us."""
+        names = _names(spec.sandbox)
+        if not names:
+            return spec
         await self._look_up(names - self._known.keys())
         found = [Resolved(name=name, addresses=self._addresses(name)) for name in sorted(names)]
-        return replace(sandbox, names=tuple(found)) if found else sandbox
+        return replace(spec, sandbox=replace(spec.sandbox, names=tuple(found)))
 
     async def tick(self, now: float) -> None:
         used = {

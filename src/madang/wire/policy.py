@@ -207,8 +207,8 @@ class NetRule(Placed):
 
     act: Act
     targets: tuple[str, ...]
-    """``10.0.0.0/8:5432``, ``[fd00::]/8``, ``db.example.org:443``, ``0.0.0.0/0:8000-8999``, ``*:25``;
-    a name is what the session's ``Sandbox.names`` say."""
+    """``10.0.0.0/8:5432``, ``[fd00::]/8``, ``0.0.0.0/0:8000-8999``, ``*:25`` (both versions), or a
+    name: ``db.example.org:443``, which stands for what ``Sandbox.names`` say."""
     others: bool = False
     """It refuses all addresses but those."""
 

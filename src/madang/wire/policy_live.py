@@ -118,7 +118,9 @@ def check_resolved(found: Resolved) -> None:
     """Raises PolicyInvalid."""
     target = Target(found.name)
     if target.name != found.name or len(found.addresses) > MAX_ADDRESSES:
-        raise PolicyInvalid(f"{found.name[:60]!r} is no name with at most {MAX_ADDRESSES} addresses")
+        raise PolicyInvalid(
+            f"{found.name[:60]!r} is no name with at most {MAX_ADDRESSES} addresses"
+        )
     for address in found.addresses:
         try:
             ipaddress.ip_network(f"{address}/{128 if ':' in address else 32}")

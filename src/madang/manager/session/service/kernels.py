@@ -40,7 +40,6 @@ class KernelService:
             async for _ in stream:
                 pass
 
-
     async def refusals(self, row: SessionRow) -> list[Refusal]:
         """What its policy refused, each once, oldest first; nothing before it was placed."""
         if row.held_by is None:
