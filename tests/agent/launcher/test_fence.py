@@ -18,6 +18,7 @@ import pytest
 
 from madang.agent.launcher import bpf, cgroups, syscalls
 from madang.agent.launcher.fence import Fence
+from madang.wire.errors import PolicyUnkept
 from madang.wire.policy import Act, Answer, NetRule
 
 MPTCP, FASTOPEN, UDP_LITE = 262, 0x20000000, 136
@@ -430,7 +431,7 @@ def test_former_rules_hold_when_new_ones_can_not_be_set(
         real(group, program, place, former)
 
     monkeypatch.setattr(bpf, "attach", attach)
-    with pytest.raises(OSError, match="no memory"):
+    with pytest.raises(PolicyUnkept, match="no memory"):
         cage.fence.replace([deny("192.0.2.1"), only("192.0.2.1", act=Act.BIND)])
     monkeypatch.setattr(bpf, "attach", real)
 

@@ -23,8 +23,8 @@ from itertools import pairwise
 from typing import Final
 
 from madang.wire.errors import PolicyInvalid
-from madang.wire.policy import Act, NetRule, strictest
-from madang.wire.policy_live import Target
+from madang.wire.policy import Act, NetRule, Sandbox, strictest
+from madang.wire.policy_live import Target, names_in
 
 MAX_ENTRIES: Final = 65_536
 """Of either table."""
@@ -76,6 +76,15 @@ def table(
     Raises PolicyInvalid for too many.
     """
     return _Compiler(rules, act, names, ephemeral).table()
+
+
+def unresolved(sandbox: Sandbox) -> Iterator[str]:
+    """Names in its rules that stand for nothing, in words."""
+    known = {found.name for found in sandbox.names if found.addresses}
+    for rule in sandbox.nets:
+        does = "allows" if rule.others else "refuses"
+        for name in sorted(names_in([rule]) - known):
+            yield f"policy: {rule.place} {does} nothing by {name}: it has no address now"
 
 
 def _prefix(network: _Network) -> Prefix:

@@ -35,6 +35,8 @@ from typing import Final
 from madang.agent.launcher import addresses, bpf
 from madang.agent.launcher.addresses import EPHEMERAL, NO_NAMES, Names, Ports, Table
 from madang.agent.launcher.bpf import Code, Map, Ring
+from madang.agent.launcher.cgroups import Group
+from madang.wire.errors import PolicyUnkept
 from madang.wire.policy import Act, Answer, NetRule
 
 PROTOCOLS: Final = (6, 17, 262)
@@ -65,6 +67,12 @@ _CLASS_KEY, _CLASS, _PORT = -40, -36, -32
 _TOLD: Final = -80
 # Where they lie in what a program is given.
 _IP4, _IP6, _USER_PORT, _PROTOCOL = 4, 8, 24, 12
+
+
+@dataclass(frozen=True, slots=True)
+class _Tables:
+    classes: Map
+    ports: Map
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +118,30 @@ class Fence:
                 self._programs[place] = program
         self._numbers = itertools.count()
         self._rules: dict[int, NetRule] = {}
-        self._former: dict[int, NetRule] = {}
+        self._told: Mapping[int, NetRule] = {}
+        """By the numbers in records: those that count, and those before."""
+
+    @classmethod
+    def attach(cls, group: Group, rules: Sequence[NetRule], names: Names = NO_NAMES) -> Fence:
+        """Raises PolicyInvalid, PolicyUnkept."""
+        if group.net_folder is None:
+            raise PolicyUnkept(
+                "rules about addresses can't be kept: this machine has no control groups of "
+                "version 2. Mount them, `mount -t cgroup2 none /sys/fs/cgroup/unified` (make the "
+                "folder), and start Madang's launcher again."
+            )
+        with ExitStack() as failed:
+            try:
+                folder = os.open(group.net_folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                failed.callback(os.close, folder)
+                fence = cls(folder)
+            except OSError as exc:
+                raise _unkept(exc) from exc
+            failed.pop_all()
+            failed.callback(fence.close)
+            fence.replace(rules, names)
+            failed.pop_all()
+        return fence
 
     def fileno(self) -> int:
         """Readable when ``read`` has something to tell."""
@@ -119,19 +150,17 @@ class Fence:
     def replace(self, rules: Sequence[NetRule], names: Names = NO_NAMES) -> None:
         """Let *rules* count, and only they; a call meanwhile meets the former or the new ones.
 
-        Raises PolicyInvalid for too many, OSError where the kernel takes no such programs; then the
-        former rules hold.
+        Raises PolicyInvalid for too many, PolicyUnkept where the kernel takes no such programs; the
+        former rules hold then.
         """
         numbers = {next(self._numbers): rule for rule in rules}
-        programs = self._load(numbers, names)
-        former, self._former = self._programs, self._rules
-        self._rules = numbers
         try:
-            self._exchange(former, programs)
-        except OSError:
-            self._rules |= self._former
-            raise
-        self._programs = programs
+            programs = self._load(numbers, names)
+            self._told = self._rules | numbers
+            self._exchange(self._programs, programs)
+        except OSError as exc:
+            raise _unkept(exc) from exc
+        self._rules, self._programs = numbers, programs
 
     def _exchange(self, former: dict[int, int], programs: dict[int, int]) -> None:
         """Close what does not count in the end."""
@@ -163,8 +192,7 @@ class Fence:
                 if not any(rule.act is act for rule in rules.values()):
                     continue
                 table = addresses.table(rules, act, names, self._ephemeral)
-                tables = _Tables(table, rules)
-                maps.callback(tables.close)
+                tables = _tables(maps, table, rules)
                 for place, name in places.items():
                     found[place] = _load(bpf.SOCK_ADDR, place, name, partial(self._judge, tables))
                     failed.callback(os.close, found[place])
@@ -260,7 +288,7 @@ class Fence:
         pids: dict[tuple[NetRule, str, str], int] = {}
         for record in itertools.islice(self._ring.read(), _MOST_READ):
             task, number, port, place, address = _RECORD.unpack(record)
-            rule = self._rules.get(number) or self._former.get(number)
+            rule = self._told.get(number)
             if rule is not None:
                 key = (rule, *_said(place, address, port))
                 times[key] += 1
@@ -276,23 +304,28 @@ class Fence:
         self._group = -1
 
 
-class _Tables:
-    """A table as maps of the kernel."""
+def _unkept(exc: OSError) -> PolicyUnkept:
+    return PolicyUnkept(
+        f"rules about addresses can't be kept: the kernel takes no programs for control groups "
+        f"({exc.strerror}). Start `madang up` as root, on a kernel with CONFIG_CGROUP_BPF."
+    )
 
-    def __init__(self, table: Table, rules: Mapping[int, NetRule]) -> None:
-        self.classes = Map(bpf.LPM_TRIE, _ADDRESS_SIZE, 4, max(1, len(table.prefixes)))
-        self.ports = Map(bpf.LPM_TRIE, _CLASS_SIZE, _VERDICT.size, max(1, len(table.ports)))
-        for (first, bits), number in table.prefixes.items():
-            key = struct.pack("=I", bits) + first.to_bytes(16, "big")
-            self.classes.put(key, struct.pack("=I", number))
-        for (number, port, bits), rule in table.ports.items():
-            key = struct.pack("=II", 32 + bits, number) + port.to_bytes(2, "big")
-            returned = 0 if rules[rule].answer is Answer.LOG else -rules[rule].code
-            self.ports.put(key, _VERDICT.pack(rule, returned))
 
-    def close(self) -> None:
-        self.classes.close()
-        self.ports.close()
+def _tables(maps: ExitStack, table: Table, rules: Mapping[int, NetRule]) -> _Tables:
+    """*table* as maps of the kernel, which *maps* closes."""
+    classes = Map(bpf.LPM_TRIE, _ADDRESS_SIZE, 4, max(1, len(table.prefixes)))
+    maps.callback(classes.close)
+    ports = Map(bpf.LPM_TRIE, _CLASS_SIZE, _VERDICT.size, max(1, len(table.ports)))
+    maps.callback(ports.close)
+    for (first, bits), number in table.prefixes.items():
+        key = struct.pack("=I", bits) + first.to_bytes(16, "big")
+        classes.put(key, struct.pack("=I", number))
+    for (number, port, bits), decides in table.ports.items():
+        rule = rules[decides]
+        key = struct.pack("=II", 32 + bits, number) + port.to_bytes(2, "big")
+        returned = 0 if rule.answer is Answer.LOG else -rule.code
+        ports.put(key, _VERDICT.pack(decides, returned))
+    return _Tables(classes, ports)
 
 
 def _look_up(code: Code, table: Map, key: int) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from madang.agent.launcher import seccomp
+from madang.agent.launcher.addresses import unresolved
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import Answer, Sandbox
 
@@ -48,9 +49,10 @@ class Filters:
                 raise PolicyInvalid(
                     f"{text}. Add it to `sandbox.widen` in its settings.", rule=name
                 )
-        warnings = seccomp.check_kept(sandbox, accept=self._accept_unkept)
+        unkept = seccomp.check_kept(sandbox, accept=self._accept_unkept)
+        warnings = (*unkept, *unresolved(sandbox))
         program = b64encode(seccomp.program(sandbox=sandbox)).decode()
-        return Filter(program, deadly(sandbox), tuple(warnings))
+        return Filter(program, deadly(sandbox), warnings)
 
 
 def deadly(sandbox: Sandbox) -> str:
