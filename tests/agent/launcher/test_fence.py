@@ -19,7 +19,7 @@ import pytest
 from madang.agent.launcher import bpf, cgroups, syscalls
 from madang.agent.launcher.fence import Fence
 from madang.wire.errors import PolicyUnkept
-from madang.wire.policy import Act, Answer, NetRule
+from madang.wire.policy import Act, Answer, NetRule, Resolved
 
 MPTCP, FASTOPEN, UDP_LITE = 262, 0x20000000, 136
 HOSTS: Final = ("127.0.0.1", "0.0.0.0", "::ffff:127.0.0.1", "::ffff:0.0.0.0")
@@ -379,6 +379,21 @@ def test_new_rules_meet_running_processes_and_leave_connections_alone(
     taken, _ = server.accept()
     with taken:
         assert taken.recv(100) == b"still here"
+
+
+def test_names_are_the_addresses_that_were_found(cage: Cage, port: int) -> None:
+    rules = [only(f"server.test:{port}")]
+    cage.fence.replace(rules, [Resolved(name="server.test", addresses=("127.0.0.1",))])
+    assert cage.run(connect, "127.0.0.1", port) == "ok"
+    assert cage.run(connect, "::1", port) == "EPERM"
+    cage.fence.replace(rules, [Resolved(name="server.test")])
+
+    assert cage.run(connect, "127.0.0.1", port) == "EPERM"
+
+
+def test_where_there_is_no_version_2_it_is_said_what_to_do() -> None:
+    with pytest.raises(PolicyUnkept, match="mount -t cgroup2"):
+        Fence.attach(cgroups.Group(version=1), [only()])
 
 
 def test_rules_hold_after_whoever_set_them_has_gone(cage: Cage, port: int) -> None:

@@ -26,18 +26,18 @@ import socket
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
 from madang.agent.launcher import addresses, bpf
-from madang.agent.launcher.addresses import EPHEMERAL, NO_NAMES, Names, Ports, Table
+from madang.agent.launcher.addresses import EPHEMERAL, Names, Ports, Table
 from madang.agent.launcher.bpf import Code, Map, Ring
 from madang.agent.launcher.cgroups import Group
 from madang.wire.errors import PolicyUnkept
-from madang.wire.policy import Act, Answer, NetRule
+from madang.wire.policy import Act, Answer, NetRule, Resolved
 
 PROTOCOLS: Final = (6, 17, 262)
 """TCP, UDP, MPTCP: whatever they send to an address goes by one of our programs."""
@@ -122,7 +122,9 @@ class Fence:
         """By the numbers in records: those that count, and those before."""
 
     @classmethod
-    def attach(cls, group: Group, rules: Sequence[NetRule], names: Names = NO_NAMES) -> Fence:
+    def attach(
+        cls, group: Group, rules: Sequence[NetRule], names: Iterable[Resolved] = ()
+    ) -> Fence:
         """Raises PolicyInvalid, PolicyUnkept."""
         if group.net_folder is None:
             raise PolicyUnkept(
@@ -147,7 +149,7 @@ class Fence:
         """Readable when ``read`` has something to tell."""
         return self._ring.fd
 
-    def replace(self, rules: Sequence[NetRule], names: Names = NO_NAMES) -> None:
+    def replace(self, rules: Sequence[NetRule], names: Iterable[Resolved] = ()) -> None:
         """Let *rules* count, and only they; a call meanwhile meets the former or the new ones.
 
         Raises PolicyInvalid for too many, PolicyUnkept where the kernel takes no such programs; the
@@ -155,7 +157,7 @@ class Fence:
         """
         numbers = {next(self._numbers): rule for rule in rules}
         try:
-            programs = self._load(numbers, names)
+            programs = self._load(numbers, {each.name: each.addresses for each in names})
             self._told = self._rules | numbers
             self._exchange(self._programs, programs)
         except OSError as exc:
