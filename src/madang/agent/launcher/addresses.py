@@ -108,6 +108,8 @@ class _Compiler:
         self._ephemeral = ephemeral
         numbers = {id(rule): number for number, rule in rules.items() if rule.act is act}
         self._order = [numbers[id(rule)] for rule in strictest(rules[n] for n in numbers.values())]
+        self._rank = {number: rank for rank, number in enumerate(self._order)}
+        self._others = [number for number in self._order if rules[number].others]
         self._targets: dict[Prefix, dict[int, list[Target]]] = {}
         for number in self._order:
             for target in map(Target, rules[number].targets):
@@ -191,9 +193,11 @@ class _Compiler:
             for targets in covered.values():
                 for target in targets:
                     edges |= {target.low, target.high + 1}
+        concerned = {*self._others}.union(*realities)
+        rules = sorted(concerned, key=self._rank.__getitem__)
         run: tuple[int, int, int] | None = None
         for first, after in pairwise(sorted(edges)):
-            decides = self._decides(realities, first)
+            decides = self._decides(rules, realities, first)
             if run is not None and run[2] == decides:
                 run = (run[0], after - 1, run[2])
                 continue
@@ -203,11 +207,13 @@ class _Compiler:
         if run is not None:
             yield run
 
-    def _decides(self, realities: Sequence[_Covered], port: int) -> int | None:
+    def _decides(
+        self, rules: Sequence[int], realities: Sequence[_Covered], port: int
+    ) -> int | None:
         chosen = self._binds and port == 0
         refuses: Callable[[NetRule, Iterable[Target], int], bool]
         refuses = self._refuses_choice if chosen else _refuses
-        for number in self._order:
+        for number in rules:
             for covered in realities:
                 if refuses(self._rules[number], covered.get(number, ()), port):
                     return number

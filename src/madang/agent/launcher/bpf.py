@@ -12,6 +12,7 @@ import mmap
 import os
 import struct
 from collections.abc import Iterator
+from functools import cache
 from typing import Final
 
 from madang.agent.launcher import syscalls
@@ -33,17 +34,26 @@ _ATTR_BYTES: Final = 160
 _LOG_BYTES: Final = 64 * 1024
 _MAX_ATTACHED: Final = 64
 _WORD: Final = 0xFFFF_FFFF
-_NUMBER: Final = {"x86_64": 321, "aarch64": 280}
+_NUMBERS: Final = {"x86_64": 321, "aarch64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
 
 def _bpf(command: int, layout: str, *fields: int | bytes) -> tuple[int, bytes]:
     """The result, and the attributes as the kernel left them."""
-    data = struct.pack(f"={layout}", *fields)
-    attr = ctypes.create_string_buffer(data + bytes(_ATTR_BYTES - len(data)), _ATTR_BYTES)
-    result = _libc.syscall(_NUMBER[os.uname().machine], command, attr, _ATTR_BYTES)
+    attr = _attr(layout, *fields)
+    result = _libc.syscall(_number(), command, attr, _ATTR_BYTES)
     return syscalls.check(result, "bpf"), attr.raw
+
+
+def _attr(layout: str, *fields: int | bytes) -> ctypes.Array[ctypes.c_char]:
+    data = struct.pack(f"={layout}", *fields)
+    return ctypes.create_string_buffer(data + bytes(_ATTR_BYTES - len(data)), _ATTR_BYTES)
+
+
+@cache
+def _number() -> int:
+    return _NUMBERS[os.uname().machine]
 
 
 class Map:
@@ -53,19 +63,23 @@ class Map:
         flags = _NO_PREALLOC if kind == LPM_TRIE else 0
         fields = (kind, key_bytes, value_bytes, entries, flags, 0, 0, b"madang")
         self.fd, _ = _bpf(_MAP_CREATE, "7I16s", *fields)
-        self.value_bytes = value_bytes
+        self._key = ctypes.create_string_buffer(key_bytes)
+        self._value = ctypes.create_string_buffer(value_bytes)
+        where = (ctypes.addressof(self._key), ctypes.addressof(self._value))
+        self._attr = _attr("IIQQQ", self.fd, 0, *where, 0)
 
     def put(self, key: bytes, value: bytes) -> None:
-        keys, values = ctypes.create_string_buffer(key), ctypes.create_string_buffer(value)
-        where = (ctypes.addressof(keys), ctypes.addressof(values))
-        _bpf(_MAP_UPDATE, "IIQQQ", self.fd, 0, *where, 0)
+        self._key.raw, self._value.raw = key, value
+        self._call(_MAP_UPDATE)
 
     def get(self, key: bytes) -> bytes:
-        keys = ctypes.create_string_buffer(key)
-        value = ctypes.create_string_buffer(self.value_bytes)
-        where = (ctypes.addressof(keys), ctypes.addressof(value))
-        _bpf(_MAP_LOOKUP, "IIQQQ", self.fd, 0, *where, 0)
-        return value.raw
+        self._key.raw = key
+        self._call(_MAP_LOOKUP)
+        return self._value.raw
+
+    def _call(self, command: int) -> None:
+        """Thousands of times for some rules: nothing is made anew."""
+        syscalls.check(_libc.syscall(_number(), command, self._attr, _ATTR_BYTES), "bpf")
 
     def close(self) -> None:
         if self.fd >= 0:
