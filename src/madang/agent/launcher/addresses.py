@@ -26,6 +26,8 @@ from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import Act, NetRule, Sandbox, strictest
 from madang.wire.policy_live import Target, names_in
 
+MAX_TARGETS: Final = 4096
+"""Of all rules together: the guard has other things to do than to make tables."""
 MAX_ENTRIES: Final = 65_536
 """Of either table."""
 EPHEMERAL: Final[Ports] = (32_768, 60_999)

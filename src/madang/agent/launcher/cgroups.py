@@ -243,6 +243,11 @@ def detect(
     return NOWHERE
 
 
+def has_v2() -> bool:
+    """Whether version 2 is mounted, alone or beside version 1."""
+    return _mounted(read("/proc/self/mounts"))[1] is not None
+
+
 def _mounted(text: str) -> tuple[dict[str, str], str | None]:
     v1: dict[str, str] = {}
     v2: str | None = None

@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import itertools
+import mmap
 import os
 import socket
 import struct
@@ -32,13 +33,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from madang.agent.launcher import addresses, bpf
+from madang.agent.launcher import addresses, bpf, cgroups
 from madang.agent.launcher.addresses import EPHEMERAL, Names, Ports, Table
 from madang.agent.launcher.bpf import Code, Map, Ring
 from madang.agent.launcher.cgroups import Group
 from madang.wire.errors import PolicyUnkept
 from madang.wire.policy import Act, Answer, NetRule, Resolved
 
+TAKES: Final = "rules about addresses take root, and control groups of version 2"
 PROTOCOLS: Final = (6, 17, 262)
 """TCP, UDP, MPTCP: whatever they send to an address goes by one of our programs."""
 
@@ -51,14 +53,16 @@ _PLACES: Final = {
 }  # fmt: skip
 _ALL_PLACES: Final = (bpf.SOCK_CREATE, *(place for places in _PLACES.values() for place in places))
 _V6: Final = frozenset({bpf.CONNECT6, bpf.SENDMSG6, bpf.BIND6})
-_RING_BYTES: Final = 64 * 1024
-_MOST_READ: Final = 2000
+_RING_BYTES: Final = 16 * 1024
+"""Little: who is refused without end shall not keep the guard busy."""
+_MOST_READ: Final = 500
 """At once: a ring's worth, and some that came meanwhile."""
 _RECORD: Final = struct.Struct("=QIHH16s")
 """Process and thread, number of the rule, port as the network has it, place, address."""
 _VERDICT: Final = struct.Struct("=Ii")
 """Number of the rule, what the call returns: 0, or an error's number below 0."""
 _ADDRESS_SIZE, _CLASS_SIZE = 20, 10
+_PORT_RANGE: Final = "/proc/sys/net/ipv4/ip_local_port_range"
 _MAPPED_WORD: Final = int.from_bytes(b"\0\0\xff\xff", sys.byteorder)
 
 # Where things lie on a program's stack.
@@ -105,13 +109,13 @@ class Met:
 class Fence:
     """Around one control group."""
 
-    def __init__(self, group: int, ephemeral: Ports = EPHEMERAL) -> None:
+    def __init__(self, group: int) -> None:
         """*group*: descriptor of its folder, ours from now on. What is attached there already is
         an older fence's, and counts as the former rules.
         """
         self._group = group
-        self._ephemeral = ephemeral
-        self._ring = Ring(_RING_BYTES)
+        self._ephemeral = _ephemeral()
+        self._ring = Ring(max(_RING_BYTES, mmap.PAGESIZE))
         self._programs: dict[int, int] = {}
         for place in _ALL_PLACES:
             for program in bpf.attached(group, place)[:1]:
@@ -128,8 +132,7 @@ class Fence:
         """Raises PolicyInvalid, PolicyUnkept."""
         if group.net_folder is None:
             raise PolicyUnkept(
-                "rules about addresses can't be kept: this machine has no control groups of "
-                "version 2. Mount them, `mount -t cgroup2 none /sys/fs/cgroup/unified` (make the "
+                f"{TAKES}. Mount them, `mount -t cgroup2 none /sys/fs/cgroup/unified` (make the "
                 "folder), and start Madang's launcher again."
             )
         with ExitStack() as failed:
@@ -308,9 +311,26 @@ class Fence:
 
 def _unkept(exc: OSError) -> PolicyUnkept:
     return PolicyUnkept(
-        f"rules about addresses can't be kept: the kernel takes no programs for control groups "
-        f"({exc.strerror}). Start `madang up` as root, on a kernel with CONFIG_CGROUP_BPF."
+        f"{TAKES}; it refused: {exc.strerror}. Start `madang up` as root; the kernel needs "
+        "CONFIG_CGROUP_BPF."
     )
+
+
+def possible() -> bool:
+    """Whether this machine has what rules about addresses take."""
+    code = Code()
+    code.leave(1)
+    try:
+        os.close(bpf.load(bpf.SOCK_ADDR, bpf.CONNECT4, code.bytes(), "madang_probe"))
+    except OSError:
+        return False
+    return cgroups.has_v2()
+
+
+def _ephemeral() -> Ports:
+    """Ports that the kernel may choose: ours, and those of a new network namespace."""
+    low, high = map(int, cgroups.read(_PORT_RANGE).split() or EPHEMERAL)
+    return min(low, EPHEMERAL[0]), max(high, EPHEMERAL[1])
 
 
 def _tables(maps: ExitStack, table: Table, rules: Mapping[int, NetRule]) -> _Tables:
