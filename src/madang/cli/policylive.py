@@ -161,7 +161,9 @@ def learn(name: str, output: str | None) -> None:
         session = client.get_session(name)
         own = client.get_policy(f"session:{session.id}")
         if f'name = "{LEARN}"' not in own.text:
-            text = f"{session.name} did not run with `madang run --learn`: nothing was written down."
+            text = (
+                f"{session.name} did not run with `madang run --learn`: nothing was written down."
+            )
             raise InvalidRequest(text)
         text = propose(client.list_refusals(session.id), session.name)
     if output is None:

@@ -453,9 +453,7 @@ class Client:
         """
         return self.call(calls.apply_policy(draft, version))
 
-    def get_policy_log(
-        self, target: str | None = None, *, limit: int = 100
-    ) -> list[PolicyChange]:
+    def get_policy_log(self, target: str | None = None, *, limit: int = 100) -> list[PolicyChange]:
         """Every change of *target* or of all policies, newest first; for administrators."""
         return self.call(calls.policy_log(target, limit))
 

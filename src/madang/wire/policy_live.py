@@ -139,7 +139,7 @@ def check_live(rule: LiveRule | WriteRule) -> None:
         if rule.answer is not Answer.ERRNO or rule.code != errno.EACCES:
             raise PolicyInvalid('a write rule takes no `with`: the kernel answers "EACCES"')
     elif isinstance(rule, NetRule):
-        _each(rule.targets, Target)
+        _each(rule.targets, Target, least=not rule.others)
         if rule.answer is Answer.KILL:
             raise PolicyInvalid('a rule about addresses takes "log" or an error, not "kill"')
     elif isinstance(rule, CountRule):
@@ -148,16 +148,17 @@ def check_live(rule: LiveRule | WriteRule) -> None:
         _check_answer(rule)
 
 
-def _each(items: Iterable[str], check: Callable[[str], object]) -> None:
+def _each(items: Iterable[str], check: Callable[[str], object], least: int = 1) -> None:
+    """*least* 0: ``only = []``, nothing but what every program needs."""
     found = tuple(items)
-    if not 1 <= len(found) <= MAX_PATTERNS:
-        raise PolicyInvalid(f"a rule names 1 to {MAX_PATTERNS}")
+    if not least <= len(found) <= MAX_PATTERNS:
+        raise PolicyInvalid(f"a rule names {int(least)} to {MAX_PATTERNS}")
     for item in found:
         check(item)
 
 
 def _check_file(rule: FileRule) -> None:
-    _each(rule.patterns, check_pattern)
+    _each(rule.patterns, check_pattern, least=not rule.others)
     if not rule.access or not set(rule.access) <= set(Access):
         raise PolicyInvalid('access takes "open" and "execute"')
     if rule.answer is Answer.ERRNO and rule.code != errno.EPERM:

@@ -186,7 +186,9 @@ _WANTED: Final = {
 def assignment_of(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxes) -> Assignment:
     """What the node that holds the session shall do with it."""
     wanted = _WANTED[S(row.status)]
-    live = "" if wanted is Wanted.KEEP else sandboxes.live_of(from_json(SessionSpec, row.spec).policy)
+    live = (
+        "" if wanted is Wanted.KEEP else sandboxes.live_of(from_json(SessionSpec, row.spec).policy)
+    )
     return Assignment(
         kernel=row.kernel,
         nonce=row.nonce,

@@ -98,9 +98,7 @@ class SessionPolicies:
             self._fleet.wake(name)
         return await self._outcome(len(rows), concerned, later if rows else ())
 
-    def _concerned(
-        self, rows: Iterable[SessionRow], sandboxes: Sandboxes
-    ) -> Iterable[_Concerned]:
+    def _concerned(self, rows: Iterable[SessionRow], sandboxes: Sandboxes) -> Iterable[_Concerned]:
         known: dict[str, str] = {}
         for row in rows:
             own = from_json(SessionSpec, row.spec).policy

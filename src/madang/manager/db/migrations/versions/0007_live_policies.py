@@ -23,6 +23,4 @@ def upgrade() -> None:
         sa.Column("refused", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("target", "version", "line", name=op.f("pk_policy_counts")),
     )
-    op.add_column(
-        "sessions", sa.Column("refused", sa.Text(), server_default="{}", nullable=False)
-    )
+    op.add_column("sessions", sa.Column("refused", sa.Text(), server_default="{}", nullable=False))
