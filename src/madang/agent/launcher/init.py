@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Final, NoReturn
 
-from madang.agent.launcher import channel, checks, mounts, seccomp, syscalls, truth
+from madang.agent.launcher import channel, checks, guarded, mounts, seccomp, syscalls, truth
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.processes import say
@@ -93,15 +93,16 @@ def _ready(link: socket.socket, group: Group | None) -> bool:
 
 def _set_up(link: socket.socket, order: Order) -> bool:
     """Whether the sandbox stands; if not, the keeper is told why."""
+    listener: list[int] = []
     try:
         if order.view is not None:
-            _enter(order, order.view)
+            listener = _enter(order, order.view)
         else:
             os.umask(0o022)
     except Exception as exc:
         channel.send(link, {"failed": f"the sandbox can't be set up: {exc}"})
         return False
-    return True
+    return guarded.wait(link, order, listener)
 
 
 @cache
@@ -116,8 +117,11 @@ def warm() -> None:
     truth.files(1.0, [0], 1)
 
 
-def _enter(order: Order, view: View) -> None:
-    """Everything between root on the host and an ordinary program in the sandbox, in order."""
+def _enter(order: Order, view: View) -> list[int]:
+    """Everything between root on the host and an ordinary program in the sandbox, in order.
+
+    What it returns is for the guard: see ``guarded``.
+    """
     syscalls.unshare(syscalls.CLONE_NEWNS)
     mounts.enter(order, view)
     syscalls.sethostname(order.spec.hostname.encode())
@@ -138,7 +142,9 @@ def _enter(order: Order, view: View) -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.close_on_exec_from(3)
     _forget_standard_files()
+    listener = guarded.restrict(order)
     seccomp.install(b64decode(order.program) if order.program else filter_program())
+    return listener
 
 
 def _enter_user_namespace() -> None:

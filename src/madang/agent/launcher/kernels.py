@@ -12,13 +12,15 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import processes, registry, scratch
+from madang.agent.launcher import channel, guards, processes, registry, scratch
 from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.filters import Filters
+from madang.agent.launcher.guard import Post
+from madang.agent.launcher.guards import Guards
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.order import Order
@@ -36,6 +38,7 @@ from madang.wire.errors import (
     StorageFull,
 )
 from madang.wire.kernel import KernelId, KernelSpec
+from madang.wire.policy import NO_SANDBOX, Sandbox
 
 Answer = Callable[[Any], None]
 """Called once, with a result (a JSON object) or a PlatformError."""
@@ -115,6 +118,7 @@ class Kernels:
             selector=selector,
             timers=timers,
         )
+        self._guards = Guards(self._slots, selector, timers)
         self._boot = processes.boot_id()
 
     # -- what is there -----------------------------------------------------------------------
@@ -148,6 +152,8 @@ class Kernels:
             kernel.init_fd = _open(record.init)
             if kernel.running:
                 self._watch_keeper(kernel, child=False)
+                if record.guard is not None:
+                    self._guards.watch(record.guard, partial(self._guard_left, kernel), child=False)
             elif kernel.init_fd >= 0:
                 processes.kill(kernel.init_fd)
 
@@ -187,6 +193,11 @@ class Kernels:
     def start(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
         if kernel := self._find(kernel_id, answer):
             self._queue(kernel, answer, partial(self._start, kernel, spec))
+
+    def guard(self, kernel_id: KernelId, sandbox: Sandbox, answer: Answer) -> None:
+        """Other live rules for a session that runs; ``later``: those that it can't have any more."""
+        if kernel := self._find(kernel_id, answer):
+            self._queue(kernel, answer, partial(self._renew_rules, kernel, sandbox))
 
     def settle(self, kernel_id: KernelId, answer: Answer) -> None:
         if kernel := self._find(kernel_id, answer):
@@ -378,9 +389,13 @@ class Kernels:
             nested=self._uids is None,
             program=found.program,
             deadly=found.deadly,
+            writes=[list(rule.folders) for rule in found.kept.writes],
+            guarded=bool(found.kept.live),
+            handed_over=sorted(found.kept.handed_over),
             view=view,
         )
         begin.order = order
+        begin.kept = found.kept
         self._selector.modify(slot.link, selectors.EVENT_READ, partial(self._starting, begin))
         if slot.ready:
             self._hand_over(begin)
@@ -393,12 +408,68 @@ class Kernels:
             slot.group.limit(order.spec.size, order.cpus)
             record.keeper, record.init, record.state = slot.keeper, slot.init, STARTED
             record.started_at = time.time()
+            if order.guarded:
+                self._start_guarded(begin, order)
+                return
             record.save(kernel.folder)
         except OSError as exc:
             slot.failure = f"limits can't be set: {exc}"
             slot.abandon()
-            return
-        slot.claim(order)
+        except RuntimeFailed as exc:
+            slot.failure = exc.text
+            slot.abandon()
+        else:
+            slot.claim(order)
+
+    def _start_guarded(self, begin: _Begin, order: Order) -> None:
+        kernel = begin.kernel
+        ours, theirs = channel.pair()
+        with ours, theirs:
+            post = self._post(kernel, begin.kept, hostname=order.spec.hostname)
+            post = replace(post, mem_bytes=order.spec.size.mem_bytes)
+            kernel.record.guard = self._guards.post(post, ours, partial(self._guard_left, kernel))
+            kernel.record.save(kernel.folder)
+            begin.slot.claim(order, [theirs.fileno()])
+
+    def _post(self, kernel: Kernel, sandbox: Sandbox, *, hostname: str = "") -> Post:
+        """Without a host name: of a session that runs."""
+        record = kernel.record
+        assert record.init is not None and record.keeper is not None and record.group is not None
+        return Post(
+            folder=kernel.folder,
+            init=record.init,
+            keeper=record.keeper,
+            sandbox=sandbox,
+            hostname=hostname,
+            group=record.group,
+            late=not hostname,
+        )
+
+    # -- while it runs -----------------------------------------------------------------------
+
+    def _renew_rules(self, kernel: Kernel, sandbox: Sandbox, answer: Answer) -> None:
+        record = kernel.record
+        if record.state != STARTED or not kernel.running:
+            raise Conflict(f"{record.kernel} does not run.")
+        kept = self._filters.of(sandbox).kept
+        if record.guard is not None:
+            self._guards.replace(kernel.folder, kept, answer)
+        elif not (kept.files or kept.nets):
+            answer({"later": [rule.place for rule in kept.live]})
+        else:
+            left = partial(self._guard_left, kernel)
+            posted = partial(self._posted, kernel)
+            self._guards.post_late(self._post(kernel, kept), kernel.io, left, posted, answer)
+
+    @staticmethod
+    def _posted(kernel: Kernel, guard: ProcessId) -> None:
+        kernel.record.guard = guard
+        _save(kernel)
+
+    def _guard_left(self, kernel: Kernel, guard: ProcessId) -> None:
+        """It is the last to leave; before, the session must end. Its keeper says why."""
+        if kernel.record.guard == guard and kernel.running:
+            self._kill(kernel)
 
     def _starting(self, begin: _Begin, _events: int) -> None:
         """A message of a claimed slot: ready at last, started, failed, or gone."""
@@ -502,8 +573,9 @@ class Kernels:
         record = kernel.record
         if record.state == STARTED:
             self._processors.free(record.cpu, record.cpus)
+        guards.end(record.guard)
         record.state, record.group, record.slot, record.cpus = SETTLED, None, "", []
-        record.keeper = record.init = kernel.slot = None
+        record.keeper = record.init = record.guard = kernel.slot = None
         _save(kernel)
         self._unmount(kernel, answer)
 
@@ -581,6 +653,7 @@ class _Begin:
     slot: Slot
     answer: Answer
     order: Order | None = None
+    kept: Sandbox = NO_SANDBOX
     timer: int = -1
     began: float = field(default_factory=time.monotonic)
     done: bool = False
@@ -590,6 +663,7 @@ def _forget_start(record: Record) -> None:
     """Nothing has run: it may be started again."""
     record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
     record.cpus, record.slot, record.group, record.template = [], "", None, ""
+    record.guard = None
 
 
 def _save(kernel: Kernel) -> None:

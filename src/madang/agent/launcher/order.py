@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from madang.agent.launcher.cgroups import Group
@@ -47,6 +47,12 @@ class Order:
     """The seccomp filter, base64; empty: the base, which every slot has."""
     deadly: str = ""
     """Rules of its policy that kill, in words."""
+    writes: list[list[str]] = field(default_factory=list)
+    """Of each rule about changing files, where they may be changed."""
+    guarded: bool = False
+    """No program runs before its guard says so."""
+    handed_over: list[str] = field(default_factory=list)
+    """Calls that the guard is asked about."""
     view: View | None = None
     """None: no isolation at all (the ``process`` runtime)."""
 
@@ -68,6 +74,6 @@ class Order:
 
 def _spec(value: dict[str, Any]) -> KernelSpec:
     image, size, argv = value.pop("image"), value.pop("size"), value.pop("argv")
-    del value["sandbox"]  # Compiled: see ``Order.program``.
+    del value["sandbox"]  # The filter is compiled, the guard has the rest.
     image["layers"] = tuple(image["layers"])
     return KernelSpec(argv=tuple(argv), image=ImageMount(**image), size=Size(**size), **value)

@@ -39,6 +39,7 @@ class Record:
     group: Group | None = None
     keeper: ProcessId | None = None
     init: ProcessId | None = None
+    guard: ProcessId | None = None
     template: str = ""
     policy: str = ""
     """The layers of the policy that it runs under, for showing."""
@@ -67,11 +68,13 @@ def load(folder: str) -> Record | None:
 
 def _parse(value: dict[str, Any]) -> Record:
     group, keeper, init = value.pop("group"), value.pop("keeper"), value.pop("init")
+    guard = value.pop("guard", None)
     record = Record(**value)
     record.group = Group(**group) if group else None
     if record.boot == boot_id():
         record.keeper = ProcessId(**keeper) if keeper else None
         record.init = ProcessId(**init) if init else None
+        record.guard = ProcessId(**guard) if guard else None
     return record
 
 
