@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from madang.kit.policy_keys import quoted
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import MAX_PATTERNS, Refusal
 from madang.wire.policy_live import check_pattern
@@ -67,12 +68,7 @@ def propose(records: Iterable[Refusal], session: str) -> str:
 def _listed(items: Sequence[str]) -> list[str]:
     if not items:
         return ["only = []"]
-    return ["only = [", *(f"    {_quoted(item)}," for item in items), "]"]
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
+    return ["only = [", *(f"    {quoted(item)}," for item in items), "]"]
 
 
 # --- files

@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from madang.kit import policy
 from madang.kit.codec import to_json
@@ -21,13 +21,19 @@ from madang.wire.policy import (
     SITE,
     Answer,
     Layer,
+    Placed,
+    Refusal,
     Rule,
     Sandbox,
+    Widening,
+    WriteRule,
     judge,
     merge,
     rules_of,
 )
 from madang.wire.policy_base import known_calls
+
+T = TypeVar("T", bound=Placed | Widening)
 
 MAX_NOTE: Final = 500
 MAX_REPLAYED: Final = 5000
@@ -97,26 +103,25 @@ def live_digest(sandbox: Sandbox) -> str:
     return hashlib.sha256(to_json(sandbox.live)).hexdigest()[:16] if sandbox.live else ""
 
 
-def _words(rule: AnyRule | Widening) -> AnyRule | Widening:
+def _words(rule: T) -> T:
     """What it says, wherever it stands."""
     return replace(rule, line=0)
 
 
 def later(before: Layer, after: Layer) -> tuple[str, ...]:
     """Places of what changed and can't while sessions run: rules about system calls and writing."""
-    known = {_words(rule) for rule in (*before.rules, *before.writes, *before.widen)}
-    kept = {_words(rule) for rule in (*after.rules, *after.writes, *after.widen)}
-    places = [
-        f"{after.layer} line {rule.line}"
-        for rule in (*after.rules, *after.writes, *after.widen)
-        if _words(rule) not in known
-    ]
-    places += [
-        f"former {before.layer} line {rule.line}"
-        for rule in (*before.rules, *before.writes, *before.widen)
-        if _words(rule) not in kept
-    ]
-    return tuple(places)
+    old, new = _static(before), _static(after)
+    known, kept = set(map(_words, old)), set(map(_words, new))
+    added = [rule for rule in new if _words(rule) not in known]
+    gone = [rule for rule in old if _words(rule) not in kept]
+    return (
+        *(f"{after.layer} line {rule.line}" for rule in added),
+        *(f"former {before.layer} line {rule.line}" for rule in gone),
+    )
+
+
+def _static(layer: Layer) -> tuple[Rule | WriteRule | Widening, ...]:
+    return (*layer.rules, *layer.writes, *layer.widen)
 
 
 def later_than(row: PolicyRow | None, after: Layer) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ class PolicyService:
             rows = await store.list_log(tx, target, limit)
         return tuple(PolicyChange(policy=_policy(row), former=former) for row, former in rows)
 
-    async def counts(self) -> list[CountRow]:
+    async def counts(self) -> Sequence[CountRow]:
         """What the rules in force have refused."""
         async with self._database.read() as tx:
             return await store.list_counts(tx)
@@ -143,7 +143,7 @@ class PolicyService:
         sandbox = merge(await self._stack(question.draft, question.node))
         return tuple(rules.replayed(sandbox, refusal) for refusal in question.refusals)
 
-    async def _stack(self, draft: PolicyDraft | None, node: str) -> list[Layer]:
+    async def _stack(self, draft: PolicyDraft | None, node: str) -> Sequence[Layer]:
         """The layers in force on *node*, the draft in place of its own."""
         layer = None if draft is None else self._parse(draft)
         async with self._database.read() as tx:

@@ -44,12 +44,8 @@ class KernelService:
         """What its policy refused, each once, oldest first; nothing before it was placed."""
         if row.held_by is None:
             return []
-        found: list[Refusal] = []
         async with self.open(row, ReadRefusals(kernel=row.kernel)) as stream:
-            async for item in stream:
-                if isinstance(item, Refusal):
-                    found.append(item)
-        return found
+            return [item async for item in stream if isinstance(item, Refusal)]
 
 
 def kernel_of(row: SessionRow) -> KernelId:
