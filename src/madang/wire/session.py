@@ -29,8 +29,6 @@ class Result(StrEnum):
     SUCCESS = "success"
     FAILURE = "failure"
     CANCELLED = "cancelled"
-    GUARD = "guard"
-    """What keeps its sandbox policy was lost, so it was stopped."""
     LOST = "lost"
 
 
@@ -205,6 +203,8 @@ class Session:
     enforced: dict[str, str]
     """Limit → how it is held: ``cgroup``, ``quota``, ``watch``, ``none``."""
     warnings: tuple[str, ...]
+    refusals: int = 0
+    """How often its sandbox policy has refused something while it ran."""
     usage: Usage | None
     log_end: int | None
     """Offset after the last output, if known."""

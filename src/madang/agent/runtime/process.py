@@ -24,12 +24,14 @@ from madang.kit.clock import Clock, SystemClock
 from madang.kit.codec import to_builtins
 from madang.wire.errors import Conflict, NotFound, PolicyUnkept, RuntimeFailed, SessionNotRunning
 from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
 ENFORCED: Final = {
     "cpu": "none", "mem": "none", "pids": "none", "disk": "none",
     "time": "keeper", "network": "none", "uid": "shared", "seccomp": "none",
 }  # fmt: skip
+_NOTHING_KEPT: Final = "this runtime isolates nothing and keeps no sandbox policy; use `native`."
 _HELPER: Final = (sys.executable, "-P", "-m", "madang.agent.launcher.bare")
 
 
@@ -81,8 +83,7 @@ class ProcessRuntime:
 
     async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
         if spec.sandbox:
-            text = "this runtime isolates nothing and keeps no sandbox policy; use `native`."
-            raise PolicyUnkept(text)
+            raise PolicyUnkept(_NOTHING_KEPT)
         folder = self.kernel_dir(kernel)
         for name in ("io", "service", *(f"scratch/{name}" for name in scratch.FOLDERS)):
             os.makedirs(f"{folder}/{name}", exist_ok=True)
@@ -135,6 +136,13 @@ class ProcessRuntime:
             raise Conflict(f"{kernel} does not run.")
         with open(self._mark(kernel), "wb"):
             self._signal(kernel, signal.SIGSTOP)
+
+    async def guard(self, kernel: KernelId, sandbox: Sandbox) -> tuple[str, ...]:
+        if self._get(kernel).keeper_fd < 0:
+            raise Conflict(f"{kernel} does not run.")
+        if sandbox.live:
+            raise PolicyUnkept(_NOTHING_KEPT)
+        return ()
 
     async def thaw(self, kernel: KernelId) -> None:
         self._signal(kernel, signal.SIGCONT)
