@@ -16,6 +16,7 @@ from typing import Final
 import machine
 import madang
 import rows
+from policy_import import policy_import
 from rows import Bench, Row
 from soak import soak
 
@@ -32,6 +33,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "submit_rate": rows.submit_rate,
     "restart": rows.restart,
     "blas_truth": rows.blas_truth,
+    "policy_import": policy_import,
     "soak": soak,
 }
 TOGETHER: Final = {
