@@ -32,9 +32,9 @@ GROUPS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 """What ``of`` stands for."""
 UNCOUNTED: Final = frozenset(
-    "brk close close_range epoll_wait epoll_pwait exit exit_group futex madvise mmap mprotect mremap "
-    "munmap prctl read recvmsg restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn seccomp "
-    "sendmsg write".split()
+    "brk close close_range epoll_wait epoll_pwait exit exit_group futex madvise mmap mprotect "
+    "mremap munmap prctl read recvmsg restart_syscall rt_sigaction rt_sigprocmask rt_sigreturn "
+    "seccomp sendmsg write".split()
 )
 """Calls that a session's own first process makes while nobody can answer yet."""
 ANSWERED: Final[Mapping[str, tuple[str, ...]]] = {

@@ -31,8 +31,6 @@ class Result(StrEnum):
     CANCELLED = "cancelled"
     GUARD = "guard"
     """What keeps its sandbox policy was lost, so it was stopped."""
-    GUARD = "guard"
-    """What keeps its sandbox policy was lost, so it was stopped."""
     LOST = "lost"
 
 
@@ -53,6 +51,8 @@ class Reason(StrEnum):
     """The time limit ran out."""
     USER = "user"
     """Somebody stopped it."""
+    GUARD = "guard"
+    """What keeps its sandbox policy was lost, so it was stopped."""
     LOST = "lost"
     """Its machine or its keeper went away; nobody saw how it ended."""
     START_FAILED = "start_failed"

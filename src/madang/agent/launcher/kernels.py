@@ -195,7 +195,7 @@ class Kernels:
             self._queue(kernel, answer, partial(self._start, kernel, spec))
 
     def guard(self, kernel_id: KernelId, sandbox: Sandbox, answer: Answer) -> None:
-        """Other live rules for a session that runs; ``later``: those that it can't have any more."""
+        """Other live rules for a session that runs; ``later``: those that it can't have."""
         if kernel := self._find(kernel_id, answer):
             self._queue(kernel, answer, partial(self._renew_rules, kernel, sandbox))
 
