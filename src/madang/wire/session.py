@@ -29,8 +29,6 @@ class Result(StrEnum):
     SUCCESS = "success"
     FAILURE = "failure"
     CANCELLED = "cancelled"
-    GUARD = "guard"
-    """What keeps its sandbox policy was lost, so it was stopped."""
     LOST = "lost"
 
 
