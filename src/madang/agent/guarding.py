@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from madang.agent.names import Names
 from madang.agent.runtime.contract import Runtime
 from madang.wire.errors import Conflict, LauncherUnavailable, PlatformError, RuntimeFailed
 from madang.wire.kernel import Assignment, Guarded, KernelReport
@@ -38,12 +39,14 @@ class Guarding:
         """Whether the runtime has yet to be told."""
         return wanted is not None and (self._renew or wanted.live != report.guarded.live)
 
-    async def tell(self, runtime: Runtime, wanted: Assignment, former: Guarded) -> Guarded:
+    async def tell(
+        self, runtime: Runtime, names: Names, wanted: Assignment, former: Guarded
+    ) -> Guarded:
         """Give the runtime the rules. Raises what is to be tried again; Conflict: it has ended."""
-        label = wanted.spec.sandbox.label
         self._renew = False
+        sandbox = (await names.filled(wanted.spec)).sandbox
         try:
-            later = await runtime.guard(wanted.kernel, wanted.spec.sandbox)
+            later = await runtime.guard(wanted.kernel, sandbox)
         except (Conflict, LauncherUnavailable):
             raise
         except PlatformError as exc:
@@ -52,6 +55,6 @@ class Guarding:
                 raise
             guarded = replace(former, live=wanted.live, error=exc.text)
         else:
-            guarded = Guarded(live=wanted.live, label=label, later=later)
+            guarded = Guarded(live=wanted.live, label=sandbox.label, later=later)
         self._tries = 0
         return guarded

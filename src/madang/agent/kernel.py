@@ -17,6 +17,7 @@ from madang.agent.guarding import UNKNOWN, Guarding
 from madang.agent.journal import Journal, Record
 from madang.agent.keepers import Keepers
 from madang.agent.logs import LOG, end_offset
+from madang.agent.names import Names
 from madang.agent.reconcile import Actual, Phase, Step, plan
 from madang.agent.refusals import count_by_place, read_refusals
 from madang.agent.runtime.contract import Found, Prepared, Runtime, Started
@@ -65,6 +66,7 @@ class Surroundings:
     blobs: BlobSource
     clock: Clock
     keepers: Keepers
+    names: Names
     hook: BuildHook | None
     tasks: TaskSet
     confirmed: Callable[[], bool]
@@ -332,12 +334,13 @@ class Kernel:
             self._check()
             self._reached = True
             prepared = await self._make_ready(timings)
+            asked = self.assignment
+            spec = await self._around.names.filled(asked.spec)
             if self._next() is not Step.START:
                 return
             first, self._was_asked = not self._was_asked, True
-            asked = self.assignment
             async with _timed(self._clock, timings, "sandbox"):
-                started = await self._around.runtime.start(self.id, asked.spec)
+                started = await self._around.runtime.start(self.id, spec)
             guarded = Guarded(live=asked.live) if first else UNKNOWN
             self._report = replace(self._report, guarded=guarded)
         except LauncherUnavailable as exc:
@@ -382,7 +385,7 @@ class Kernel:
         assert self.assignment is not None
         spec, around = self.assignment.spec, self._around
         async with _timed(self._clock, timings, "prepare"):
-            prepared = await around.runtime.prepare(self.id, spec)
+            prepared = await around.runtime.prepare(self.id, await around.names.filled(spec))
         if spec.workspace is not None and not self._was_asked:
             async with _timed(self._clock, timings, "workspace"):
                 await self._while_wanted(self._put_workspace(spec.workspace))
@@ -460,8 +463,9 @@ class Kernel:
     async def _guard(self) -> None:
         assert self.assignment is not None
         try:
+            around = self._around
             guarded = await self._guarding.tell(
-                self._around.runtime, self.assignment, self._report.guarded
+                around.runtime, around.names, self.assignment, self._report.guarded
             )
         except Conflict:  # it has ended: its watch tells
             await self._clock.wait(self.changed.next(), _PAUSE_S)

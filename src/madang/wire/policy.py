@@ -44,6 +44,10 @@ MAX_PATTERNS: Final = 128
 """Files, folders or addresses named by one rule."""
 MAX_PATTERN: Final = 512
 """Characters of one."""
+MAX_NAMES: Final = 256
+"""Of machines, in all rules together."""
+MAX_ADDRESSES: Final = 64
+"""Of one name that count."""
 MAX_WORDS: Final = 200
 """Characters of ``why`` and ``name``."""
 MAX_ERRNO: Final = 133
@@ -203,9 +207,18 @@ class NetRule(Placed):
 
     act: Act
     targets: tuple[str, ...]
-    """``10.0.0.0/8:5432``, ``[fd00::]/8``, ``db.example.org:443``, ``0.0.0.0/0:8000-8999``."""
+    """``10.0.0.0/8:5432``, ``[fd00::]/8``, ``0.0.0.0/0:8000-8999``, ``*:25`` (both versions), or a
+    name: ``db.example.org:443``, which stands for what ``Sandbox.names`` say."""
     others: bool = False
     """It refuses all addresses but those."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a name in the rules stands for now; no addresses: nothing."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +291,8 @@ class Sandbox:
     nets: tuple[NetRule, ...] = ()
     counts: tuple[CountRule, ...] = ()
     answers: tuple[AnswerRule, ...] = ()
+    names: tuple[Resolved, ...] = ()
+    """Of what ``nets`` name; the agent looks them up and keeps them fresh."""
     widen: tuple[str, ...] = ()
     """Rules of the base that don't count."""
     label: str = ""

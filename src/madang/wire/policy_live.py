@@ -10,6 +10,7 @@ from typing import Final
 
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
+    MAX_ADDRESSES,
     MAX_CALLS,
     MAX_PATTERN,
     MAX_PATTERNS,
@@ -20,6 +21,7 @@ from madang.wire.policy import (
     FileRule,
     LiveRule,
     NetRule,
+    Resolved,
     WriteRule,
 )
 from madang.wire.policy_base import known_calls, near_call
@@ -74,9 +76,9 @@ _NUMBERS: Final = re.compile(r"[0-9.]+", re.ASCII)
 
 
 class Target:
-    """A target of a NetRule, taken apart: a network or a name, and ports."""
+    """A target of a NetRule, taken apart: a network, a name or ``*``, and ports."""
 
-    __slots__ = ("high", "low", "name", "network")
+    __slots__ = ("every", "high", "low", "name", "network")
 
     def __init__(self, text: str) -> None:
         """Raises PolicyInvalid."""
@@ -88,6 +90,10 @@ class Target:
         self.network: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
         host = found["six"] or found["bare"] or found["host"]
         bits = found["six_bits"] or found["bare_bits"] or found["bits"]
+        self.every = host == "*" and not bits
+        """Whether it is all addresses, of both versions."""
+        if self.every:
+            return
         if found["host"] and not _NUMBERS.fullmatch(host):
             if not _NAME.fullmatch(host) or bits:
                 raise PolicyInvalid(f"{host[:60]!r} is no address and no name")
@@ -107,6 +113,26 @@ def _ports(text: str, low: str | None, high: str | None) -> tuple[int, int]:
     if not first <= last <= _PORT:
         raise PolicyInvalid(f"{text[:60]!r}: ports are 0 to {_PORT}, the lower one first")
     return first, last
+
+
+def check_resolved(found: Resolved) -> None:
+    """Raises PolicyInvalid."""
+    target = Target(found.name)
+    if target.name != found.name or len(found.addresses) > MAX_ADDRESSES:
+        raise PolicyInvalid(
+            f"{found.name[:60]!r} is no name with at most {MAX_ADDRESSES} addresses"
+        )
+    for address in found.addresses:
+        try:
+            ipaddress.ip_network(f"{address}/{128 if ':' in address else 32}")
+        except ValueError as exc:
+            raise PolicyInvalid(f"{address[:60]!r} is no address of {found.name}") from exc
+
+
+def names_in(rules: Iterable[NetRule]) -> set[str]:
+    """That are to be resolved."""
+    targets = (target for rule in rules for target in map(Target, rule.targets))
+    return {target.name for target in targets if target.name}
 
 
 def check_pattern(pattern: str) -> str:

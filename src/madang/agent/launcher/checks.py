@@ -25,6 +25,7 @@ from madang.wire.policy import (
     FileRule,
     Look,
     NetRule,
+    Resolved,
     Rule,
     Sandbox,
     When,
@@ -154,6 +155,7 @@ def sandbox(value: object) -> Sandbox:
         nets=_all(fields, "nets", _net_rule),
         counts=_all(fields, "counts", _count_rule),
         answers=_all(fields, "answers", _answer_rule),
+        names=_all(fields, "names", _resolved),
         widen=fields.texts("widen"),
         label=fields.text("label", policy.MAX_WORDS, ""),
         broken=fields.text("broken", policy.MAX_WORDS, ""),
@@ -232,6 +234,12 @@ def _net_rule(value: object) -> NetRule:
     return _live(fields, rule)
 
 
+def _resolved(value: object) -> Resolved:
+    fields = _Fields("name", value)
+    found = Resolved(name=fields.text("name", 253, ""), addresses=fields.texts("addresses"))
+    return _live(fields, found)
+
+
 def _count_rule(value: object) -> CountRule:
     fields = _Fields("count rule", value)
     per_s = fields.take("per_s", None)
@@ -261,13 +269,16 @@ def _answer_rule(value: object) -> AnswerRule:
     return _live(fields, rule)
 
 
-_L = TypeVar("_L", FileRule, WriteRule, NetRule, CountRule, AnswerRule)
+_L = TypeVar("_L", FileRule, WriteRule, NetRule, CountRule, AnswerRule, Resolved)
 
 
 def _live(fields: _Fields, rule: _L) -> _L:
     fields.end()
     try:
-        policy_live.check_live(rule)
+        if isinstance(rule, Resolved):
+            policy_live.check_resolved(rule)
+        else:
+            policy_live.check_live(rule)
     except PolicyInvalid as exc:
         raise InvalidRequest(f"{fields.name}: {exc.text}") from exc
     return rule

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, cast
 
-from madang.agent.launcher import fanotify, landlock, notify, seccomp
+from madang.agent.launcher import addresses, fanotify, fence, landlock, notify, seccomp
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
 from madang.wire.policy import (
     NO_SANDBOX,
@@ -68,7 +68,7 @@ class Filters:
         _check_numbers(kept)
         static = replace(kept, rules=(*kept.rules, *implied(kept)))
         program = b64encode(seccomp.program(sandbox=static)).decode()
-        return Filter(program, deadly(kept), (*warnings, *more), kept)
+        return Filter(program, deadly(kept), (*warnings, *more, *addresses.unresolved(kept)), kept)
 
     def _kept(self, sandbox: Sandbox) -> tuple[Sandbox, list[str]]:
         """(what can be kept here, what can't, in words). Raises PolicyUnkept."""
@@ -101,7 +101,7 @@ _ABILITIES: Final[tuple[tuple[str, Callable[[], bool], str], ...]] = (
     ("writes", _has_landlock, "rules about changing files take Landlock, of Linux 6.2 or newer"),
     ("counts", cache(notify.possible), "the kernel hands no calls over"),
     ("answers", cache(notify.possible), "the kernel hands no calls over"),
-    ("nets", lambda: False, "addresses can't be judged here"),
+    ("nets", cache(fence.possible), fence.TAKES),
 )
 """Fields of a Sandbox, what they take, and what to say where that is not there."""
 
@@ -110,6 +110,9 @@ def _check_numbers(sandbox: Sandbox) -> None:
     if len(sandbox.writes) > landlock.MAX_DOMAINS:
         text = f"the sandbox policy has more than {landlock.MAX_DOMAINS} [[write]] rules"
         raise PolicyInvalid(f"{text}, which is what the kernel takes. Put them together.")
+    if sum(len(rule.targets) for rule in sandbox.nets) > addresses.MAX_TARGETS:
+        text = f"the sandbox policy names more than {addresses.MAX_TARGETS} addresses"
+        raise PolicyInvalid(f"{text}. Name networks.")
     if len(sandbox.handed_over) > notify.MAX_CALLS:
         text = f"the sandbox policy counts more than {notify.MAX_CALLS} different calls"
         raise PolicyInvalid(f"{text}. Count fewer.")

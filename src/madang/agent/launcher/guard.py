@@ -39,6 +39,7 @@ from typing import Any, Final, NoReturn
 
 from madang.agent.launcher import channel, checks, fanotify, processes, syscalls
 from madang.agent.launcher.cgroups import Group
+from madang.agent.launcher.fence import Fence
 from madang.agent.launcher.guard_calls import Calls, Truth
 from madang.agent.launcher.guard_files import Files
 from madang.agent.launcher.notify import Listener
@@ -117,6 +118,9 @@ class _Guard:
         self._sandbox = NO_SANDBOX
         self._files: Files | None = None
         self._calls: Calls | None = None
+        self._fence: Fence | None = None
+        self._fence_rests = False
+        """It has told much, and is heard again when that was passed on."""
         self._handed_over: frozenset[str] = frozenset()
         self._over = False
         self._init_fd = _open(post.init)
@@ -205,6 +209,11 @@ class _Guard:
             raise PolicyUnkept("rules about files can't be kept here: fanotify takes root.")
         if self._calls is not None:
             self._calls.replace(sandbox.counts, sandbox.answers)
+        if self._fence is not None:
+            self._fence.replace(sandbox.nets, sandbox.names)
+        elif sandbox.nets:
+            self._fence = Fence.attach(self._post.group, sandbox.nets, sandbox.names)
+            self._watch(self._fence, self._hear_fence)
         self._sandbox = sandbox
 
     def _later(self, sandbox: Sandbox) -> list[str]:
@@ -219,6 +228,20 @@ class _Guard:
     def _answer_call(self) -> None:
         assert self._calls is not None
         self._calls.ready()
+
+    def _hear_fence(self) -> None:
+        """Not again at once: a session could be refused as fast as we read."""
+        assert self._fence is not None
+        if self._read_fence() and not self._fence_rests:
+            self._selector.unregister(self._fence)
+            self._fence_rests = True
+
+    def _read_fence(self) -> bool:
+        """Whether there was something."""
+        found = self._fence.read() if self._fence is not None else []
+        for met in found:
+            self._refusals.add(met.rule, met.what, met.object, met.pid, met.times)
+        return bool(found)
 
     # -- the keeper --------------------------------------------------------------------------
 
@@ -246,6 +269,7 @@ class _Guard:
 
     def _finish(self) -> None:
         """Nobody asks any more; tell what is left."""
+        self._read_fence()
         self._keeper.settimeout(_FINISH_S)
         with contextlib.suppress(TimeoutError):
             while news := self._refusals.take(at_once=True):
@@ -257,6 +281,9 @@ class _Guard:
         news = self._refusals.take()
         if news and not self._tell({"refused": news}):
             self._refusals.put_back(news)
+        if news and self._fence is not None and self._fence_rests:
+            self._watch(self._fence, self._hear_fence)
+            self._fence_rests = False
 
     # -- the launcher ------------------------------------------------------------------------
 
