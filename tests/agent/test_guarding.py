@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from madang.agent.refusals import REFUSALS, count_by_place, read_refusals
+from madang.agent.refusals import REFUSALS, Counting, Reading, read_refusals
 from madang.agent.settings import AgentSettings
 from madang.kit.clock import SystemClock
 from madang.kit.codec import to_json
@@ -171,7 +171,25 @@ def test_the_newest_number_counts_and_a_torn_line_does_not(tmp_path: Path) -> No
     found = read_refusals(str(tmp_path))
 
     assert [(each.object, each.count) for each in found] == [("/a", 7), ("/b", 1)]
-    assert count_by_place(found) == {"site line 3": 7, "site line 4": 1}
+    assert Counting(str(tmp_path)).now() == {"site line 3": 7, "site line 4": 1}
+
+
+def test_a_file_that_grows_or_is_written_anew_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / REFUSALS
+    reading, counting = Reading(str(tmp_path)), Counting(str(tmp_path))
+    for written, news, total in (
+        ([refusal("/a")], ["/a"], 1),
+        ([refusal("/a"), refusal("/a", count=4)], ["/a"], 4),
+    ):
+        path.write_bytes(b"".join(to_json(each) + b"\n" for each in written))
+        assert [each.object for each in reading.news()] == news
+        assert counting.now() == {"site line 3": total}
+    assert reading.news() == []
+    new = tmp_path / "new"
+    new.write_bytes(b"".join(to_json(refusal(f"/{n}")) + b"\n" for n in range(5)))
+    new.rename(path)
+    assert len(reading.news()) == 5
+    assert counting.now() == {"site line 3": 9}
 
 
 def test_where_nothing_was_refused_there_is_no_file(tmp_path: Path) -> None:
