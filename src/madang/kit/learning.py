@@ -144,7 +144,7 @@ def _targets(objects: Collection[str]) -> list[str]:
     ports: dict[str, set[str]] = {}
     for each in objects:
         host, _, port = each.rpartition(":")
-        ports.setdefault(host, set()).add(port)
+        ports.setdefault(_plain(host), set()).add(port)
     for width in (None, _NETWORK, {4: 0, 6: 0}):
         grouped: dict[str, set[str]] = {}
         for host, of_host in ports.items():
@@ -159,6 +159,16 @@ def _targets(objects: Collection[str]) -> list[str]:
         if len(found) <= MAX_PATTERNS:
             return sorted(found)
     return ["0.0.0.0/0", "[::]/0"]
+
+
+def _plain(host: str) -> str:
+    """An IPv4 address that came as an IPv6 one, as what it is judged as."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return host if mapped is None else str(mapped)
 
 
 def _network(host: str, width: dict[int, int]) -> str:
