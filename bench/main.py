@@ -32,6 +32,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "submit_rate": rows.submit_rate,
     "restart": rows.restart,
     "blas_truth": rows.blas_truth,
+    "policy_connect": rows.policy_connect,
     "soak": soak,
 }
 TOGETHER: Final = {
