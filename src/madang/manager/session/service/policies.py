@@ -8,7 +8,7 @@ the change waits for these reports, a little. What is told late is told all the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -199,13 +199,31 @@ class SessionPolicies:
         return changed, recorded
 
     async def _effect_on(self, row: SessionRow, places: Sequence[str]) -> PolicyEffect:
+        report = self._agents.live.get(row.id)
+        before = {} if report is None else {row.id: report.guarded}
         self._feed.wake()
         if row.held_by is None or row.status != S.RUNNING:
             return PolicyEffect(running=0, changed=0)
+        self._fleet.wake(row.held_by)
         async with self._database.read() as tx:
             sandboxes = await self._policies.sandboxes(tx, row.held_by)
-        self._fleet.wake(row.held_by)
-        return await self._outcome(1, [*self._concerned([row], sandboxes)], places)
+        return await self._outcome(1, _concerned([row], before, sandboxes), places)
+
+
+def _concerned(
+    rows: Iterable[SessionRow], before: Mapping[str, Guarded], sandboxes: Sandboxes
+) -> list[_Concerned]:
+    """Those that had other live rules *before*, or could not have these."""
+    known: dict[str, str] = {}
+    found = []
+    for row in rows:
+        own = _own(row)
+        if own not in known:
+            known[own] = sandboxes.live_of(own)
+        guarded = before.get(row.id)
+        if guarded is None or guarded.error or guarded.live != known[own]:
+            found.append(_Concerned(row, known[own]))
+    return found
 
 
 def _own(row: SessionRow) -> str:
