@@ -82,31 +82,21 @@ class SessionPolicies:
         return [each.name for each in await ledger.list_nodes(tx)]
 
     async def effect(self, node: str | None, later: Sequence[str]) -> PolicyEffect:
-        rows: list[SessionRow] = []
+        before = {session: report.guarded for session, report in self._agents.live.items()}
+        self._feed.wake()
+        for name in self._fleet.online() if node is None else (node,):
+            self._fleet.wake(name)
+        count = 0
         concerned: list[_Concerned] = []
         async with self._database.read() as tx:
-            names = await self._nodes(tx, node)
-            for name in names:
+            for name in await self._nodes(tx, node):
                 held = await store.list_placed_on(tx, name)
                 running = [row for row in held if row.status == S.RUNNING]
-                rows += running
-                sandboxes = await self._policies.sandboxes(tx, name) if running else None
-                if sandboxes is not None:
-                    concerned += self._concerned(running, sandboxes)
-        self._feed.wake()
-        for name in names:
-            self._fleet.wake(name)
-        return await self._outcome(len(rows), concerned, later if rows else ())
-
-    def _concerned(self, rows: Iterable[SessionRow], sandboxes: Sandboxes) -> Iterable[_Concerned]:
-        known: dict[str, str] = {}
-        for row in rows:
-            own = from_json(SessionSpec, row.spec).policy
-            if own not in known:
-                known[own] = sandboxes.live_of(own)
-            guarded = self._guarded(row)
-            if guarded is None or guarded.error or guarded.live != known[own]:
-                yield _Concerned(row, known[own])
+                count += len(running)
+                if running:
+                    sandboxes = await self._policies.sandboxes(tx, name)
+                    concerned += _concerned(running, before, sandboxes)
+        return await self._outcome(count, concerned, later if count else ())
 
     def _guarded(self, row: SessionRow) -> Guarded | None:
         """What its machine said last; None: nothing yet."""
