@@ -1,7 +1,7 @@
 """The keeper's part in keeping a policy: it holds what must not be closed, and sees a guard's end.
 
-Messages of the guard: ``set`` (with descriptors to hold), ``failed``, ``pong``, ``refused`` and,
-the last one, ``finished``.
+Messages of the guard: ``set`` (with descriptors to hold), ``failed``, ``dismissed``, ``pong``,
+``refused`` and, the last one, ``finished``.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Ward:
         self._ask_at = clock() + _ASK_S
         self._unanswered_since: float | None = None
         self._finished = False
+        self.dismissed = False
+        """It came late and could not keep the rules: the session goes on as it was."""
         self.lost = False
 
     def fileno(self) -> int:
@@ -83,6 +85,9 @@ class Ward:
                 self._begin()
             elif "failed" in message:
                 self._fail(str(message["failed"])[:1000])
+            elif "dismissed" in message:
+                self.dismissed = True
+                return
             elif "finished" in message:
                 self._finished = True
             elif "refused" in message:
@@ -110,6 +115,9 @@ class Ward:
         elif now - self._unanswered_since >= SILENCE_S:
             self.lost = True
         self._send({"ping": True})
+
+    def close(self) -> None:
+        self._link.close()
 
     def wait_s(self) -> float:
         return max(0.0, self._ask_at - self._clock())
