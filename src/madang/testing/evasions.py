@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import socket
+import stat
 import struct
 import sys
 import threading
@@ -22,6 +23,9 @@ from typing import Self
 
 PORT, OTHER, UNBOUND = 47_771, 47_772, 47_773
 """Refused; allowed; not to be bound."""
+CALLS = 5
+CLOSED = "/work/secret"
+"""The test puts it there."""
 POLICY = f"""
 version = 1
 
@@ -30,6 +34,20 @@ deny = ["127.0.0.0/8:{PORT}", "[::1]:{PORT}"]
 
 [[bind]]
 deny = ["127.0.0.1:{UNBOUND}"]
+
+[[files]]
+deny = ["/work/secret", "/usr/bin/env"]
+
+[[files]]
+access = ["execute"]
+only = ["/usr/**"]
+
+[[write]]
+only = ["/outputs", "/tmp"]
+
+[[count]]
+calls = ["getpriority"]
+limit = {CALLS}
 """
 
 Evasion = Callable[[], str | None]
@@ -250,6 +268,207 @@ def bind_by_another_name() -> str | None:
                 sock.bind((name, UNBOUND))
                 return f"bound to {name}"
     return None
+
+
+def reads(*paths: str) -> str | None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDONLY)
+            found = os.read(fd, 100)
+            os.close(fd)
+            return f"{path}: {found!r}"
+    return None
+
+
+@evasion
+def open_by_another_path() -> str | None:
+    """A file that a rule closes, by a path that the rule does not have."""
+    os.symlink(CLOSED, "/tmp/link")
+    folder = os.open("/work", os.O_PATH)
+    itself = os.open(CLOSED, os.O_PATH)
+    return reads(
+        CLOSED, "/tmp/link", "/work/../work/./secret", "/proc/self/root/work/secret",
+        "/proc/self/cwd/secret", f"/proc/self/fd/{folder}/secret", f"/proc/self/fd/{itself}",
+        f"/proc/self/task/{os.getpid()}/fd/{itself}", f"/dev/fd/{itself}",
+    )  # fmt: skip
+
+
+@evasion
+def open_under_another_name() -> str | None:
+    """The file moved, or linked, to where no rule looks."""
+    for other in ("/work/other", "/tmp/other", "/outputs/other"):
+        with contextlib.suppress(OSError):
+            os.link(CLOSED, other)
+        with contextlib.suppress(OSError):
+            os.rename(CLOSED, other)
+        if gained := reads(other):
+            os.rename(other, CLOSED)
+            return gained
+    return None
+
+
+@evasion
+def flip_a_path_while_it_is_judged() -> str | None:
+    """A check of one file, the use of another: a second thread changes what the path leads to."""
+    open("/tmp/fine", "w").close()
+    running = True
+
+    def flip() -> None:
+        number = 0
+        while running:
+            for target in ("/tmp/fine", CLOSED):
+                number += 1
+                os.symlink(target, f"/tmp/new{number}")
+                os.rename(f"/tmp/new{number}", "/tmp/flipping")
+
+    thread = threading.Thread(target=flip)
+    sys.setswitchinterval(1e-5)
+    thread.start()
+    try:
+        for _ in range(FLIPS // 4):
+            if (gained := reads("/tmp/flipping")) and not gained.endswith("b''"):
+                return gained
+    finally:
+        running = False
+        thread.join()
+    return None
+
+
+@evasion
+def change_files_elsewhere() -> str | None:
+    """What the session was to leave as it is, replaced, cut short, or added to."""
+    folder = os.open("/work", os.O_PATH)
+    made = os.open("/tmp/mine", os.O_CREAT | os.O_WRONLY)
+    ways: dict[str, Callable[[], object]] = {
+        "make": lambda: os.open("/work/x", os.O_CREAT | os.O_WRONLY),
+        "make by a descriptor": lambda: os.open("x", os.O_CREAT | os.O_WRONLY, dir_fd=folder),
+        "make a folder": lambda: os.mkdir("/home/user/x"),
+        "make a link": lambda: os.symlink("x", "/work/x"),
+        "make a FIFO": lambda: os.mkfifo("/var/tmp/x"),
+        "make without a name": lambda: os.open("/work", os.O_TMPFILE | os.O_WRONLY),
+        "cut short": lambda: os.truncate("/work/evasions.py", os.stat("/work/evasions.py").st_size),
+        "append": lambda: os.open("/work/evasions.py", os.O_WRONLY | os.O_APPEND),
+        "link in": lambda: os.link(f"/proc/self/fd/{made}", "/work/x", follow_symlinks=True),
+    }
+    for name, way in ways.items():
+        with contextlib.suppress(OSError):
+            way()
+            for path in ("/work/x", "/home/user/x", "/var/tmp/x"):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path) if os.path.isdir(path) else os.unlink(path)
+            return name
+    return None
+
+
+def runs(*argv: str, program: str | int | None = None) -> bool:
+    """Whether it can be executed at all."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(writer, 1)
+        with contextlib.suppress(OSError):
+            os.execve(program if program is not None else argv[0], argv, {})
+        os._exit(127)
+    os.close(writer)
+    _, state = os.waitpid(pid, 0)
+    said = os.read(reader, 100)
+    os.close(reader)
+    return state == 0 or bool(said)
+
+
+def program_text() -> bytes:
+    with open("/usr/bin/true", "rb") as file:
+        return file.read()
+
+
+@evasion
+def execute_a_copy() -> str | None:
+    """Programs of one's own, where only the machine's are to run."""
+    with open("/tmp/copy", "wb") as file:
+        file.write(program_text())
+    os.chmod("/tmp/copy", stat.S_IRWXU)
+    if runs("/tmp/copy"):
+        return "a copy ran"
+    fd = os.open("/tmp/copy", os.O_PATH)
+    return "a copy ran by its descriptor" if runs("copy", program=f"/proc/self/fd/{fd}") else None
+
+
+@evasion
+def execute_a_script() -> str | None:
+    """The same by a file that names its interpreter."""
+    with open("/tmp/script", "w") as file:
+        file.write("#!/usr/bin/python3\n")
+    os.chmod("/tmp/script", stat.S_IRWXU)
+    return "a script ran" if runs("/tmp/script") else None
+
+
+@evasion
+def execute_from_memory() -> str | None:
+    """The same by a file that lies on no file system."""
+    fd = os.memfd_create("copy", 0)
+    os.write(fd, program_text())
+    return "it ran" if runs("copy", program=fd) else None
+
+
+@evasion
+def execute_by_the_loader() -> str | None:
+    """A program that is closed, by the loader, which only reads it."""
+    for loader in ("/lib64/ld-linux-x86-64.so.2", "/lib/ld-linux-aarch64.so.1"):
+        if os.path.exists(loader) and runs(loader, "/usr/bin/env"):
+            return loader
+    return None
+
+
+@evasion
+def call_more_often_than_counted() -> str | None:
+    """More calls than a rule lets pass, by many threads at once."""
+    number = {"x86_64": 140, "aarch64": 141}[os.uname().machine]
+    passed: list[int] = []
+
+    def ask() -> None:
+        passed.append(sum(LIBC.syscall(number, 0, 0) >= 0 for _ in range(20)))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return f"{sum(passed)} calls" if sum(passed) > CALLS else None
+
+
+@evasion
+def answer_in_the_guard_s_place() -> str | None:
+    """Calls that the guard is asked about, let go by the program itself."""
+    number = {"x86_64": 317, "aarch64": 277}[os.uname().machine]
+    allow = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0x7FFF0000))
+    program = ctypes.create_string_buffer(struct.pack("=HxxxxxxQ", 1, ctypes.addressof(allow)))
+    LIBC.prctl(38, 1, 0, 0, 0)
+    listener = LIBC.syscall(number, 1, 1 << 3, program)
+    return f"a listener: {listener}" if listener >= 0 else None
+
+
+@evasion
+def hold_the_guard_up() -> str | None:
+    """A guard that waits for a FIFO's other end, or is tired out, and then lets pass."""
+    os.mkfifo("/tmp/fifo")
+    children = []
+    for kind in range(4):
+        pid = os.fork()
+        if pid == 0:
+            signal.alarm(2)
+            while True:
+                with contextlib.suppress(OSError):
+                    os.close(os.open("/tmp/fifo" if kind == 0 else CLOSED, os.O_RDONLY))
+        children.append(pid)
+    gained = None
+    for _ in range(200):
+        began = time.monotonic()
+        gained = gained or reads(CLOSED, "/tmp/link")
+        if time.monotonic() - began > 5:
+            gained = gained or "others wait"
+    for pid in children:
+        os.waitpid(pid, 0)
+    return gained
 
 
 def _sockaddr(port: int) -> bytes:

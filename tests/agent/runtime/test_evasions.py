@@ -53,9 +53,10 @@ async def _tried(launcher: Launcher) -> Tried:
 async def _try(found: Sessions, sandbox: Sandbox) -> dict[str, str | None]:
     asked = spec(*RUN, sandbox=sandbox, pids=64)
     kernel = await found.prepare(asked)
-    await files.write_file(
-        await found.runtime.files(kernel), "evasions.py", _parts(Path(evasions.__file__))
-    )
+    server = await found.runtime.files(kernel)
+    await files.write_file(server, "evasions.py", _parts(Path(evasions.__file__)))
+    server = await found.runtime.files(kernel)
+    await files.write_file(server, "secret", _parts(Path(__file__)))
     await found.runtime.start(kernel, asked)
     done = await found.outcome(kernel)
     results: dict[str, str | None] = dict(map(json.loads, done.out.splitlines()))

@@ -43,6 +43,7 @@ from madang.agent.launcher.fence import Fence
 from madang.agent.launcher.guard_calls import Calls, Truth
 from madang.agent.launcher.guard_files import Files
 from madang.agent.launcher.notify import Listener
+from madang.agent.launcher.pace import Pace, hurry
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.refusals import Refusals
 from madang.wire.errors import PlatformError, PolicyUnkept, RuntimeFailed
@@ -100,6 +101,7 @@ def run(launcher: socket.socket) -> NoReturn:
             post = Post.from_json(channel.from_memory(fds[0]))
             os.close(fds[0])
             keeper = socket.socket(fileno=fds[1])
+            hurry()
             _Guard(post, keeper, launcher).serve()
     except BaseException as exc:
         # In a few words: a traceback would read source files.
@@ -115,6 +117,10 @@ class _Guard:
         self._launcher = launcher
         self._selector = selectors.DefaultSelector()
         self._refusals = Refusals()
+        self._pace = Pace()
+        self._listens = True
+        self._asked: dict[int, Callable[[], None]] = {}
+        """Where the session's questions come from."""
         self._sandbox = NO_SANDBOX
         self._files: Files | None = None
         self._calls: Calls | None = None
@@ -135,14 +141,38 @@ class _Guard:
             return
         self._launcher.close()
         while not self._over:
-            for key, _ in self._selector.select(self._refusals.wait_s()):
+            rest_s = self._pace.rest_s()
+            self._listen_to_the_session(rest_s == 0)
+            for key, _ in self._selector.select(self._wait_s(rest_s)):
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
             self._tell_refusals()
         self._end()
 
+    def _wait_s(self, rest_s: float) -> float | None:
+        news_s = self._refusals.wait_s()
+        if not rest_s:
+            return news_s
+        return rest_s if news_s is None else min(rest_s, news_s)
+
+    def _listen_to_the_session(self, wanted: bool) -> None:
+        """Or let it wait: orders and the keeper are heard anyway."""
+        if wanted is self._listens:
+            return
+        self._listens = wanted
+        for what, call in self._asked.items():
+            if wanted:
+                self._watch(what, call)
+            else:
+                self._selector.unregister(what)
+
     def _watch(self, what: Any, call: Callable[[], None]) -> None:
         self._selector.register(what, selectors.EVENT_READ, call)
+
+    def _hear_questions(self, fd: int, call: Callable[[], None]) -> None:
+        self._asked[fd] = call
+        if self._listens:
+            self._watch(fd, call)
 
     # -- the beginning -----------------------------------------------------------------------
 
@@ -153,6 +183,7 @@ class _Guard:
             answer: channel.Message = {"ok": self._later(self._post.sandbox)}
         except (PlatformError, OSError) as exc:
             answer = _error(exc)
+            self._tell({"dismissed": True})
         channel.send(self._launcher, answer)
         return "ok" in answer
 
@@ -175,7 +206,7 @@ class _Guard:
             )
             calls = Calls(Listener(listener), self._handed_over, truth, self._refusals.add)
             self._calls = calls
-            self._selector.register(listener, selectors.EVENT_READ, self._answer_call)
+            self._hear_questions(listener, calls.ready)
         self._put_in_force(post.sandbox)
         channel.send(self._keeper, {"set": True}, held)
 
@@ -187,7 +218,7 @@ class _Guard:
             return []
         self._files = Files(group, self._refusals.add)
         self._files.connect(proc)
-        self._watch(group, self._files.ready)
+        self._hear_questions(group.fileno(), self._files.ready)
         return [group.fileno()]
 
     # -- the rules ---------------------------------------------------------------------------
@@ -224,10 +255,6 @@ class _Guard:
 
     def _hears(self, *calls: str) -> bool:
         return self._handed_over.issuperset(calls)
-
-    def _answer_call(self) -> None:
-        assert self._calls is not None
-        self._calls.ready()
 
     def _hear_fence(self) -> None:
         """Not again at once: a session could be refused as fast as we read."""

@@ -267,7 +267,11 @@ class _Keeper:
         if ward is None:
             return
         ward.hear()
-        if ward.lost:
+        if ward.dismissed:
+            self._unregister(ward.fileno())
+            ward.close()
+            self._ward = None
+        elif ward.lost:
             self._lose_guard(ward)
 
     def _lose_guard(self, ward: Ward) -> None:

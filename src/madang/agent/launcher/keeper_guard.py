@@ -1,7 +1,7 @@
 """The keeper's part in keeping a policy: it holds what must not be closed, and sees a guard's end.
 
-Messages of the guard: ``set`` (with descriptors to hold), ``failed``, ``pong``, ``refused`` and,
-the last one, ``finished``.
+Messages of the guard: ``set`` (with descriptors to hold), ``failed``, ``dismissed``, ``pong``,
+``refused`` and, the last one, ``finished``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Ward:
         begin: Callable[[], None],
         fail: Callable[[str], None],
         news: Callable[[int], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """*folder*: where refusals are written. Called are
 
@@ -47,9 +48,12 @@ class Ward:
         self._fail = fail
         self._news = news
         self._held: list[int] = []
-        self._asked_at = time.monotonic()
-        self._heard_at = self._asked_at
+        self._clock = clock
+        self._ask_at = clock() + _ASK_S
+        self._unanswered_since: float | None = None
         self._finished = False
+        self.dismissed = False
+        """It came late and could not keep the rules: the session goes on as it was."""
         self.lost = False
 
     def fileno(self) -> int:
@@ -74,13 +78,16 @@ class Ward:
             except BlockingIOError:
                 return
             self._held += fds
-            self._heard_at = time.monotonic()
+            self._unanswered_since = None
             if message is None:
                 self.lost = True
             elif "set" in message:
                 self._begin()
             elif "failed" in message:
                 self._fail(str(message["failed"])[:1000])
+            elif "dismissed" in message:
+                self.dismissed = True
+                return
             elif "finished" in message:
                 self._finished = True
             elif "refused" in message:
@@ -99,16 +106,21 @@ class Ward:
 
     def keep_time(self) -> None:
         """Ask whether it is there."""
-        now = time.monotonic()
-        if now - self._asked_at < _ASK_S:
+        now = self._clock()
+        if now < self._ask_at:
             return
-        if self._asked_at - self._heard_at > SILENCE_S:
+        self._ask_at = now + _ASK_S
+        if self._unanswered_since is None:
+            self._unanswered_since = now
+        elif now - self._unanswered_since >= SILENCE_S:
             self.lost = True
-        self._asked_at = now
         self._send({"ping": True})
 
+    def close(self) -> None:
+        self._link.close()
+
     def wait_s(self) -> float:
-        return max(0.0, self._asked_at + _ASK_S - time.monotonic())
+        return max(0.0, self._ask_at - self._clock())
 
     def _send(self, message: channel.Message, fds: list[int] | None = None) -> None:
         try:
