@@ -16,6 +16,7 @@ from typing import Final
 import machine
 import madang
 import rows
+from policy_edit import policy_edit
 from rows import Bench, Row
 from soak import soak
 
@@ -33,6 +34,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "restart": rows.restart,
     "blas_truth": rows.blas_truth,
     "policy_connect": rows.policy_connect,
+    "policy_edit": policy_edit,
     "soak": soak,
 }
 TOGETHER: Final = {

@@ -6,11 +6,14 @@ import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from madang.agent.refusals import REFUSALS, count_by_place, read_refusals
+from madang.agent import streams
+from madang.agent.refusals import REFUSALS, Counting, Reading, read_refusals
 from madang.agent.settings import AgentSettings
+from madang.agent.watch import Watch
 from madang.kit.clock import SystemClock
 from madang.kit.codec import to_json
 from madang.testing.nodes import NodeUnderTest, node
@@ -18,6 +21,7 @@ from madang.testing.runtime import FakeMachine, FakeRuntime
 from madang.testing.simulation import NoBlobs, assignment, sandbox_of
 from madang.wire.errors import HostLacks, PlatformError, RuntimeFailed
 from madang.wire.kernel import Assignment, KernelId
+from madang.wire.link import BulkStream, StreamItem
 from madang.wire.policy import NO_SANDBOX, Refusal, Sandbox
 
 
@@ -171,8 +175,64 @@ def test_the_newest_number_counts_and_a_torn_line_does_not(tmp_path: Path) -> No
     found = read_refusals(str(tmp_path))
 
     assert [(each.object, each.count) for each in found] == [("/a", 7), ("/b", 1)]
-    assert count_by_place(found) == {"site line 3": 7, "site line 4": 1}
+    assert Counting(str(tmp_path)).now() == {"site line 3": 7, "site line 4": 1}
+
+
+def test_a_file_that_grows_or_is_written_anew_is_followed(tmp_path: Path) -> None:
+    path = tmp_path / REFUSALS
+    reading, counting = Reading(str(tmp_path)), Counting(str(tmp_path))
+    for written, news, total in (
+        ([refusal("/a")], ["/a"], 1),
+        ([refusal("/a"), refusal("/a", count=4)], ["/a"], 4),
+    ):
+        path.write_bytes(b"".join(to_json(each) + b"\n" for each in written))
+        assert [each.object for each in reading.news()] == news
+        assert counting.now() == {"site line 3": total}
+    assert reading.news() == []
+    new = tmp_path / "new"
+    new.write_bytes(b"".join(to_json(refusal(f"/{n}")) + b"\n" for n in range(5)))
+    new.rename(path)
+    assert len(reading.news()) == 5
+    assert counting.now() == {"site line 3": 9}
 
 
 def test_where_nothing_was_refused_there_is_no_file(tmp_path: Path) -> None:
     assert read_refusals(str(tmp_path)) == []
+
+
+# --- streams
+
+
+class Told:
+    """The other end of a stream that only listens."""
+
+    def __init__(self) -> None:
+        self.items: list[StreamItem] = []
+
+    async def send(self, item: StreamItem) -> None:
+        self.items.append(item)
+
+    @property
+    def things(self) -> list[str]:
+        return [item.object for item in self.items if isinstance(item, Refusal)]
+
+
+async def test_a_stream_tells_each_refusal_once_and_nothing_that_was_only_logged(
+    tmp_path: Path,
+) -> None:
+    watch = Watch(str(tmp_path), FakeRuntime(FakeMachine(SystemClock()), ""), SystemClock())
+    told, refusals = Told(), streams._Refusals(str(tmp_path), watch)
+
+    async def write(*found: Refusal) -> None:
+        with open(tmp_path / REFUSALS, "ab") as file:
+            file.writelines(to_json(each) + b"\n" for each in found)
+        watch.refusals += 1
+        assert refusals.due
+        await refusals.tell(cast(BulkStream, told))
+        assert not refusals.due
+
+    await refusals.tell(cast(BulkStream, told))
+    assert told.things == []
+    await write(refusal("/a"), replace(refusal("/quiet"), answer="log"))
+    await write(refusal("/a", count=2), refusal("/b"), refusal("/a", line=9))
+    assert told.things == ["/a", "/b", "/a"]

@@ -43,15 +43,17 @@ class Guarding:
         self, runtime: Runtime, names: Names, wanted: Assignment, former: Guarded
     ) -> Guarded:
         """Give the runtime the rules. Raises what is to be tried again; Conflict: it has ended."""
-        self._renew = False
+        renewed, self._renew = self._renew, False
         sandbox = (await names.filled(wanted.spec)).sandbox
         try:
             later = await runtime.guard(wanted.kernel, sandbox)
         except (Conflict, LauncherUnavailable):
+            self._renew |= renewed
             raise
         except PlatformError as exc:
             self._tries += 1
             if isinstance(exc, RuntimeFailed) and self._tries < _TRIES:
+                self._renew |= renewed
                 raise
             guarded = replace(former, live=wanted.live, error=exc.text)
         else:

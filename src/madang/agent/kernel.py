@@ -19,7 +19,7 @@ from madang.agent.keepers import Keepers
 from madang.agent.logs import LOG, end_offset
 from madang.agent.names import Names
 from madang.agent.reconcile import Actual, Phase, Step, plan
-from madang.agent.refusals import count_by_place, read_refusals
+from madang.agent.refusals import Counting
 from madang.agent.runtime.contract import Found, Prepared, Runtime, Started
 from madang.agent.settings import AgentSettings
 from madang.agent.watch import Watch
@@ -120,6 +120,7 @@ class Kernel:
         self._activity = freezing.Activity(self._clock.monotonic(), self._clock.monotonic())
         self._guarding: Final = Guarding()
         self._counting = False
+        self._counts: Counting | None = None
         self._tries = 0
         self._start_tries = 0
         self._worker: asyncio.Task[None] | None = None
@@ -450,8 +451,10 @@ class Kernel:
             counted = -1
             while self.watch is not None and counted < self.watch.refusals:
                 counted = self.watch.refusals
-                found = await asyncio.to_thread(read_refusals, self.folder())
-                self._report = replace(self._report, refused=count_by_place(found))
+                if self._counts is None:
+                    self._counts = Counting(self.folder())
+                refused = await asyncio.to_thread(self._counts.now)
+                self._report = replace(self._report, refused=refused)
                 self._around.touched(self, _REFUSALS_WITHIN_S)
         finally:
             self._counting = False

@@ -16,7 +16,7 @@ from madang.agent.keepers import Keepers
 from madang.agent.kernel import Kernel
 from madang.agent.logs import LOG, LogReader, find_start
 from madang.agent.reconcile import Phase
-from madang.agent.refusals import Key, key_of, read_refusals
+from madang.agent.refusals import Key, Reading, key_of, read_refusals
 from madang.agent.runtime.contract import Runtime
 from madang.agent.watch import Watch, read_ended
 from madang.kit.clock import Clock
@@ -217,7 +217,7 @@ class _Refusals:
     """Tells each refusal once, as soon as the keeper has told of it."""
 
     def __init__(self, folder: str, watch: Watch | None) -> None:
-        self._folder = folder
+        self._reading = Reading(folder)
         self._watch = watch
         self._looked = 0
         self._told: set[Key] = set()
@@ -230,7 +230,7 @@ class _Refusals:
         if self._watch is None or not self.due:
             return
         self._looked = self._watch.refusals
-        for refusal in await asyncio.to_thread(read_refusals, self._folder):
+        for refusal in await asyncio.to_thread(self._reading.news):
             if refusal.answer != Answer.LOG and key_of(refusal) not in self._told:
                 self._told.add(key_of(refusal))
                 await stream.send(refusal)

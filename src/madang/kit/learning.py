@@ -2,13 +2,15 @@
 
 A session that learns has rules that refuse everything and only write it down (``with_learning``).
 Of what they wrote, ``propose`` makes a text: files one by one, folders of which many files were
-used as a whole, addresses one by one, hosts of which many ports were used as a whole.
+used as a whole, addresses one by one, hosts of which many ports were used as a whole. Where more
+was used than could be written down (an empty object), anything is let pass.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -41,6 +43,11 @@ MANY: Final = 8
 """More files of one folder, or ports of one host, stand for all of it."""
 _OWN: Final = frozenset({"/work", "/outputs", "/tmp"})
 """Folders of the first level that may stand as a whole: the session's own."""
+_UNSAID: Final = re.compile(r"(?:\\x[0-9a-f]{2}|\*)+")
+"""What stands in a record for bytes that are no text; and the star, which patterns have no other
+word for."""
+_CUT: Final = "…"
+"""The end of a record that was too long."""
 _NETWORK: Final = {4: 24, 6: 64}
 
 
@@ -83,9 +90,11 @@ class _Folder:
     entries: dict[str, _Folder] = field(default_factory=dict)
 
 
-def _files(paths: Iterable[str]) -> list[str]:
+def _files(paths: Collection[str]) -> list[str]:
     """Patterns that cover *paths*, as few folders as a whole as can be."""
     root = _Folder()
+    if "" in paths:
+        return ["/**"]
     for path in paths:
         if path.startswith("/"):
             _put(root, path)
@@ -99,20 +108,20 @@ def _files(paths: Iterable[str]) -> list[str]:
 def _put(root: _Folder, path: str) -> None:
     at = root
     for name in path[1:].split("/"):
-        if not _sayable(name):
+        said = _UNSAID.sub("*", name)
+        if name.endswith(_CUT) or not _sayable(said):
             at.whole = True
             return
-        at = at.entries.setdefault(name, _Folder())
+        at = at.entries.setdefault(said, _Folder())
     at.used = True
 
 
 def _sayable(name: str) -> bool:
-    """Whether a pattern can stand for this name alone; an escaped or a cut one it can't."""
     try:
         check_pattern(f"/{name}")
     except PolicyInvalid:
         return False
-    return "*" not in name and "\\" not in name and "…" not in name
+    return True
 
 
 def _walk(folder: _Folder, path: str, level: int, many: int, depth: int) -> list[str]:
@@ -128,12 +137,14 @@ def _walk(folder: _Folder, path: str, level: int, many: int, depth: int) -> list
 # --- addresses
 
 
-def _targets(objects: Iterable[str]) -> list[str]:
+def _targets(objects: Collection[str]) -> list[str]:
     """Targets that cover addresses like ``10.0.0.5:5432`` and ``[::1]:80``."""
+    if "" in objects:
+        return ["0.0.0.0/0", "[::]/0"]
     ports: dict[str, set[str]] = {}
     for each in objects:
         host, _, port = each.rpartition(":")
-        ports.setdefault(host, set()).add(port)
+        ports.setdefault(_plain(host), set()).add(port)
     for width in (None, _NETWORK, {4: 0, 6: 0}):
         grouped: dict[str, set[str]] = {}
         for host, of_host in ports.items():
@@ -148,6 +159,16 @@ def _targets(objects: Iterable[str]) -> list[str]:
         if len(found) <= MAX_PATTERNS:
             return sorted(found)
     return ["0.0.0.0/0", "[::]/0"]
+
+
+def _plain(host: str) -> str:
+    """An IPv4 address that came as an IPv6 one, as what it is judged as."""
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return host
+    mapped = address.ipv4_mapped if address.version == 6 else None
+    return host if mapped is None else str(mapped)
 
 
 def _network(host: str, width: dict[int, int]) -> str:

@@ -35,6 +35,8 @@ from madang.wire.link import ManagerEnd
 from madang.wire.policy import NO_SANDBOX, Act, NetRule, Sandbox
 from madang.wire.size import GIB, MIB, Size
 
+_RULES: Final = 0.1
+"""How often a session that something is done to gets other rules, too."""
 SPEC: Final = KernelSpec(
     argv=("true",),
     image=ImageMount(name="host", digest="h", kind="host"),
@@ -402,9 +404,10 @@ class Simulation:
             session = self.rng.choice(list(self.manager.rows))
             manager = self.manager
             ends = (manager.stop, manager.forget, manager.give_up)
-            others = (manager.freeze, manager.thaw, manager.rule, self._use)
-            act = self.rng.choice((*ends, *ends, *others))
+            act = self.rng.choice((*ends, *ends, manager.freeze, manager.thaw, self._use))
             await act(session)
+            if session in manager.rows and self.rng.random() < _RULES:
+                await manager.rule(session)
 
     async def _use(self, session: str) -> None:
         """Somebody types, or nobody did for long."""

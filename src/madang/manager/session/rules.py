@@ -269,7 +269,7 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         pending=None if row.pending is None else from_json(Pending, row.pending),
         ended=None if row.ended is None else from_json(Ended, row.ended),
         phases=from_json(tuple[Phase, ...], row.phases),
-        enforced=from_json(dict, row.enforced) | _live_policy(live),
+        enforced=_enforced(from_json(dict[str, str], row.enforced), live),
         warnings=from_json(tuple[str, ...], row.warnings) + _unkept(live),
         refusals=sum(from_json(dict[str, int], row.refused).values()),
         usage=None if live is None or status is S.TERMINATED else live.usage,
@@ -278,10 +278,10 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
     )
 
 
-def _live_policy(live: KernelReport | None) -> dict[str, str]:
-    """Whose live rules count, where they were changed after the start."""
+def _enforced(began: dict[str, str], live: KernelReport | None) -> dict[str, str]:
+    """How limits are held, and whose live rules count where that has changed since the start."""
     label = "" if live is None else live.guarded.label
-    return {"live": label} if label else {}
+    return began | {"live": label} if label and label != began.get("policy") else began
 
 
 def _unkept(live: KernelReport | None) -> tuple[str, ...]:

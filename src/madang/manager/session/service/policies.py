@@ -8,7 +8,7 @@ the change waits for these reports, a little. What is told late is told all the 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -82,31 +82,21 @@ class SessionPolicies:
         return [each.name for each in await ledger.list_nodes(tx)]
 
     async def effect(self, node: str | None, later: Sequence[str]) -> PolicyEffect:
-        rows: list[SessionRow] = []
+        before = {session: report.guarded for session, report in self._agents.live.items()}
+        self._feed.wake()
+        for name in self._fleet.online() if node is None else (node,):
+            self._fleet.wake(name)
+        count = 0
         concerned: list[_Concerned] = []
         async with self._database.read() as tx:
-            names = await self._nodes(tx, node)
-            for name in names:
+            for name in await self._nodes(tx, node):
                 held = await store.list_placed_on(tx, name)
                 running = [row for row in held if row.status == S.RUNNING]
-                rows += running
-                sandboxes = await self._policies.sandboxes(tx, name) if running else None
-                if sandboxes is not None:
-                    concerned += self._concerned(running, sandboxes)
-        self._feed.wake()
-        for name in names:
-            self._fleet.wake(name)
-        return await self._outcome(len(rows), concerned, later if rows else ())
-
-    def _concerned(self, rows: Iterable[SessionRow], sandboxes: Sandboxes) -> Iterable[_Concerned]:
-        known: dict[str, str] = {}
-        for row in rows:
-            own = from_json(SessionSpec, row.spec).policy
-            if own not in known:
-                known[own] = sandboxes.live_of(own)
-            guarded = self._guarded(row)
-            if guarded is None or guarded.error or guarded.live != known[own]:
-                yield _Concerned(row, known[own])
+                count += len(running)
+                if running:
+                    sandboxes = await self._policies.sandboxes(tx, name)
+                    concerned += _concerned(running, before, sandboxes)
+        return await self._outcome(count, concerned, later if count else ())
 
     def _guarded(self, row: SessionRow) -> Guarded | None:
         """What its machine said last; None: nothing yet."""
@@ -199,13 +189,31 @@ class SessionPolicies:
         return changed, recorded
 
     async def _effect_on(self, row: SessionRow, places: Sequence[str]) -> PolicyEffect:
+        report = self._agents.live.get(row.id)
+        before = {} if report is None else {row.id: report.guarded}
         self._feed.wake()
         if row.held_by is None or row.status != S.RUNNING:
             return PolicyEffect(running=0, changed=0)
+        self._fleet.wake(row.held_by)
         async with self._database.read() as tx:
             sandboxes = await self._policies.sandboxes(tx, row.held_by)
-        self._fleet.wake(row.held_by)
-        return await self._outcome(1, [*self._concerned([row], sandboxes)], places)
+        return await self._outcome(1, _concerned([row], before, sandboxes), places)
+
+
+def _concerned(
+    rows: Iterable[SessionRow], before: Mapping[str, Guarded], sandboxes: Sandboxes
+) -> list[_Concerned]:
+    """Those that had other live rules *before*, or could not have these."""
+    known: dict[str, str] = {}
+    found = []
+    for row in rows:
+        own = _own(row)
+        if own not in known:
+            known[own] = sandboxes.live_of(own)
+        guarded = before.get(row.id)
+        if guarded is None or guarded.error or guarded.live != known[own]:
+            found.append(_Concerned(row, known[own]))
+    return found
 
 
 def _own(row: SessionRow) -> str:
