@@ -397,3 +397,41 @@ def blas_truth(bench: Bench) -> Iterator[Row]:
     value = re.search(r"blas_truth ([\d.]+)", shown)
     assert value, shown
     yield Row(name="blas_truth", value=float(value[1]), unit="×", goal="≤ 1.05")
+
+
+CONNECTS: Final = """
+import socket, time
+sock, best = socket.socket(socket.AF_INET, socket.SOCK_DGRAM), 1.0
+for _ in range(20):
+    start = time.perf_counter()
+    for _ in range(1000):
+        sock.connect(("127.0.0.1", 9))
+    best = min(best, (time.perf_counter() - start) / 1000)
+print(best * 1e6)
+"""
+FENCED: Final = """
+version = 1
+[[connect]]
+deny = ["10.0.0.0/8:5432", "[fd00::]/8", "169.254.169.254", "*:25"]
+[[connect]]
+only = ["127.0.0.0/8", "192.0.2.0/24:443", "[2001:db8::]/32:8000-8999"]
+with = "ECONNREFUSED"
+"""
+
+
+def policy_connect(bench: Bench) -> Iterator[Row]:
+    """What rules about addresses add to a connect: sessions with and without them in turn.
+
+    Of UDP, which does nothing else; each session gives the best of its blocks.
+    """
+
+    def connect_us(policy: str) -> float:
+        run = bench.client.run([PRINT[0], "-c", CONNECTS], cpu=1, mem="512m", policy=policy)
+        found = float(b"".join(chunk.data for chunk in run).decode())
+        bench.client.remove(run.wait().id)
+        return found
+
+    plain, fenced = interleaved(15, lambda: connect_us(""), lambda: connect_us(FENCED))
+    added = statistics.median(b - a for a, b in zip(plain, fenced, strict=True))
+    note = f"medians: {statistics.median(plain):.3f} without, {statistics.median(fenced):.3f} with"
+    yield Row(name="policy_connect", value=added, unit="µs", goal="≤ 1", note=note)

@@ -31,6 +31,8 @@ class KeeperNews:
 
     end: int | None = None
     """Offset after the last record."""
+    refusals: int | None = None
+    """Grows whenever its sandbox policy has refused something (see ``agent.refusals``)."""
     stopping: bool = False
     """It is to end, for a stop or its time limit; what is frozen can't."""
     ended: bool = False

@@ -13,10 +13,13 @@ from typing import Any, Final
 from madang.agent import freezing
 from madang.agent.build import BuildHook
 from madang.agent.files import materialise
+from madang.agent.guarding import UNKNOWN, Guarding
 from madang.agent.journal import Journal, Record
 from madang.agent.keepers import Keepers
 from madang.agent.logs import LOG, end_offset
+from madang.agent.names import Names
 from madang.agent.reconcile import Actual, Phase, Step, plan
+from madang.agent.refusals import Counting
 from madang.agent.runtime.contract import Found, Prepared, Runtime, Started
 from madang.agent.settings import AgentSettings
 from madang.agent.watch import Watch
@@ -35,7 +38,7 @@ from madang.wire.errors import (
     SessionNotRunning,
     StorageFull,
 )
-from madang.wire.kernel import Assignment, KernelReport, KernelState, Wanted
+from madang.wire.kernel import Assignment, Guarded, KernelReport, KernelState, Wanted
 from madang.wire.link import BlobSource
 from madang.wire.session import Ended, Reason, Usage
 from madang.wire.size import format_bytes
@@ -43,6 +46,8 @@ from madang.wire.size import format_bytes
 log = logging.getLogger(__name__)
 
 MAIN: Final = "main"
+_REFUSALS_WITHIN_S: Final = 1.0
+"""How late the manager may hear of numbers; streams tell of refusals at once."""
 _PAUSE_S: Final = 0.1
 _MAX_PAUSE_S: Final = 10.0
 _KILL_AGAIN_S: Final = 5.0
@@ -61,6 +66,7 @@ class Surroundings:
     blobs: BlobSource
     clock: Clock
     keepers: Keepers
+    names: Names
     hook: BuildHook | None
     tasks: TaskSet
     confirmed: Callable[[], bool]
@@ -112,11 +118,15 @@ class Kernel:
         self._may_be_frozen = False
         self._stopping = False
         self._activity = freezing.Activity(self._clock.monotonic(), self._clock.monotonic())
+        self._guarding: Final = Guarding()
+        self._counting = False
+        self._counts: Counting | None = None
         self._tries = 0
         self._start_tries = 0
         self._worker: asyncio.Task[None] | None = None
         self._steps: Final[dict[Step, Callable[[], Coroutine[Any, Any, None]]]] = {
             Step.START: self._start,
+            Step.GUARD: self._guard,
             Step.FREEZE: self._freeze,
             Step.THAW: self._thaw,
             Step.STOP: self._stop,
@@ -221,6 +231,11 @@ class Kernel:
             self._frost = freezing.left_alone(self._frost)
             self.wake()
 
+    def renew_rules(self) -> None:
+        """Give the runtime its live rules again: what they mean has changed."""
+        self._guarding.renew()
+        self.wake()
+
     def found_frozen(self, frozen: bool) -> None:
         """What the runtime sees; it may have changed without our doing."""
         if frozen != self._may_be_frozen and self.running and self._worker is None:
@@ -234,6 +249,7 @@ class Kernel:
             self._report = replace(self._report, enforced=found.enforced)
             self._recover_frost(found)
             if self.phase is Phase.INTENDED:
+                self._report = replace(self._report, guarded=UNKNOWN)
                 self._enter_running(found.started_at)
             if self.phase is Phase.RUNNING:
                 self._open_watch()
@@ -276,6 +292,7 @@ class Kernel:
             stopping=self._stopping,
             freeze=self._frost.frozen,
             frozen=self._known_frozen(),
+            stale=self._guarding.stale(self.assignment, self._report),
         )
         return plan(None if self.assignment is None else self.assignment.wanted, actual)
 
@@ -318,11 +335,15 @@ class Kernel:
             self._check()
             self._reached = True
             prepared = await self._make_ready(timings)
+            asked = self.assignment
+            spec = await self._around.names.filled(asked.spec)
             if self._next() is not Step.START:
                 return
-            self._was_asked = True
+            first, self._was_asked = not self._was_asked, True
             async with _timed(self._clock, timings, "sandbox"):
-                started = await self._around.runtime.start(self.id, self.assignment.spec)
+                started = await self._around.runtime.start(self.id, spec)
+            guarded = Guarded(live=asked.live) if first else UNKNOWN
+            self._report = replace(self._report, guarded=guarded)
         except LauncherUnavailable as exc:
             waited = self._clock.monotonic() - self._since
             if waited < self._around.settings.start_patience_s:
@@ -365,7 +386,7 @@ class Kernel:
         assert self.assignment is not None
         spec, around = self.assignment.spec, self._around
         async with _timed(self._clock, timings, "prepare"):
-            prepared = await around.runtime.prepare(self.id, spec)
+            prepared = await around.runtime.prepare(self.id, await around.names.filled(spec))
         if spec.workspace is not None and not self._was_asked:
             async with _timed(self._clock, timings, "workspace"):
                 await self._while_wanted(self._put_workspace(spec.workspace))
@@ -416,12 +437,46 @@ class Kernel:
 
     def _open_watch(self) -> None:
         self.watch = Watch(self.folder(), self._around.keepers, self._clock)
-        follow = self.watch.run(self.lose, self._be_stopping)
+        follow = self.watch.run(self.lose, self._be_stopping, self._hear_of_refusals)
         self._around.tasks.spawn(follow, f"watch:{self.id}")
+
+    def _hear_of_refusals(self) -> None:
+        if not self._counting:
+            self._counting = True
+            self._around.tasks.spawn(self._count_refusals(), f"refusals:{self.id}")
+
+    async def _count_refusals(self) -> None:
+        """Until all that the keeper told of is counted."""
+        try:
+            counted = -1
+            while self.watch is not None and counted < self.watch.refusals:
+                counted = self.watch.refusals
+                if self._counts is None:
+                    self._counts = Counting(self.folder())
+                refused = await asyncio.to_thread(self._counts.now)
+                self._report = replace(self._report, refused=refused)
+                self._around.touched(self, _REFUSALS_WITHIN_S)
+        finally:
+            self._counting = False
 
     def _be_stopping(self) -> None:
         self._stopping = True
         self.wake()
+
+    async def _guard(self) -> None:
+        assert self.assignment is not None
+        try:
+            around = self._around
+            guarded = await self._guarding.tell(
+                around.runtime, around.names, self.assignment, self._report.guarded
+            )
+        except Conflict:  # it has ended: its watch tells
+            await self._clock.wait(self.changed.next(), _PAUSE_S)
+            return
+        self._report = replace(self._report, guarded=guarded)
+        self.changed.notify()
+        self._around.touched(self, 0.0)
+        self._save()
 
     async def _freeze(self) -> None:
         revision, self._may_be_frozen = self._frost.revision, True
@@ -482,6 +537,7 @@ class Kernel:
 
     async def _settle(self) -> None:
         ended = await self._seen_end()
+        await self._count_refusals()
         if ended.reason is Reason.LOST and self._sent is not None:
             ended = replace(ended, reason=_reason(self._sent.reason), text=self._sent.text)
         hook = self._around.hook

@@ -17,6 +17,7 @@ Rules that the simulation drops one by one to see them missed:
 - Ended is final, and so is removal: neither ever leads back to a start.
 - What is to end is thawed first: a frozen program hears no signal, and a version 1 freezer holds
   even SIGKILL back.
+- New rules come before anything else that lets a program go on: what is thawed has them.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ class Phase(StrEnum):
 class Step(StrEnum):
     REST = "rest"
     START = "start"
+    GUARD = "guard"
+    """Give it the newest live rules of its sandbox."""
     FREEZE = "freeze"
     THAW = "thaw"
     STOP = "stop"
@@ -72,6 +75,8 @@ class Actual:
     """It shall be frozen; see ``agent.freezing``."""
     frozen: bool | None = False
     """It is frozen; None: not known, or an order to freeze or thaw is not confirmed yet."""
+    stale: bool = False
+    """Newer live rules than the runtime was told."""
 
 
 def plan(wanted: Wanted | None, actual: Actual) -> Step:
@@ -93,6 +98,8 @@ def plan(wanted: Wanted | None, actual: Actual) -> Step:
 
 def _plan_running(wanted: Wanted, actual: Actual) -> Step:
     stop = actual.condemned or wanted is not Wanted.RUN
+    if actual.stale and not stop:
+        return Step.GUARD
     freeze = actual.freeze and not stop and not actual.stopping
     if actual.frozen is not freeze:
         return Step.FREEZE if freeze else Step.THAW

@@ -22,6 +22,7 @@ from madang.agent.journal import Journal, Record, boot_id, ensure_folder
 from madang.agent.keepers import Keepers, SocketKeepers
 from madang.agent.kernel import Kernel, Surroundings, found_record, new_record
 from madang.agent.meter import Meter
+from madang.agent.names import Names
 from madang.agent.reconcile import Phase
 from madang.agent.runtime.contract import Found, Runtime, RuntimeFacts
 from madang.agent.settings import AgentSettings
@@ -72,6 +73,7 @@ class Agent:
         self._link: AgentEnd | None = None
         self._meter = Meter(settings, runtime, clock, lambda: list(self._kernels.values()))
         self._audit = Audit(runtime, clock, settings.audit_s, self._kernels, self._meet)
+        self._names = Names(clock, self._kernels.values)
         self._host = HostMeter()
         self._streams = Streams(self._find, runtime, self._keepers, clock, self._tasks)
 
@@ -97,6 +99,7 @@ class Agent:
             raise
         self._meter.start()
         self._audit.start()
+        self._names.start()
         for kernel in list(self._kernels.values()):
             kernel.wake()
 
@@ -108,6 +111,7 @@ class Agent:
             blobs=self._blobs,
             clock=self._clock,
             keepers=self._keepers,
+            names=self._names,
             hook=self._hook,
             tasks=self._tasks,
             confirmed=lambda: self._synced,
@@ -141,6 +145,7 @@ class Agent:
             await self._link.close()
         await self._meter.stop()
         await self._audit.stop()
+        await self._names.stop()
         await self._tasks.close()
         if self._hook is not None:
             await self._hook.close()

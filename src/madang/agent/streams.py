@@ -16,6 +16,7 @@ from madang.agent.keepers import Keepers
 from madang.agent.kernel import Kernel
 from madang.agent.logs import LOG, LogReader, find_start
 from madang.agent.reconcile import Phase
+from madang.agent.refusals import Key, Reading, key_of, read_refusals
 from madang.agent.runtime.contract import Runtime
 from madang.agent.watch import Watch, read_ended
 from madang.kit.clock import Clock
@@ -34,6 +35,7 @@ from madang.wire.link import (
     BulkStream,
     ExecStarted,
     ReadLog,
+    ReadRefusals,
     Resize,
     SendSignal,
     Signal,
@@ -42,6 +44,7 @@ from madang.wire.link import (
     StreamRequest,
 )
 from madang.wire.log import LogGap
+from madang.wire.policy import Answer
 from madang.wire.session import Ended, Reason
 
 log = logging.getLogger(__name__)
@@ -97,6 +100,9 @@ class Streams:
     async def _dispatch(self, request: StreamRequest, stream: BulkStream) -> None:
         kernel = await self._find(request.kernel)
         match request:
+            case ReadRefusals():
+                for refusal in await asyncio.to_thread(read_refusals, kernel.folder()):
+                    await stream.send(refusal)
             case ReadLog():
                 await _while_open(stream, self._read_log(kernel, request, stream))
             case Attach():
@@ -118,8 +124,9 @@ class Streams:
             await _until_started(kernel)
         async with self._watched(kernel, request, folder) as watch:
             reader = await _reader(folder, request)
+            told = _Refusals(folder, watch) if request.refusals else None
             try:
-                await _pump(reader, watch, stream, follow=request.follow)
+                await _pump(reader, watch, stream, told, follow=request.follow)
             finally:
                 reader.close()
         if request.follow:
@@ -206,12 +213,42 @@ async def _reader(folder: str, request: ReadLog) -> LogReader:
     return LogReader(segments, start)
 
 
+class _Refusals:
+    """Tells each refusal once, as soon as the keeper has told of it."""
+
+    def __init__(self, folder: str, watch: Watch | None) -> None:
+        self._reading = Reading(folder)
+        self._watch = watch
+        self._looked = 0
+        self._told: set[Key] = set()
+
+    @property
+    def due(self) -> bool:
+        return self._watch is not None and self._watch.refusals > self._looked
+
+    async def tell(self, stream: BulkStream) -> None:
+        if self._watch is None or not self.due:
+            return
+        self._looked = self._watch.refusals
+        for refusal in await asyncio.to_thread(self._reading.news):
+            if refusal.answer != Answer.LOG and key_of(refusal) not in self._told:
+                self._told.add(key_of(refusal))
+                await stream.send(refusal)
+
+
 async def _pump(
-    reader: LogReader, watch: Watch | None, stream: BulkStream, *, follow: bool
+    reader: LogReader,
+    watch: Watch | None,
+    stream: BulkStream,
+    refusals: _Refusals | None,
+    *,
+    follow: bool,
 ) -> None:
     """Send what there is; with *follow* go on until the program has ended."""
     while True:
         gone = watch is None or watch.gone
+        if refusals is not None:
+            await refusals.tell(stream)
         news = await reader.read()
         if isinstance(news, LogGap):
             await stream.send(news)
@@ -220,7 +257,7 @@ async def _pump(
                 await stream.send(record)
         elif gone or watch is None or not follow:
             return
-        elif not watch.gone and watch.end <= reader.offset:
+        elif not watch.gone and watch.end <= reader.offset and not (refusals and refusals.due):
             await watch.changed.wait()
 
 

@@ -30,6 +30,8 @@ class Watch:
         """Offset after the last record known."""
         self.gone = False
         """The program has ended, or its keeper died."""
+        self.refusals = 0
+        """Grows with what its sandbox policy refused."""
         self.stopping = False
         """Its keeper is ending it."""
         self.changed = Broadcast()
@@ -40,11 +42,12 @@ class Watch:
         self,
         on_gone: Callable[[], None] | None = None,
         on_stopping: Callable[[], None] | None = None,
+        on_refusals: Callable[[], None] | None = None,
     ) -> None:
         """Follow until the program has ended; then call *on_gone*."""
         while not self.gone:
             try:
-                await self._follow(on_stopping)
+                await self._follow(on_stopping, on_refusals)
                 self.gone = True
             except OSError as exc:  # we lack something (descriptors, memory): not its end
                 log.warning("keeper not watched", extra={"folder": self.folder, "error": str(exc)})
@@ -53,12 +56,19 @@ class Watch:
         if on_gone is not None:
             on_gone()
 
-    async def _follow(self, on_stopping: Callable[[], None] | None) -> None:
+    async def _follow(
+        self, on_stopping: Callable[[], None] | None, on_refusals: Callable[[], None] | None
+    ) -> None:
         async with aclosing(self._keepers.watch(self.folder)) as told:
             async for news in told:
                 if news.end is not None and news.end > self.end:
                     self.end = news.end
                     self.changed.notify()
+                if news.refusals is not None and news.refusals > self.refusals:
+                    self.refusals = news.refusals
+                    self.changed.notify()
+                    if on_refusals is not None:
+                        on_refusals()
                 if news.stopping and not self.stopping:
                     self.stopping = True
                     if on_stopping is not None:

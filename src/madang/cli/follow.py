@@ -24,6 +24,7 @@ from madang.wire import exits
 from madang.wire.errors import PlatformError
 from madang.wire.log import LogGap, LogRecord
 from madang.wire.log import Stream as LogStream
+from madang.wire.policy import Refusal
 from madang.wire.session import Session
 from madang.wire.size import format_bytes
 
@@ -117,6 +118,8 @@ class Follower:
         elif isinstance(event, LogGap):
             lost = format_bytes(event.end - event.start)
             self._notes.line("note", f"about {lost} of output are no longer kept")
+        elif isinstance(event, Refusal):
+            self._notes.say(f"madang: {event.text}")
         elif isinstance(event, Session):
             self._name = event.name
             if self._on_session is not None:

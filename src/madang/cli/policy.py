@@ -1,4 +1,4 @@
-"""``madang policy show|check|diff|apply|test``."""
+"""``madang policy …``"""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.options import read_policy
+from madang.cli.policylive import edit, learn, print_effect, refusals, replay
 from madang.cli.printable import printable
 from madang.wire.errors import InvalidRequest
 from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyReview, PolicyVerdict
@@ -23,26 +24,32 @@ _session = click.option(
 
 @click.group()
 def policy() -> None:
-    """Show, try and apply sandbox policies: which system calls sessions may make.
+    """Show, try and apply sandbox policies: what sessions may do.
 
     Layers count one after the other and only get stricter: base (ours), site (all machines), node
     (one machine), session (`madang run --policy FILE`).
     """
 
 
+for _command in (edit, learn, refusals):
+    policy.add_command(_command)
+
+
 @policy.command()
 @click.argument("target", required=False)
 @click.option("--history", is_flag=True, help="Its versions: who, when, why.")
+@click.option("--counts", is_flag=True, help="What each of its rules has refused.")
 @json_option
-def show(target: str | None, history: bool, as_json: bool) -> None:
-    """Show what is in force; of base, site or node:NAME its text."""
+def show(target: str | None, history: bool, counts: bool, as_json: bool) -> None:
+    """Show what is in force; of base, site, node:NAME or session:NAME its text."""
     with connect() as client:
         if history:
             _list(client.get_policy_history(target or "site"), as_json=as_json)
-        elif target is None:
+        elif target is None and not counts:
             _list(client.list_policies(), as_json=as_json)
         else:
-            _show_text(client.get_policy(target), as_json=as_json)
+            found = client.get_policy(target or "site")
+            (_show_counts if counts else _show_text)(found, as_json=as_json)
 
 
 def _list(found: list[Policy], *, as_json: bool) -> None:
@@ -51,10 +58,10 @@ def _list(found: list[Policy], *, as_json: bool) -> None:
         return
     rows = [
         (each.target, str(each.version), each.digest[:12], each.author or "-", _when(each),
-         each.note or "-")
+         str(sum(each.refused.values())), each.note or "-")
         for each in found
     ]  # fmt: skip
-    print_table(("POLICY", "VERSION", "DIGEST", "BY", "AT", "NOTE"), rows)
+    print_table(("POLICY", "VERSION", "DIGEST", "BY", "AT", "REFUSED", "NOTE"), rows)
 
 
 def _when(found: Policy) -> str:
@@ -67,6 +74,53 @@ def _show_text(found: Policy, *, as_json: bool) -> None:
     else:
         for line in found.text.splitlines():
             print(printable(line.expandtabs()))
+
+
+def _show_counts(found: Policy, *, as_json: bool) -> None:
+    if as_json:
+        print_json(found.refused)
+        return
+    lines = found.text.splitlines()
+    rows = [
+        (line, str(count), lines[int(line) - 1].strip() if int(line) <= len(lines) else "")
+        for line, count in sorted(found.refused.items(), key=lambda item: int(item[0]))
+    ]
+    print_table(("LINE", "REFUSED", "RULE"), rows)
+
+
+@policy.command()
+@click.argument("target", required=False)
+@click.option("--diff", is_flag=True, help="With what each change changed.")
+@click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True)
+@json_option
+def log(target: str | None, diff: bool, limit: int, as_json: bool) -> None:
+    """List changes of all policies, or of one, newest first: who, when, why."""
+    with connect() as client:
+        if target is not None and target.startswith("session:"):
+            target = f"session:{client.get_session(target.removeprefix('session:')).id}"
+        found = client.get_policy_log(target, limit=limit)
+    if as_json:
+        print_json(found)
+        return
+    if not diff:
+        rows = [
+            (_when(each.policy), each.policy.author, each.policy.target, str(each.policy.version),
+             each.policy.note or "-")
+            for each in found
+        ]  # fmt: skip
+        print_table(("AT", "BY", "POLICY", "VERSION", "NOTE"), rows)
+        return
+    for each in found:
+        head = f"{_when(each.policy)} {each.policy.author} {each.policy.note}".rstrip()
+        name = f"{each.policy.target} version {each.policy.version}"
+        print(printable(head))
+        _print_diff(each.former, each.policy.text, "before", name)
+
+
+def _print_diff(old: str, new: str, old_name: str, new_name: str) -> None:
+    names = (old_name, printable(new_name))
+    for line in difflib.unified_diff(old.splitlines(), new.splitlines(), *names, lineterm=""):
+        print(printable(line.expandtabs()))
 
 
 @policy.command()
@@ -105,53 +159,75 @@ def diff(file: str, node: str | None, as_json: bool) -> None:
     if as_json:
         print_json(review)
         return
-    old, new = review.current.splitlines(), draft.text.splitlines()
-    name = f"{review.target} version {review.version}"
-    for line in difflib.unified_diff(old, new, name, printable(file), lineterm=""):
-        print(printable(line.expandtabs()))
+    _print_diff(review.current, draft.text, f"{review.target} version {review.version}", file)
     _print_changes(review)
 
 
 @policy.command()
 @click.argument("file")
 @_node
+@click.option("--in", "inside", metavar="SESSION", help="Of one session that is there already.")
 @click.option("--note", default="", help="Why; kept with it.")
 @click.option("--version", type=int, metavar="N", help="Only if N is still in force.")
 @json_option
-def apply(file: str, node: str | None, note: str, version: int | None, as_json: bool) -> None:
-    """Put a file in force, for sessions that start from now on.
+def apply(
+    file: str, node: str | None, inside: str | None, note: str, version: int | None, as_json: bool
+) -> None:
+    """Put a file in force: in running sessions what can be changed there, in new ones all of it.
 
     \b
     madang policy diff lab.toml
     madang policy apply lab.toml --note "no debuggers"
     """
+    if inside is not None and node is not None:
+        raise click.UsageError("--in and --node don't go together.")
     draft = _draft(file, node, note=note)
+    if inside is not None:
+        draft = PolicyDraft(text=draft.text, target=f"session:{inside}", note=note)
     with connect() as client:
         done = client.apply_policy(draft, version=version)
     if as_json:
         print_json(done)
     else:
-        print(f"{done.target} is at version {done.version}")
+        print(f"{printable(done.target)} is at version {done.version}")
+        print_effect(done.effect)
 
 
 @policy.command()
 @click.argument("file")
-@click.argument("call")
+@click.argument("call", required=False)
 @click.argument("arguments", nargs=-1, metavar="[ARGUMENT]...")
 @_node
 @_session
+@click.option(
+    "--of", "sessions", multiple=True, metavar="NAME", help="Replay what this session did."
+)
 @json_option
 def test(
-    file: str, call: str, arguments: tuple[str, ...], node: str | None, session: bool, as_json: bool
+    file: str,
+    call: str | None,
+    arguments: tuple[str, ...],
+    node: str | None,
+    session: bool,
+    sessions: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     """Say what would happen to a system call under a file, and by which rule.
 
-    Arguments are numbers, as 16 or 0x10. The file "-" is none: as things are.
+    Without a call: what would become of everything that was refused, or written down by a rule
+    with "log", in the sessions named, or in your newest ones. Arguments are numbers, as 16 or
+    0x10. The file "-" is none: as things are.
 
     \b
     madang policy test lab.toml socket 17 3
+    madang policy test lab.toml --of my-session
     """
     draft = None if file == "-" else _draft(file, node, session=session)
+    if call is None:
+        if draft is None:
+            raise click.UsageError("give a FILE to replay against, or a CALL.")
+        replay(draft, node or "", sessions, as_json=as_json)
+        return
     values = tuple(_number(argument) for argument in arguments)
     question = PolicyQuestion(call=call, arguments=values, draft=draft, node=node or "")
     with connect() as client:

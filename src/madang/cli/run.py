@@ -45,6 +45,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--network", type=click.Choice(["none", "full"]), help="Network. Default: none.")
 @click.option("--allow", multiple=True, metavar="HOST[:PORT]", help="Network: only this; repeat.")
 @click.option("--bandwidth", metavar="RATE", help="Bits/s of the network each way, like 100mbit.")
+@click.option("--learn", is_flag=True, help="Write down what it uses, for `policy learn`.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
     "-i/ ", "--stdin/--no-stdin", default=None, help="Feed our stdin. Default: if it is a pipe."
@@ -74,6 +75,7 @@ def run(
     network: str | None,
     allow: tuple[str, ...],
     bandwidth: str | None,
+    learn: bool,
     tty: bool,
     stdin: bool | None,
     detach: bool,
@@ -111,7 +113,7 @@ def run(
         stdin=not detach and stdin is not False and (tty or feeds_stdin(stdin)),
         window=window(0) if is_terminal(0) else window(2),
         grace_s=10.0 if grace_s is None else grace_s,
-        policy="" if policy is None else read_policy(policy),
+        policy=_policy(policy, learn=learn),
         runtime=runtime or "",
         network=network_request(network, allow, bandwidth),
     )
@@ -131,6 +133,16 @@ def run(
             return go(syncing.apply(client, spec))
         except WorkspaceIncomplete:  # not there any more, or this is another server
             return go(syncing.apply(client, spec, again=True))
+
+
+def _policy(path: str | None, *, learn: bool) -> str:
+    """The text of the session's own layer."""
+    text = "" if path is None else read_policy(path)
+    if learn:
+        from madang.kit.learning import with_learning
+
+        text = with_learning(text)
+    return text
 
 
 def _dry_run(client: Client, spec: SessionSpec, *, as_json: bool) -> int:

@@ -12,6 +12,7 @@ from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.options import parse_grace
 from madang.cli.phases import describe_end, describe_size
 from madang.cli.printable import print_error_text, printable
+from madang.cli.refusals import print_refusals, refusals_of
 from madang.cli.terminal import is_terminal
 from madang.client.sync import Client
 from madang.wire import exits
@@ -101,9 +102,11 @@ def show(name: str, as_json: bool) -> None:
             print_json(session)
             return
         history = client.get_history(session.id)
+        refusals = refusals_of(client, session)
     for label, value in _facts(session):
         if value:
             print(f"{label:<9} {printable(value)}")
+    print_refusals(refusals, session)
     print("history")
     for entry in history:
         print(f"  {printable(_moment(entry))}")

@@ -38,6 +38,13 @@ class Notes:
             shown = f"\x1b[2m{label:<6}\x1b[0m" if self._styled else f"{label:<6}"
             _write(2, f"{shown} {text}\n".encode("utf-8", "replace"))
 
+    def say(self, text: str) -> None:
+        """One line without a label."""
+        self.clear()
+        if not self._quiet:
+            text = "".join(char if char.isprintable() else " " for char in text)
+            _write(2, f"{text}\n".encode("utf-8", "replace"))
+
     def error(self, text: str) -> None:
         """What went wrong: also said where nothing else of ours is."""
         quiet, self._quiet = self._quiet, False

@@ -58,7 +58,17 @@ from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
-from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyReview, PolicyVerdict
+from madang.wire.policies import (
+    Policy,
+    PolicyChange,
+    PolicyDraft,
+    PolicyQuestion,
+    PolicyReview,
+    PolicyVerdict,
+    ReplayQuestion,
+    ReplayVerdict,
+)
+from madang.wire.policy import Refusal
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 T = TypeVar("T")
@@ -578,12 +588,16 @@ class AsyncClient:
 
     # Sandbox policies
 
+    async def list_refusals(self, ref: str) -> list[Refusal]:
+        """What a session's sandbox policy refused it while it ran, oldest first."""
+        return await self.call(calls.refusals(ref))
+
     async def list_policies(self) -> list[Policy]:
         """What is in force everywhere, the base first."""
         return await self.call(calls.policies())
 
     async def get_policy(self, target: str = "site") -> Policy:
-        """Of ``base``, ``site`` or ``node:NAME``."""
+        """Of ``base``, ``site``, ``node:NAME`` or ``session:NAME``."""
         return await self.call(calls.policy(target))
 
     async def get_policy_history(self, target: str = "site") -> list[Policy]:
@@ -591,8 +605,21 @@ class AsyncClient:
         return await self.call(calls.policy_history(target))
 
     async def apply_policy(self, draft: PolicyDraft, *, version: int | None = None) -> Policy:
-        """Put it in force, if *version* still is; for administrators."""
+        """Put it in force, if *version* still is; in running sessions too.
+
+        For administrators, except ``session:NAME``: its owner may add rules.
+        """
         return await self.call(calls.apply_policy(draft, version))
+
+    async def get_policy_log(
+        self, target: str | None = None, *, limit: int = 100
+    ) -> list[PolicyChange]:
+        """Every change of *target* or of all policies, newest first; for administrators."""
+        return await self.call(calls.policy_log(target, limit))
+
+    async def replay_policy(self, question: ReplayQuestion) -> list[ReplayVerdict]:
+        """What a draft would say to what sessions did."""
+        return await self.call(calls.replay_policy(question))
 
     async def review_policy(self, draft: PolicyDraft) -> PolicyReview:
         """Check it, and compare it with what is in force."""

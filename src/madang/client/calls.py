@@ -31,11 +31,15 @@ if TYPE_CHECKING:  # 10 ms, and not of use to a run
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
         Policy,
+        PolicyChange,
         PolicyDraft,
         PolicyQuestion,
         PolicyReview,
         PolicyVerdict,
+        ReplayQuestion,
+        ReplayVerdict,
     )
+    from madang.wire.policy import Refusal
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -263,6 +267,13 @@ def policy(target: str) -> Call[Policy]:
     return Call(method="GET", path=_policy_path(target), decode=_read(Policy))
 
 
+def refusals(ref: str) -> Call[list[Refusal]]:
+    from madang.wire.policy import Refusal
+
+    path = session_path(ref, "/refusals")
+    return Call(method="GET", path=path, decode=_read(list[Refusal]))
+
+
 def policy_history(target: str) -> Call[list[Policy]]:
     from madang.wire.policies import Policy
 
@@ -299,7 +310,25 @@ def ask_policy(question: PolicyQuestion) -> Call[PolicyVerdict]:
     return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(PolicyVerdict))
 
 
+def policy_log(target: str | None, limit: int) -> Call[list[PolicyChange]]:
+    from madang.wire.policies import PolicyChange
+
+    where = query("/v1/policy-log", target=target, limit=limit)
+    return Call(method="GET", path=where, decode=_read(list[PolicyChange]))
+
+
+def replay_policy(question: ReplayQuestion) -> Call[list[ReplayVerdict]]:
+    from madang.wire.policies import ReplayVerdict
+
+    path, body = "/v1/policies/replay", to_json(question)
+    decode = _read(list[ReplayVerdict])
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=decode)
+
+
 def _policy_path(target: str) -> str:
+    kind, _, ref = target.partition(":")
+    if kind == "session" and ref:
+        return session_path(ref, "/policy")
     return f"/v1/policies/{quote(target, safe='')}"
 
 

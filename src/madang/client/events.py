@@ -10,6 +10,7 @@ from madang.kit.codec import from_json
 from madang.wire.api import Event, ServerMessage
 from madang.wire.errors import InvalidRequest, PlatformError
 from madang.wire.log import HEADER, MAGIC, MAX_DATA, LogGap, LogRecord, Stream
+from madang.wire.policy import Refusal
 from madang.wire.session import Session
 
 _OFFSET_SIZE: Final = 8
@@ -24,7 +25,7 @@ class ExecOpened:
     exec_id: str
 
 
-StreamEvent = LogRecord | LogGap | Session | ExecOpened
+StreamEvent = LogRecord | LogGap | Session | ExecOpened | Refusal
 
 
 class Frames:

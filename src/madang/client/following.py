@@ -21,6 +21,7 @@ from madang.kit.codec import to_json
 from madang.wire.api import ClientMessage, ClientOp, ServerMessage, ServerOp
 from madang.wire.errors import PlatformError, from_problem
 from madang.wire.log import LogGap, LogRecord
+from madang.wire.policy import Refusal
 from madang.wire.session import Ended, Session, SessionStatus
 
 
@@ -36,6 +37,7 @@ class Following:
         self.ended: Ended | None = None
         self.finished = False
         self.exec_id: str | None = None
+        self._refusals: set[tuple[str, int, str, str]] = set()
 
     @property
     def can_resume(self) -> bool:
@@ -91,6 +93,8 @@ class Following:
             if problem is None:
                 raise PlatformError("the server ended the stream with an error it did not name.")
             raise from_problem(problem.code, problem.detail or problem.title, problem.details)
+        if message.refusal is not None:
+            return self._refused(message.refusal)
         if message.op is ServerOp.GAP and message.end is not None:
             return self._gap(message.start or 0, message.end)
         if message.op is ServerOp.EXEC and message.exec_id is not None:
@@ -102,6 +106,14 @@ class Following:
         if message.session is not None:
             return self._session(message.session)
         return []
+
+    def _refused(self, refusal: Refusal) -> list[StreamEvent]:
+        """Each once, also where a new connection tells all of them again."""
+        key = (refusal.layer, refusal.line, refusal.what, refusal.object)
+        if key in self._refusals:
+            return []
+        self._refusals.add(key)
+        return [refusal]
 
     def _gap(self, start: int, end: int) -> list[StreamEvent]:
         if self.offset is not None and end <= self.offset:

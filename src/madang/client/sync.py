@@ -48,11 +48,15 @@ if TYPE_CHECKING:  # not of use to a run
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
         Policy,
+        PolicyChange,
         PolicyDraft,
         PolicyQuestion,
         PolicyReview,
         PolicyVerdict,
+        ReplayQuestion,
+        ReplayVerdict,
     )
+    from madang.wire.policy import Refusal
 
 T = TypeVar("T")
 
@@ -441,12 +445,16 @@ class Client:
 
     # Sandbox policies
 
+    def list_refusals(self, ref: str) -> list[Refusal]:
+        """What a session's sandbox policy refused it while it ran, oldest first."""
+        return self.call(calls.refusals(ref))
+
     def list_policies(self) -> list[Policy]:
         """What is in force everywhere, the base first."""
         return self.call(calls.policies())
 
     def get_policy(self, target: str = "site") -> Policy:
-        """Of ``base``, ``site`` or ``node:NAME``."""
+        """Of ``base``, ``site``, ``node:NAME`` or ``session:NAME``."""
         return self.call(calls.policy(target))
 
     def get_policy_history(self, target: str = "site") -> list[Policy]:
@@ -454,8 +462,19 @@ class Client:
         return self.call(calls.policy_history(target))
 
     def apply_policy(self, draft: PolicyDraft, *, version: int | None = None) -> Policy:
-        """Put it in force, if *version* still is; for administrators."""
+        """Put it in force, if *version* still is; in running sessions too.
+
+        For administrators, except ``session:NAME``: its owner may add rules.
+        """
         return self.call(calls.apply_policy(draft, version))
+
+    def get_policy_log(self, target: str | None = None, *, limit: int = 100) -> list[PolicyChange]:
+        """Every change of *target* or of all policies, newest first; for administrators."""
+        return self.call(calls.policy_log(target, limit))
+
+    def replay_policy(self, question: ReplayQuestion) -> list[ReplayVerdict]:
+        """What a draft would say to what sessions did."""
+        return self.call(calls.replay_policy(question))
 
     def review_policy(self, draft: PolicyDraft) -> PolicyReview:
         """Check it, and compare it with what is in force."""

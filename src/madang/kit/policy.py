@@ -5,30 +5,30 @@ Strict: what is not understood is an error that names its line, never passed ove
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
+from madang.kit import policy_live
 from madang.kit.lines import BadLine, Item, Table, read
+from madang.kit.policy_keys import COMMON, answer, only_keys, quoted, render_common, texts, words
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
     BASE,
-    MAX_ERRNO,
     MAX_RULES,
     MAX_TEXT_BYTES,
     MAX_VALUES,
-    MAX_WORDS,
     SESSION,
     WORD,
-    Answer,
     Check,
     Layer,
+    LiveRule,
     Look,
     Rule,
     When,
     Widening,
+    WriteRule,
 )
 from madang.wire.policy_base import BASE_RULES, FIXED, NAMES, NEEDED, check_call, check_rule
 
@@ -45,14 +45,13 @@ CONSTANTS: Final = {
     "TIOCSTI": 0x5412, "TIOCLINUX": 0x541C,
 }  # fmt: skip
 """Names that stand for numbers in checks."""
-CODES: Final = {name: code for code, name in errno.errorcode.items() if 0 < code <= MAX_ERRNO}
 
 _TOP: Final = ("version", "widen")
 _KEYS: Final = {
-    "deny": ("calls", "with", "name", "why"),
-    "only": ("calls", "with", "name", "why"),
+    "deny": ("calls", *COMMON),
+    "only": ("calls", *COMMON),
     "check": (
-        *("calls", "with", "name", "why", "argument", "allow", "deny", "deny_bits", "wide"),
+        *("calls", *COMMON, "argument", "allow", "deny", "deny_bits", "wide"),
         *("when_argument", "when"),
     ),
 }
@@ -72,7 +71,7 @@ def parse(text: str, layer: str) -> Layer:
 
 def _parse(tables: list[Table], layer: str) -> Layer:
     top, *others = tables
-    _only_keys(top, _TOP)
+    only_keys(top, _TOP)
     version = top.keys.get("version")
     if version is None:
         raise BadLine(1, f"a policy begins with version = {VERSION}")
@@ -81,14 +80,13 @@ def _parse(tables: list[Table], layer: str) -> Layer:
     widen = _widen(top.keys.get("widen"), layer)
     if len(others) > MAX_RULES:
         raise BadLine(others[MAX_RULES].line, f"a policy has at most {MAX_RULES} rules")
-    return Layer(layer=layer, rules=tuple(_rule(table, layer) for table in others), widen=widen)
-
-
-def _only_keys(table: Table, known: Iterable[str]) -> None:
-    for key, item in table.keys.items():
-        if key not in known:
-            where = f"[[{table.name}]]" if table.name else "the beginning"
-            raise BadLine(item.line, f"{key!r} is unknown in {where}; known: {', '.join(known)}")
+    static = [table for table in others if table.name not in policy_live.KINDS]
+    return Layer(
+        layer=layer,
+        rules=tuple(_rule(table, layer) for table in static),
+        widen=widen,
+        **policy_live.read(others, layer),
+    )
 
 
 def _widen(item: Item | None, layer: str) -> tuple[Widening, ...]:
@@ -97,7 +95,7 @@ def _widen(item: Item | None, layer: str) -> tuple[Widening, ...]:
     if layer in {SESSION, BASE}:
         raise BadLine(item.line, "only an administrator's layer can widen rules of the base")
     found = []
-    for name in _texts(item, "widen"):
+    for name in texts(item, "widen"):
         if name.value in FIXED:
             raise BadLine(name.line, f"{name.value!r} can't be widened: other rules stand on it")
         if name.value not in NAMES:
@@ -109,25 +107,25 @@ def _widen(item: Item | None, layer: str) -> tuple[Widening, ...]:
 
 def _rule(table: Table, layer: str) -> Rule:
     if table.name not in _KEYS or not table.repeated:
-        known = ", ".join(f"[[{name}]]" for name in _KEYS)
+        known = ", ".join(f"[[{name}]]" for name in (*_KEYS, *policy_live.KINDS))
         written = f"[[{table.name}]]" if table.repeated else f"[{table.name}]"
         raise BadLine(table.line, f"{written} is unknown; known: {known}")
-    _only_keys(table, _KEYS[table.name])
+    only_keys(table, _KEYS[table.name])
     if "calls" not in table.keys:
         raise BadLine(table.line, f"[[{table.name}]] needs calls = [...]")
-    calls = _texts(table.keys["calls"], "calls")
-    answer, code = _answer(table)
+    calls = texts(table.keys["calls"], "calls")
+    does, code = answer(table)
     rule = Rule(
         layer=layer,
         line=table.line,
         calls=(),
         others=table.name == "only",
-        answer=answer,
+        answer=does,
         code=code,
         check=_check(table) if table.name == "check" else None,
         when=_when(table),
-        name=_words(table, "name"),
-        why=_words(table, "why"),
+        name=words(table, "name"),
+        why=words(table, "why"),
     )
     for call in calls:
         _named(rule, call)
@@ -153,37 +151,6 @@ def _checked(rule: Rule, line: int) -> Rule:
         return check_rule(rule)
     except PolicyInvalid as exc:
         raise BadLine(line, exc.text) from exc
-
-
-def _texts(item: Item, key: str) -> list[Item]:
-    if not isinstance(item.value, list):
-        raise BadLine(item.line, f"{key} takes a list of texts")
-    for each in item.value:
-        if not isinstance(each.value, str):
-            raise BadLine(each.line, f"{key} takes texts in quotes")
-    return item.value
-
-
-def _words(table: Table, key: str) -> str:
-    item = table.keys.get(key)
-    if item is None:
-        return ""
-    if not isinstance(item.value, str) or len(item.value) > MAX_WORDS:
-        raise BadLine(item.line, f"{key} takes a text of at most {MAX_WORDS} characters")
-    if not item.value.isprintable():
-        raise BadLine(item.line, f"{key} takes printable characters on one line")
-    return item.value
-
-
-def _answer(table: Table) -> tuple[Answer, int]:
-    item = table.keys.get("with")
-    if item is None:
-        return Answer.ERRNO, errno.EPERM
-    if item.value in {Answer.LOG.value, Answer.KILL.value}:
-        return Answer(item.value), errno.EPERM
-    if not isinstance(item.value, str) or item.value not in CODES:
-        raise BadLine(item.line, 'with takes "log", "kill" or an error like "EPERM"')
-    return Answer.ERRNO, CODES[item.value]
 
 
 def _check(table: Table) -> Check:
@@ -248,9 +215,9 @@ def _number(item: Item, key: str) -> int:
     return value & WORD
 
 
-def render(rules: Iterable[Rule]) -> str:
+def render(rules: Iterable[Rule], live: Iterable[LiveRule | WriteRule] = ()) -> str:
     """Rules as text that parses to the same rules, lines apart."""
-    return "\n".join(_render(rules)) + "\n"
+    return "\n".join([*_render(rules), *policy_live.render(live)]) + "\n"
 
 
 def _render(rules: Iterable[Rule]) -> Iterator[str]:
@@ -259,15 +226,10 @@ def _render(rules: Iterable[Rule]) -> Iterator[str]:
         kind = "only" if rule.others else "deny" if rule.always else "check"
         yield from ("", f"[[{kind}]]")
         if rule.name:
-            yield f"name = {_quoted(rule.name)}"
-        yield f"calls = [{', '.join(map(_quoted, rule.calls))}]"
+            yield f"name = {quoted(rule.name)}"
+        yield f"calls = [{', '.join(map(quoted, rule.calls))}]"
         yield from _render_checks(rule)
-        if rule.answer is not Answer.ERRNO:
-            yield f"with = {_quoted(rule.answer.value)}"
-        elif rule.code != errno.EPERM:
-            yield f"with = {_quoted(errno.errorcode[rule.code])}"
-        if rule.why:
-            yield f"why = {_quoted(rule.why)}"
+        yield from render_common(rule)
 
 
 def _render_checks(rule: Rule) -> Iterator[str]:
@@ -283,11 +245,6 @@ def _render_checks(rule: Rule) -> Iterator[str]:
 
 def _numbers(values: tuple[int, ...]) -> str:
     return f"[{', '.join(hex(value) if value > 4096 else str(value) for value in values)}]"
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return f'"{escaped}"'
 
 
 BASE_TEXT: Final = render(BASE_RULES)

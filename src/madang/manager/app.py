@@ -36,10 +36,18 @@ from madang.manager.metrics import Metrics
 from madang.manager.policy.api import PolicyApi
 from madang.manager.policy.service import PolicyService
 from madang.manager.session import store as session_store
-from madang.manager.session.api import EventApi, FileApi, SessionApi, StreamApi, WorkspaceApi
+from madang.manager.session.api import (
+    EventApi,
+    FileApi,
+    SessionApi,
+    SessionPolicyApi,
+    StreamApi,
+    WorkspaceApi,
+)
 from madang.manager.session.loops import Reaper, Retention, Scheduler
 from madang.manager.session.service import AgentService, SessionService
 from madang.manager.session.service.kernels import KernelService, kernel_of
+from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
 from madang.wire.api import Defaults, Event, ServerInfo
@@ -96,6 +104,10 @@ class Manager:
             self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
         )
         self.kernels: Final = KernelService(self.fleet)
+        self.session_policies: Final = SessionPolicies(
+            self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
+        )
+        self.policies.bind(self.session_policies)
         self.images.sessions = _Builds(self)
         self._scheduler: Final = Scheduler(self.database, self.feed, self.fleet, clock, limits)
         self._builds: Final = BuildWatcher(self.images, clock)
@@ -148,6 +160,7 @@ class Manager:
                 ImageApi(self.images),
                 PolicyApi(self.policies),
                 SessionApi(self.sessions, self.kernels),
+                SessionPolicyApi(self.sessions, self.kernels, self.session_policies),
                 StreamApi(self.sessions, self.kernels, self.feed, self._clock),
                 FileApi(self.sessions, self.kernels, self._clock),
                 WorkspaceApi(self._blobs, self._settings.sessions),
@@ -208,7 +221,9 @@ class Manager:
         async with self.database.read() as tx:
             statuses = await session_store.count_by_status(tx)
         nodes = await self.fleet.nodes()
+        counts = await self.policies.counts()
         self.metrics.fill(statuses, nodes, self.fleet.online(), self.fleet.loads())
+        self.metrics.fill_policies(counts)
 
 
 class _Builds:

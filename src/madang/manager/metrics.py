@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from aiohttp import web
@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from madang.manager.fleet.types import NodeRow
+from madang.manager.policy.types import CountRow
 from madang.wire.api import Event
 from madang.wire.kernel import HostLoad
 
@@ -53,6 +54,13 @@ class Metrics:
             "madang_node_online", "1 while its agent is linked.", ("node",), registry=self.registry
         )
 
+        self.refused: Final = Gauge(
+            "madang_policy_refusals",
+            "What the rules of the policies in force have refused while sessions ran.",
+            ("policy", "version", "line"),
+            registry=self.registry,
+        )
+
     def request(self, method: str, path: str, status: int, seconds: float) -> None:
         self.requests.labels(method, path, str(status)).observe(seconds)
 
@@ -82,6 +90,11 @@ class Metrics:
                 gauge.labels(node.name, "mem_bytes").set(slots.mem_bytes)
                 gauge.labels(node.name, "disk_bytes").set(slots.disk_bytes)
                 gauge.labels(node.name, "pids").set(slots.pids)
+
+    def fill_policies(self, counts: Iterable[CountRow]) -> None:
+        self.refused.clear()
+        for each in counts:
+            self.refused.labels(each.target, str(each.version), str(each.line)).set(each.refused)
 
     def text(self) -> bytes:
         return generate_latest(self.registry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -19,6 +20,7 @@ from madang.kit.link import MemoryAgentEnd, MemoryStream, memory_link
 from madang.kit.tasks import TaskSet
 from madang.manager.app import Manager, ManagerSettings
 from madang.manager.http import Site
+from madang.manager.identity import store as identity
 from madang.manager.session.types import Blobs
 from madang.wire.api import WorkspaceManifest
 from madang.wire.errors import NotFound, PlatformError
@@ -34,8 +36,9 @@ from madang.wire.kernel import (
     Reports,
     Wanted,
 )
-from madang.wire.link import Attach, ReadLog, SendSignal, StreamItem, StreamRequest
+from madang.wire.link import Attach, ReadLog, ReadRefusals, SendSignal, StreamItem, StreamRequest
 from madang.wire.log import LogRecord, Stream
+from madang.wire.policy import Refusal
 from madang.wire.session import Ended, Reason
 
 CAPACITY: Final = Capacity(cpu=4, mem_bytes=8 << 30, disk_bytes=100 << 30, pids=10_000)
@@ -96,6 +99,7 @@ class ScriptedAgent:
         self.forgotten: list[KernelId] = []
         self.messages: list[Desired] = []
         self.outputs: dict[KernelId, Output] = {}
+        self.refusals: dict[KernelId, list[Refusal]] = {}
         self.received: dict[KernelId, list[StreamItem]] = {}
         self.requests: list[StreamRequest] = []
         self.serve: Serve | None = None
@@ -224,6 +228,9 @@ class ScriptedAgent:
         match request:
             case ReadLog():
                 await self._read_log(request, stream)
+            case ReadRefusals(kernel=kernel):
+                for refusal in self.refusals.get(kernel, ()):
+                    await stream.send(refusal)
             case Attach(kernel=kernel):
                 async for item in stream:
                     self.received.setdefault(kernel, []).append(item)
@@ -296,6 +303,19 @@ class ManagerBox:
                 query = f"?wait=5&version={found['version']}"
                 found = await self.call("GET", f"/v1/sessions/{ref}{query}")
         return found
+
+    async def new_user(self, name: str) -> dict[str, str]:
+        """An ordinary user; the headers of their requests."""
+        token = f"mdg_of-{name}"
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        async with self.manager.database.begin() as tx:
+            await identity.add_user(
+                tx, user_id=name, name=name, role="user", project_id="default", created_at=0
+            )
+            await identity.add_token(
+                tx, token_id=name, user_id=name, name="t", digest=digest, created_at=0
+            )
+        return {"Authorization": f"Bearer {token}"}
 
     async def stop_links(self) -> None:
         await self.manager.fleet.close()

@@ -20,8 +20,9 @@ from madang.agent.runtime.contract import Found, Prepared, RuntimeFacts, Started
 from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock
 from madang.kit.tasks import TaskSet
-from madang.wire.errors import PlatformError, RuntimeFailed, SessionNotRunning
+from madang.wire.errors import Conflict, PlatformError, RuntimeFailed, SessionNotRunning
 from madang.wire.kernel import ExecSpec, KernelId, KernelSpec
+from madang.wire.policy import NO_SANDBOX, Sandbox
 from madang.wire.session import Ended, Reason, Usage
 
 
@@ -38,6 +39,8 @@ class FakeKernel:
     frozen_by: FakeRuntime | None = None
     """Who froze it, if it is frozen."""
     frozen_at: float = 0.0
+    sandbox: Sandbox = NO_SANDBOX
+    """Whose live rules are in force."""
     changed: Broadcast = field(default_factory=Broadcast)
 
 
@@ -148,14 +151,17 @@ class FakeRuntime:
         self.machine.kernels.setdefault(kernel, FakeKernel(spec))
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
-        await self._do("start", kernel, lambda: self._start(kernel))
+        await self._do("start", kernel, lambda: self._start(kernel, spec))
         state = self.machine.kernels.get(kernel)
         if state is None or state.started_at is None:
             raise RuntimeFailed(f"{kernel} was removed while it started")
         return Started(at=state.started_at)
 
-    def _start(self, kernel: KernelId) -> None:
-        if kernel in self.machine.kernels and not self.machine.kernels[kernel].settled:
+    def _start(self, kernel: KernelId, spec: KernelSpec) -> None:
+        state = self.machine.kernels.get(kernel)
+        if state is not None and not state.settled:
+            if state.started_at is None:
+                state.sandbox = spec.sandbox
             self.machine.start(kernel)
 
     async def exec(self, kernel: KernelId, exec_id: str, spec: ExecSpec) -> Started:
@@ -177,6 +183,16 @@ class FakeRuntime:
 
     async def thaw(self, kernel: KernelId) -> None:
         await self._do("thaw", kernel, lambda: self.machine.set_frozen(kernel, None))
+
+    async def guard(self, kernel: KernelId, sandbox: Sandbox) -> tuple[str, ...]:
+        await self._do("guard", kernel, lambda: self._guard(kernel, sandbox))
+        if kernel not in self.machine.live:
+            raise Conflict(f"{kernel} does not run")
+        return ()
+
+    def _guard(self, kernel: KernelId, sandbox: Sandbox) -> None:
+        if (state := self.machine.kernels.get(kernel)) is not None and state.running:
+            state.sandbox = sandbox
 
     async def usage(self, kernel: KernelId) -> Usage:
         if kernel not in self.machine.live:

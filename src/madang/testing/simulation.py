@@ -32,8 +32,11 @@ from madang.wire.kernel import (
     Wanted,
 )
 from madang.wire.link import ManagerEnd
+from madang.wire.policy import NO_SANDBOX, Act, NetRule, Sandbox
 from madang.wire.size import GIB, MIB, Size
 
+_RULES: Final = 0.1
+"""How often a session that something is done to gets other rules, too."""
 SPEC: Final = KernelSpec(
     argv=("true",),
     image=ImageMount(name="host", digest="h", kind="host"),
@@ -45,6 +48,12 @@ SPEC: Final = KernelSpec(
 class NoBlobs:
     async def fetch(self, digest: str) -> str:
         raise RuntimeFailed(f"no blob {digest}")
+
+
+def sandbox_of(number: int) -> Sandbox:
+    """One that differs from all others in its only rule, which is live."""
+    rule = NetRule(layer="site", line=number, act=Act.CONNECT, targets=("10.0.0.0/8",))
+    return Sandbox(nets=(rule,), label=f"site {number}")
 
 
 def assignment(
@@ -185,6 +194,15 @@ class ModelManager:
 
     async def thaw(self, session: str) -> None:
         await self._order(session, frozen=False)
+
+    async def rule(self, session: str) -> None:
+        """Other live rules, or none."""
+        row = self.rows[session]
+        if not row.ended:
+            sandbox = NO_SANDBOX if self.revision % 3 == 0 else sandbox_of(self.revision)
+            spec = replace(row.assignment.spec, sandbox=sandbox)
+            row.assignment = replace(row.assignment, spec=spec, live=sandbox.label)
+            await self.say(session)
 
     async def _order(self, session: str, *, frozen: bool) -> None:
         row = self.rows[session]
@@ -388,6 +406,8 @@ class Simulation:
             ends = (manager.stop, manager.forget, manager.give_up)
             act = self.rng.choice((*ends, *ends, manager.freeze, manager.thaw, self._use))
             await act(session)
+            if session in manager.rows and self.rng.random() < _RULES:
+                await manager.rule(session)
 
     async def _use(self, session: str) -> None:
         """Somebody types, or nobody did for long."""
@@ -425,13 +445,23 @@ class Simulation:
 
     def _disagreements(self) -> list[str]:
         """After a calm while machine and rows say the same of each kernel."""
-        return [
-            f"{kernel} is frozen: {self.machine.is_frozen(kernel)}, its row: {row.frozen_at}"
-            for kernel in self.machine.live
-            if (row := self.manager.rows.get(kernel.session)) is not None
-            and row.assignment.kernel == kernel
-            and self.machine.is_frozen(kernel) is not (row.frozen_at is not None)
-        ]
+        found = []
+        for kernel in self.machine.live:
+            row = self.manager.rows.get(kernel.session)
+            if row is None or row.assignment.kernel != kernel:
+                continue
+            frozen = self.machine.is_frozen(kernel)
+            if frozen is not (row.frozen_at is not None):
+                found.append(f"{kernel} is frozen: {frozen}, its row: {row.frozen_at}")
+            has, wanted = self.machine.kernels[kernel].sandbox, row.assignment.spec.sandbox
+            if has != wanted and not self._refused(kernel):
+                found.append(f"{kernel} has the rules of {has.label!r}, not {wanted.label!r}")
+        return found
+
+    def _refused(self, kernel: KernelId) -> bool:
+        """Its machine has said that it can't have the newest rules."""
+        found = None if self._agent is None else self._agent.kernels.get(kernel)
+        return found is not None and bool(found.report().guarded.error)
 
     def _unfinished(self) -> list[str]:
         wanted = {row.assignment.kernel for row in self.manager.rows.values()}

@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Any
 
 from madang.wire.kernel import Capacity, ExecSpec, HostLoad
+from madang.wire.policy import Refusal
 from madang.wire.session import Ended, Session, SessionSpec
 
 
@@ -57,6 +58,8 @@ class ServerOp(StrEnum):
 
     ``session`` or ``ended`` tells how. Last.
     """
+    REFUSED = "refused"
+    """The sandbox policy has refused the program something that it had not tried before."""
     ERROR = "error"
     """Last."""
 
@@ -69,6 +72,7 @@ class ServerMessage:
     exec_id: str | None = None
     start: int | None = None
     end: int | None = None
+    refusal: Refusal | None = None
     error: Problem | None = None
 
 

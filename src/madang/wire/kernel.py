@@ -138,6 +138,11 @@ class Assignment:
     After it was followed the agent may wake or freeze the kernel by itself (see
     ``agent.freezing``).
     """
+    live: str = ""
+    """Digest of those rules of ``spec.sandbox`` that can be changed while it runs; none: empty.
+
+    A running kernel whose report names another one is given the rules anew.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +168,20 @@ class KernelState(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """What was done about the newest live rules of a kernel's sandbox."""
+
+    live: str = ""
+    """``Assignment.live`` of the rules in force, or of those that the error is about."""
+    label: str = ""
+    """Of the sandbox whose live rules are in force, where it is not that of the start."""
+    later: tuple[str, ...] = ()
+    """Places of rules among them that count only for sessions that start from now on."""
+    error: str = ""
+    """Why they could not be put in force; then the former ones still are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
     """Agent → manager: what is."""
 
@@ -183,6 +202,9 @@ class KernelReport:
     """Newest order to freeze or thaw that ``frozen_since`` already takes into account."""
     freeze_error: str = ""
     """Why that order could not be followed."""
+    guarded: Guarded = Guarded()
+    refused: dict[str, int] = field(default_factory=dict)
+    """Place of a rule (``site line 3``) → how often it has refused something."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Protocol
 
 from madang.wire.kernel import Desired, ExecSpec, Hello, KernelId, Reports
 from madang.wire.log import LogGap, LogRecord
+from madang.wire.policy import Refusal
 from madang.wire.session import Ended
 
 
@@ -30,6 +31,16 @@ class ReadLog:
     """Start so that about this much data remains, at a record's beginning."""
     since_us: int | None = None
     follow: bool = False
+    refusals: bool = False
+    """With ``follow``, of the main program: also a Refusal as soon as a rule refuses anything new.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadRefusals:
+    """What the sandbox policy refused a kernel. Answer: Refusal each, oldest first."""
+
+    kernel: KernelId
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,6 +120,7 @@ class WriteFile:
 
 StreamRequest = (
     ReadLog
+    | ReadRefusals
     | Attach
     | StartExec
     | SendSignal
@@ -171,6 +183,7 @@ StreamItem = (
     | Resize
     | Signal
     | StdinEnd
+    | Refusal
 )
 
 

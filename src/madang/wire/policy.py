@@ -1,4 +1,4 @@
-"""The sandbox policy: which system calls the programs of a session may make.
+"""The sandbox policy: what the programs of a session may do.
 
 A policy is a stack of *layers*: ``base`` (ours, see ``policy_base``), ``site`` and ``node`` (the
 administrator's), ``session`` (of whoever starts it). A layer is a list of *rules*, and a rule can
@@ -11,8 +11,13 @@ stand on (``policy_base.FIXED``).
 Of several rules that refuse a call the strictest answer counts (kill, then an error, then only a
 line in the kernel's log), of equally strict ones the first.
 
+Rules about system calls and about changing files hold from a session's start on and can't be
+changed. Rules about files, addresses, counts and answers are *live*: the session's guard
+(``launcher.guard``) keeps them, and takes others at any time.
+
 These values travel to the launcher, which believes none of them (``launcher.checks``) and
-compiles them itself (``launcher.seccomp``). Text becomes values in ``kit.policy``.
+compiles them itself (``launcher.seccomp``). Text becomes values in ``kit.policy``; what live rules
+may say is checked in ``policy_live``, what others may in ``policy_base``.
 """
 
 from __future__ import annotations
@@ -21,7 +26,7 @@ import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, TypeVar
 
 BASE, SITE, NODE, SESSION = "base", "site", "node", "session"
 LAYERS: Final = (BASE, SITE, NODE, SESSION)
@@ -35,6 +40,14 @@ MAX_VALUES: Final = 64
 """Looked at by one check."""
 MAX_TEXT_BYTES: Final = 64 * 1024
 """Of one layer as written."""
+MAX_PATTERNS: Final = 128
+"""Files, folders or addresses named by one rule."""
+MAX_PATTERN: Final = 512
+"""Characters of one."""
+MAX_NAMES: Final = 256
+"""Of machines, in all rules together."""
+MAX_ADDRESSES: Final = 64
+"""Of one name that count."""
 MAX_WORDS: Final = 200
 """Characters of ``why`` and ``name``."""
 MAX_ERRNO: Final = 133
@@ -99,24 +112,42 @@ class When:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rule:
-    """Refuses some system calls."""
+class Placed:
+    """What all rules have: where it stands, and what who is refused meets."""
 
     layer: str
     line: int
     """Where it stands in the layer's text."""
-    calls: tuple[str, ...]
-    others: bool = False
-    """It refuses all calls but ``calls``, instead of those."""
     answer: Answer = Answer.ERRNO
     code: int = errno.EPERM
     """With ``errno``."""
-    check: Check | None = None
-    """It refuses only what this check refuses; not with ``others``."""
-    when: When | None = None
     name: str = ""
     """In the base: what ``widen`` names."""
     why: str = ""
+
+    @property
+    def place(self) -> str:
+        """``session line 3``"""
+        return f"{self.layer} line {self.line}"
+
+    @property
+    def words(self) -> str:
+        """What the caller meets: ``EPERM``, ``SIGSYS``, or ``a line in the log``."""
+        if self.answer is Answer.ERRNO:
+            return errno.errorcode.get(self.code, str(self.code))
+        return "SIGSYS" if self.answer is Answer.KILL else "a line in the kernel's log"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule(Placed):
+    """Refuses some system calls."""
+
+    calls: tuple[str, ...]
+    others: bool = False
+    """It refuses all calls but ``calls``, instead of those."""
+    check: Check | None = None
+    """It refuses only what this check refuses; not with ``others``."""
+    when: When | None = None
 
     def covers(self, call: str) -> bool:
         return (call in self.calls) is not self.others
@@ -134,17 +165,89 @@ class Rule:
         """Whether the arguments don't matter."""
         return self.check is None and self.when is None
 
-    @property
-    def place(self) -> str:
-        """``session line 3``"""
-        return f"{self.layer} line {self.line}"
 
-    @property
-    def words(self) -> str:
-        """What the caller meets: ``EPERM``, ``SIGSYS``, or ``a line in the log``."""
-        if self.answer is Answer.ERRNO:
-            return errno.errorcode.get(self.code, str(self.code))
-        return "SIGSYS" if self.answer is Answer.KILL else "a line in the kernel's log"
+class Access(StrEnum):
+    """What is done with a file."""
+
+    OPEN = "open"
+    """For reading or writing: what interpreters and loaders do, too."""
+    EXECUTE = "execute"
+    """By the kernel: a program, or the interpreter that it names."""
+
+
+class Act(StrEnum):
+    """What is done with an address."""
+
+    CONNECT = "connect"
+    """Also sending to it without a connection."""
+    BIND = "bind"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileRule(Placed):
+    """Refuses the use of files; judged on the object that a path has led to."""
+
+    patterns: tuple[str, ...]
+    """Absolute, as the session sees paths: ``*`` within a name, ``**`` any depth."""
+    others: bool = False
+    """It refuses all files but those, and those that every program needs."""
+    access: tuple[Access, ...] = (Access.OPEN,)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WriteRule(Placed):
+    """Files may be changed, made and removed only under ``folders``; not live."""
+
+    folders: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetRule(Placed):
+    """Refuses addresses."""
+
+    act: Act
+    targets: tuple[str, ...]
+    """``10.0.0.0/8:5432``, ``[fd00::]/8``, ``0.0.0.0/0:8000-8999``, ``*:25`` (both versions), or a
+    name: ``db.example.org:443``, which stands for what ``Sandbox.names`` say."""
+    others: bool = False
+    """It refuses all addresses but those."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved:
+    """What a name in the rules stands for now; no addresses: nothing."""
+
+    name: str
+    addresses: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CountRule(Placed):
+    """Refuses what exceeds a number of calls."""
+
+    calls: tuple[str, ...]
+    limit: int
+    """So many pass: in the session's life, or in any ``per_s`` seconds."""
+    per_s: int | None = None
+    of: str = ""
+    """``exec``, ``fork``, ``open`` or ``connect``: ``calls`` are those of ``policy_live.GROUPS``.
+    Threads are no forks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AnswerRule(Placed):
+    """Makes one system call say something else; None and empty: what is true."""
+
+    call: str
+    """``uname``, ``sched_getaffinity`` or ``sysinfo``."""
+    nodename: str = ""
+    release: str = ""
+    version: str = ""
+    cpus: int | None = None
+    mem_bytes: int | None = None
+
+
+LiveRule = FileRule | NetRule | CountRule | AnswerRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,7 +264,21 @@ class Layer:
 
     layer: str
     rules: tuple[Rule, ...] = ()
+    files: tuple[FileRule, ...] = ()
+    writes: tuple[WriteRule, ...] = ()
+    nets: tuple[NetRule, ...] = ()
+    counts: tuple[CountRule, ...] = ()
+    answers: tuple[AnswerRule, ...] = ()
     widen: tuple[Widening, ...] = ()
+
+    @property
+    def every(self) -> tuple[Rule | WriteRule | LiveRule, ...]:
+        """All its rules, by kind."""
+        return (*self.rules, *self.writes, *_live(self))
+
+    def __bool__(self) -> bool:
+        """Whether it says anything."""
+        return bool(self.every or self.widen)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +286,13 @@ class Sandbox:
     """What a session's layers come to above the base; made by ``merge``."""
 
     rules: tuple[Rule, ...] = ()
+    files: tuple[FileRule, ...] = ()
+    writes: tuple[WriteRule, ...] = ()
+    nets: tuple[NetRule, ...] = ()
+    counts: tuple[CountRule, ...] = ()
+    answers: tuple[AnswerRule, ...] = ()
+    names: tuple[Resolved, ...] = ()
+    """Of what ``nets`` name; the agent looks them up and keeps them fresh."""
     widen: tuple[str, ...] = ()
     """Rules of the base that don't count."""
     label: str = ""
@@ -176,8 +300,23 @@ class Sandbox:
     broken: str = ""
     """Why its text can't be read, in words: then the session does not start."""
 
+    @property
+    def live(self) -> tuple[LiveRule, ...]:
+        """What a guard keeps, and what can be replaced while the session runs."""
+        return _live(self)
+
+    @property
+    def handed_over(self) -> frozenset[str]:
+        """The calls that the guard is asked about: a session can't be given more of them later."""
+        counted = (call for rule in self.counts for call in rule.calls)
+        return frozenset([*counted, *(rule.call for rule in self.answers)])
+
     def __bool__(self) -> bool:
-        return bool(self.rules or self.widen or self.broken)
+        return bool(self.rules or self.writes or self.live or self.widen or self.broken)
+
+
+def _live(found: Layer | Sandbox) -> tuple[LiveRule, ...]:
+    return (*found.files, *found.nets, *found.counts, *found.answers)
 
 
 NO_SANDBOX: Final = Sandbox()
@@ -186,12 +325,17 @@ NO_SANDBOX: Final = Sandbox()
 
 def merge(layers: Iterable[Layer], label: str = "") -> Sandbox:
     """Put *layers* together; they come in the order of ``LAYERS``."""
-    rules: list[Rule] = []
-    widen: dict[str, None] = {}
-    for layer in layers:
-        rules += layer.rules
-        widen |= dict.fromkeys(widening.name for widening in layer.widen)
-    return Sandbox(rules=tuple(rules), widen=tuple(widen), label=label)
+    stack = tuple(layers)
+    return Sandbox(
+        rules=tuple(rule for layer in stack for rule in layer.rules),
+        files=tuple(rule for layer in stack for rule in layer.files),
+        writes=tuple(rule for layer in stack for rule in layer.writes),
+        nets=tuple(rule for layer in stack for rule in layer.nets),
+        counts=tuple(rule for layer in stack for rule in layer.counts),
+        answers=tuple(rule for layer in stack for rule in layer.answers),
+        widen=tuple(dict.fromkeys(each.name for layer in stack for each in layer.widen)),
+        label=label,
+    )
 
 
 def rules_of(sandbox: Sandbox, base: Iterable[Rule]) -> list[Rule]:
@@ -199,7 +343,10 @@ def rules_of(sandbox: Sandbox, base: Iterable[Rule]) -> list[Rule]:
     return [*(rule for rule in base if rule.name not in sandbox.widen), *sandbox.rules]
 
 
-def strictest(rules: Iterable[Rule]) -> Iterator[Rule]:
+P = TypeVar("P", bound=Placed)
+
+
+def strictest(rules: Iterable[P]) -> Iterator[P]:
     """Strict ones first, otherwise as they come: the first that refuses a call decides."""
     return iter(sorted(rules, key=lambda rule: -SEVERITY[rule.answer]))
 
@@ -208,3 +355,45 @@ def judge(rules: Iterable[Rule], call: str, arguments: Sequence[int]) -> Rule | 
     """The rule that decides about a call; None: it passes."""
     refusing = (rule for rule in strictest(rules) if rule.refuses(call, arguments))
     return next(refusing, None)
+
+
+MAX_OBJECT: Final = 300
+"""Characters of what a refusal was about."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A rule has refused something, while the session ran."""
+
+    at: float
+    """Unix time, seconds."""
+    layer: str
+    line: int
+    what: str
+    """``open``, ``execute``, ``connect``, ``bind``, or the system call that was counted."""
+    object: str = ""
+    """A path, or address:port; printable."""
+    name: str = ""
+    why: str = ""
+    pid: int = 0
+    """As the session counts; 0: not known."""
+    count: int = 1
+    """How often this rule has refused this so far."""
+    answer: str = ""
+    """``EPERM``, ``SIGKILL``, or ``log``: it passed."""
+
+    @property
+    def text(self) -> str:
+        """``connect to 10.0.0.5:5432 refused by site policy, line 12 (no databases)``"""
+        did = _DID.get(self.what, f"{self.what}: ")
+        refused = "logged" if self.answer == Answer.LOG else "refused"
+        why = f" ({self.why or self.name})" if self.why or self.name else ""
+        return f"{did}{self.object} {refused} by {self.layer} policy, line {self.line}{why}"
+
+
+_DID: Final[Mapping[str, str]] = {
+    "open": "open of ",
+    "execute": "execution of ",
+    "connect": "connect to ",
+    "bind": "bind to ",
+}

@@ -145,7 +145,7 @@ def check_rule(rule: Rule) -> Rule:
 def check_call(rule: Rule, call: str) -> None:
     """Whether *rule* may name it. Raises PolicyInvalid."""
     if call not in known_calls():
-        raise PolicyInvalid(f"{call[:60]!r} is no system call{_near(call)}")
+        raise PolicyInvalid(f"{call[:60]!r} is no system call{near_call(call)}")
     if rule.others:
         return
     looks = [part.argument for part in (rule.check, rule.when) if part is not None]
@@ -158,7 +158,7 @@ def check_call(rule: Rule, call: str) -> None:
             raise PolicyInvalid(f"{call} is needed by every program; it can't kill, use an error")
 
 
-def _near(call: str) -> str:
+def near_call(call: str) -> str:
     found = difflib.get_close_matches(call[:60], known_calls(), n=1)
     return f"; did you mean {found[0]}?" if found else ""
 

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     """The time limit ran out."""
     USER = "user"
     """Somebody stopped it."""
+    GUARD = "guard"
+    """What keeps its sandbox policy was lost, so it was stopped."""
     LOST = "lost"
     """Its machine or its keeper went away; nobody saw how it ended."""
     START_FAILED = "start_failed"
@@ -212,6 +214,8 @@ class Session:
     enforced: dict[str, str]
     """Limit → how it is held: ``cgroup``, ``quota``, ``watch``, ``none``."""
     warnings: tuple[str, ...]
+    refusals: int = 0
+    """How often its sandbox policy has refused something while it ran."""
     usage: Usage | None
     log_end: int | None
     """Offset after the last output, if known."""

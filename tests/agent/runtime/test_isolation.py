@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 from madang.agent import files
-from madang.testing import attacks
+from madang.testing import attacks, evasions
 from madang.testing.sessions import (
     PYTHON,
     ChosenRuntime,
@@ -273,7 +273,8 @@ def test_the_page_on_security_lists_every_attack() -> None:
         (name.replace("_s_", "'s ").replace("_", " "), " ".join(inspect.cleandoc(doc).split()))
         for name, doc in (
             (name, each.__doc__ or "")
-            for name, each in (attacks.ATTACKS | attacks.BOMBS | attacks.WIRED).items()
+            for tried in (attacks.ATTACKS, attacks.BOMBS, attacks.WIRED, evasions.EVASIONS)
+            for name, each in tried.items()
         )
     ]
     lines = "\n".join(f"- *{name}*: {gain}" for name, gain in known)
@@ -296,7 +297,7 @@ WITH_POWER = (
 UNFENCED = """
 import json, os, sys
 from madang.agent.launcher import syscalls
-from madang.testing import attacks
+from madang.testing import attacks, evasions
 attacks.FACTS.update(json.loads(sys.argv[2]), own_fds=[])
 if sys.argv[3] == "apart":
     syscalls.unshare(0x20000 | 0x4000000 | 0x8000000 | 0x40000000 | 0x20000000)

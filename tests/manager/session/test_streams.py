@@ -32,6 +32,7 @@ from madang.wire.link import (
     WriteFile,
 )
 from madang.wire.log import HEADER, LogGap, LogRecord, Stream, unpack
+from madang.wire.policy import Refusal
 from madang.wire.session import Ended, Reason
 
 
@@ -123,6 +124,27 @@ async def agent_received(agent: ScriptedAgent, assignment: Assignment, count: in
     async with asyncio.timeout(10):
         while len(agent.received.get(assignment.kernel, ())) < count:
             await asyncio.sleep(0.01)
+
+
+async def test_refusals_come_with_the_output_where_they_happen(box: ManagerBox) -> None:
+    agent = await box.add_agent()
+    refusal = Refusal(at=1.0, layer="site", line=3, what="connect", object="10.0.0.5:5432")
+
+    async def serve(request: StreamRequest, stream: MemoryStream) -> None:
+        if isinstance(request, ReadLog):
+            assert request.refusals
+            await stream.send(LogRecord(0, 1, Stream.STDOUT, b"before"))
+            await stream.send(refusal)
+            await stream.send(Ended(reason=Reason.EXIT, exit_code=0))
+
+    agent.serve = serve
+    assignment = await start(box, agent)
+    async with box.http.ws_connect(f"/v1/sessions/{assignment.kernel.session}/attach") as socket:
+        talk = Talk(socket)
+        await talk.say(op="attach")
+        found = await talk.until("refused")
+        assert talk.output == b"before"
+    assert found["refusal"]["object"] == "10.0.0.5:5432"
 
 
 async def test_a_client_that_goes_away_stops_nothing_and_comes_back(box: ManagerBox) -> None:

@@ -16,6 +16,9 @@ from typing import Final
 from madang.wire.size import Size
 
 WANTED: Final = ("memory", "cpu", "cpuacct", "cpuset", "pids", "freezer")
+UNIFIED: Final = "unified"
+"""Not a controller: beside version 1, the hierarchy of version 2 has a group for each slot too. No
+limit is set there, but programs that judge addresses can be attached (``fence``)."""
 _V2: Final[tuple[str, ...]] = ("memory", "cpu", "cpuset", "pids")
 _PERIOD_US: Final = 100_000
 _EXTRA_PIDS: Final = 1
@@ -78,6 +81,11 @@ class Group:
     @property
     def folders(self) -> list[str]:
         return sorted(set(self.paths.values()))
+
+    @property
+    def net_folder(self) -> str | None:
+        """The folder of version 2; None where there is none."""
+        return next(iter(self.folders), None) if self.version == 2 else self.paths.get(UNIFIED)
 
     def join(self) -> None:
         """Move the calling process in."""
@@ -226,11 +234,18 @@ def detect(
         if "memory" in bases or "cpu" in bases:
             cpuset = bases.get("cpuset")
             inherits = not cpuset or try_write(f"{cpuset}/cgroup.clone_children", 1)
+            if v2 and (beside := _make_folder(f"{v2}/{name}")):
+                bases[UNIFIED] = beside
             return Hierarchies(version=1, bases=bases, inherits=inherits)
     if v2:
         parent = v2 if os.geteuid() == 0 and is_init_user_namespace() else v2 + _own_v2(read(own))
         return _make_base_v2(parent.rstrip("/"), name)
     return NOWHERE
+
+
+def has_v2() -> bool:
+    """Whether version 2 is mounted, alone or beside version 1."""
+    return _mounted(read("/proc/self/mounts"))[1] is not None
 
 
 def _mounted(text: str) -> tuple[dict[str, str], str | None]:
@@ -269,6 +284,14 @@ def _inherit_cpuset(parent: str, child: str) -> None:
     for file in ("cpuset.cpus", "cpuset.mems"):
         if not read(f"{child}/{file}"):
             write(f"{child}/{file}", read(f"{parent}/{file}"))
+
+
+def _make_folder(path: str) -> str | None:
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError:
+        return None
+    return path
 
 
 def _make_base_v2(parent: str, name: str) -> Hierarchies:

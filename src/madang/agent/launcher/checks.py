@@ -11,18 +11,34 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar
 
-from madang.wire import network, policy, policy_base
+from madang.wire import network, policy, policy_base, policy_live
 from madang.wire.errors import InvalidRequest, NetworkInvalid, PolicyInvalid, SizeInvalid
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.network import NO_NETWORK, Network, NetworkMode
-from madang.wire.policy import NO_SANDBOX, Answer, Check, Look, Rule, Sandbox, When
+from madang.wire.policy import (
+    NO_SANDBOX,
+    Access,
+    Act,
+    Answer,
+    AnswerRule,
+    Check,
+    CountRule,
+    FileRule,
+    Look,
+    NetRule,
+    Resolved,
+    Rule,
+    Sandbox,
+    When,
+    WriteRule,
+)
 from madang.wire.size import Size
 from madang.wire.size import check as check_size
 
 T = TypeVar("T")
 
 OPERATIONS: Final = frozenset(
-    "hello list prepare start kill freeze thaw settle remove files".split()
+    "hello list prepare start guard kill freeze thaw settle remove files".split()
 )
 MAX_ARGUMENTS_BYTES: Final = 1024 * 1024
 MAX_LAYERS: Final = 500
@@ -64,7 +80,7 @@ def kernel_spec(value: object) -> KernelSpec:
         grace_s=fields.number("grace_s", 0, 1e6, 10.0),
         log_limit_bytes=int(fields.number("log_limit_bytes", MIN_LOG_BYTES, 2**50, 2**26)),
         build=fields.flag("build"),
-        sandbox=_sandbox(fields.take("sandbox", None)),
+        sandbox=sandbox(fields.take("sandbox", None)),
         runtime=fields.text("runtime", 40, ""),
         network=_network(fields.take("network", None)),
         owner=fields.text("owner", 200, ""),
@@ -148,46 +164,145 @@ def _network(value: object) -> Network:
         raise InvalidRequest(f"network: {exc.text}") from exc
 
 
-def _sandbox(value: object) -> Sandbox:
+def sandbox(value: object) -> Sandbox:
     """A policy as the server merged it: values, of which none is believed."""
     if value is None:
         return NO_SANDBOX
     fields = _Fields("sandbox", value)
-    rules = fields.take("rules", ())
-    if not isinstance(rules, list | tuple) or len(rules) > policy.MAX_RULES:
-        raise InvalidRequest(f"sandbox.rules: must be a list of at most {policy.MAX_RULES}.")
-    sandbox = Sandbox(
-        rules=tuple(_rule(rule) for rule in rules),
+    found = Sandbox(
+        rules=_all(fields, "rules", _rule),
+        files=_all(fields, "files", _file_rule),
+        writes=_all(fields, "writes", _write_rule),
+        nets=_all(fields, "nets", _net_rule),
+        counts=_all(fields, "counts", _count_rule),
+        answers=_all(fields, "answers", _answer_rule),
+        names=_all(fields, "names", _resolved),
         widen=fields.texts("widen"),
         label=fields.text("label", policy.MAX_WORDS, ""),
         broken=fields.text("broken", policy.MAX_WORDS, ""),
     )
     fields.end()
-    for name in sandbox.widen:
+    if len(found.rules) + len(found.writes) + len(found.live) > policy.MAX_RULES:
+        raise InvalidRequest(f"sandbox: has more than {policy.MAX_RULES} rules.")
+    for name in found.widen:
         if name not in policy_base.NAMES or name in policy_base.FIXED:
             raise InvalidRequest(f"sandbox.widen: {name[:60]!r} is no rule that can be widened.")
-    return sandbox or NO_SANDBOX
+    return found or NO_SANDBOX
+
+
+def _all(fields: _Fields, key: str, check: Callable[[object], T]) -> tuple[T, ...]:
+    rules = fields.take(key, ())
+    if not isinstance(rules, list | tuple) or len(rules) > policy.MAX_RULES:
+        raise InvalidRequest(f"sandbox.{key}: must be a list of at most {policy.MAX_RULES}.")
+    return tuple(check(rule) for rule in rules)
+
+
+def _placed(fields: _Fields) -> dict[str, Any]:
+    """What all rules have."""
+    return {
+        "layer": _one("rule.layer", fields.take("layer"), policy.LAYERS[1:]),
+        "line": _whole("rule.line", fields.take("line"), policy.MAX_TEXT_BYTES),
+        "answer": Answer(_one("rule.answer", fields.take("answer"), tuple(Answer))),
+        "code": _whole("rule.code", fields.take("code"), policy.MAX_ERRNO, 1),
+        "name": fields.text("name", policy.MAX_WORDS, ""),
+        "why": fields.text("why", policy.MAX_WORDS, ""),
+    }
 
 
 def _rule(value: object) -> Rule:
     fields = _Fields("rule", value)
     rule = Rule(
-        layer=_one("rule.layer", fields.take("layer"), policy.LAYERS[1:]),
-        line=_whole("rule.line", fields.take("line"), policy.MAX_TEXT_BYTES),
         calls=fields.texts("calls"),
         others=fields.flag("others"),
-        answer=Answer(_one("rule.answer", fields.take("answer"), tuple(Answer))),
-        code=_whole("rule.code", fields.take("code"), policy.MAX_ERRNO, 1),
         check=_check(fields.take("check", None)),
         when=_when(fields.take("when", None)),
-        name=fields.text("name", policy.MAX_WORDS, ""),
-        why=fields.text("why", policy.MAX_WORDS, ""),
+        **_placed(fields),
     )
     fields.end()
     try:
         return policy_base.check_rule(rule)
     except PolicyInvalid as exc:
         raise InvalidRequest(f"rule.calls: {exc.text}") from exc
+
+
+def _file_rule(value: object) -> FileRule:
+    fields = _Fields("file rule", value)
+    access = fields.texts("access")
+    for each in access:
+        _one("rule.access", each, tuple(Access))
+    rule = FileRule(
+        patterns=fields.texts("patterns"),
+        others=fields.flag("others"),
+        access=tuple(map(Access, access)),
+        **_placed(fields),
+    )
+    return _live(fields, rule)
+
+
+def _write_rule(value: object) -> WriteRule:
+    fields = _Fields("write rule", value)
+    return _live(fields, WriteRule(folders=fields.texts("folders"), **_placed(fields)))
+
+
+def _net_rule(value: object) -> NetRule:
+    fields = _Fields("net rule", value)
+    rule = NetRule(
+        act=Act(_one("rule.act", fields.take("act"), tuple(Act))),
+        targets=fields.texts("targets"),
+        others=fields.flag("others"),
+        **_placed(fields),
+    )
+    return _live(fields, rule)
+
+
+def _resolved(value: object) -> Resolved:
+    fields = _Fields("name", value)
+    found = Resolved(name=fields.text("name", 253, ""), addresses=fields.texts("addresses"))
+    return _live(fields, found)
+
+
+def _count_rule(value: object) -> CountRule:
+    fields = _Fields("count rule", value)
+    per_s = fields.take("per_s", None)
+    rule = CountRule(
+        calls=fields.texts("calls"),
+        limit=_whole("rule.limit", fields.take("limit"), policy_live.MAX_LIMIT, 1),
+        per_s=None if per_s is None else _whole("rule.per_s", per_s, policy_live.MAX_PER_S, 1),
+        of=fields.text("of", 20, ""),
+        **_placed(fields),
+    )
+    return _live(fields, rule)
+
+
+def _answer_rule(value: object) -> AnswerRule:
+    fields = _Fields("answer rule", value)
+    cpus, mem = fields.take("cpus", None), fields.take("mem_bytes", None)
+    most_cpus, most_mem = policy_live.MAX_CPUS, policy_live.MAX_MEM_BYTES
+    rule = AnswerRule(
+        call=fields.text("call", 40, ""),
+        nodename=fields.text("nodename", policy.MAX_WORDS, ""),
+        release=fields.text("release", policy.MAX_WORDS, ""),
+        version=fields.text("version", policy.MAX_WORDS, ""),
+        cpus=None if cpus is None else _whole("rule.cpus", cpus, most_cpus, 1),
+        mem_bytes=None if mem is None else _whole("rule.mem_bytes", mem, most_mem, 1),
+        **_placed(fields),
+    )
+    return _live(fields, rule)
+
+
+_L = TypeVar("_L", FileRule, WriteRule, NetRule, CountRule, AnswerRule, Resolved)
+
+
+def _live(fields: _Fields, rule: _L) -> _L:
+    fields.end()
+    try:
+        if isinstance(rule, Resolved):
+            policy_live.check_resolved(rule)
+        else:
+            policy_live.check_live(rule)
+    except PolicyInvalid as exc:
+        raise InvalidRequest(f"{fields.name}: {exc.text}") from exc
+    return rule
 
 
 def _check(value: object) -> Check | None:

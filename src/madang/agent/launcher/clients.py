@@ -5,6 +5,8 @@ The first line of a connection is JSON and names the operation:
 =====================================  ==========================================================
 ``{"op": "watch"}``                    lines ``{"end": OFFSET}``; ``{"stopping": true}`` once it is
                                        to end, also for its time limit: who froze it must thaw it;
+                                       ``{"refusals": N}``: N grows when its policy has refused
+                                       something, which stands in ``io/main/refusals``;
                                        the last one ``{"ended": true}``
 ``{"op": "stdin"}``                    then frames: kind u8, length u32 LE, payload. 0 data, 1 end
                                        of input, 2 resize (rows u16, cols u16), 3 signal (u8)
@@ -13,6 +15,7 @@ The first line of a connection is JSON and names the operation:
 "text": …, "grace_s": …}``             ``{"ok": true}``; again with a shorter grace: sooner
 ``{"op": "exec", "exec": ID,
 "spec": {…}}``                         ``{"ok": true, "at": …}`` once it runs (main's socket only)
+``{"op": "guard"}``                    ``{"ok": true}``; of root alone, with a channel to a guard
 =====================================  ==========================================================
 
 A refused line is answered by ``{"error": CODE, "text": …}``. A slow watcher misses offsets, never
@@ -22,6 +25,7 @@ the newest; slow programs make ``stdin`` wait by not reading it.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -46,19 +50,42 @@ class Client:
         self.watching = False
         self.feeding = False
         self.told_end = -1
+        self.attached: list[int] = []
+        """Descriptors that came with what was read; at most one, of root alone."""
         self._in = bytearray()
         self._out = bytearray()
 
     def read(self) -> bool:
         """Take in what is there; False once the peer is gone or says too much."""
         try:
-            data = self.link.recv(256 * 1024)
+            data, fds, _, _ = socket.recv_fds(self.link, 256 * 1024, 1, socket.MSG_CMSG_CLOEXEC)
         except BlockingIOError:
             return True
         except OSError:
             return False
         self._in += data
+        self._attach(fds)
         return bool(data) and len(self._in) <= MAX_LINE + MAX_PAYLOAD
+
+    def _attach(self, fds: list[int]) -> None:
+        room = not self.attached and self.peer_is_root
+        for fd in fds:
+            if room:
+                self.attached = [fd]
+            else:
+                os.close(fd)
+
+    @property
+    def peer_is_root(self) -> bool:
+        data = self.link.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        uid: int = struct.unpack("iII", data)[1]
+        return uid == 0
+
+    def close(self) -> None:
+        self.link.close()
+        for fd in self.attached:
+            os.close(fd)
+        self.attached = []
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """Requests that are complete, until one of them starts ``stdin``."""
@@ -89,6 +116,11 @@ class Client:
         if end > self.told_end and not self._out:
             self.told_end = end
             self.tell({"end": end})
+
+    def tell_refusals(self, number: int) -> None:
+        """Not to a watcher that is behind: it reads them when it has caught up."""
+        if number and not self._out:
+            self.tell({"refusals": number})
 
     def refuse(self, error: PlatformError) -> None:
         self.tell({"error": error.code, "text": error.text})

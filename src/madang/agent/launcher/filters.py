@@ -1,17 +1,31 @@
-"""From a session's checked policy to its system call filter: what this machine allows and keeps."""
+"""From a session's checked policy to what this machine allows and keeps of it."""
 
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, Final, cast
 
-from madang.agent.launcher import seccomp
-from madang.wire.errors import PolicyInvalid
-from madang.wire.policy import Answer, Sandbox
+from madang.agent.launcher import addresses, fanotify, fence, landlock, notify, seccomp
+from madang.wire.errors import PolicyInvalid, PolicyUnkept
+from madang.wire.kernel import NATIVE
+from madang.wire.policy import (
+    NO_SANDBOX,
+    Access,
+    Answer,
+    Check,
+    LiveRule,
+    Look,
+    Rule,
+    Sandbox,
+    WriteRule,
+)
 
 _MOST_NAMED: Final = 3
+_NOT_EXECUTABLE: Final = (8, 9, 10, 11)
+"""Flags of memfd_create: MFD_NOEXEC_SEAL, and others that go with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +37,8 @@ class Filter:
     deadly: str = ""
     """Its rules that kill, in words."""
     warnings: tuple[str, ...] = ()
+    kept: Sandbox = NO_SANDBOX
+    """Without the rules that can't be kept here, where root accepts that."""
 
 
 BASE_FILTER: Final = Filter()
@@ -36,8 +52,8 @@ class Filters:
         self._widen = frozenset(widen)
         self._accept_unkept = accept_unkept
 
-    def of(self, sandbox: Sandbox) -> Filter:
-        """Raises PolicyInvalid, PolicyUnkept."""
+    def of(self, sandbox: Sandbox, runtime: str = NATIVE) -> Filter:
+        """*runtime*: what starts the session's programs. Raises PolicyInvalid, PolicyUnkept."""
         if not sandbox:
             return BASE_FILTER
         if sandbox.broken:
@@ -49,8 +65,78 @@ class Filters:
                     f"{text}. Add it to `sandbox.widen` in its settings.", rule=name
                 )
         warnings = seccomp.check_kept(sandbox, accept=self._accept_unkept)
-        program = b64encode(seccomp.program(sandbox=sandbox)).decode()
-        return Filter(program, deadly(sandbox), tuple(warnings))
+        kept, more = self._kept(sandbox, runtime)
+        _check_numbers(kept)
+        static = replace(kept, rules=(*kept.rules, *implied(kept)))
+        program = b64encode(seccomp.program(sandbox=static)).decode()
+        return Filter(program, deadly(kept), (*warnings, *more, *addresses.unresolved(kept)), kept)
+
+    def _kept(self, sandbox: Sandbox, runtime: str) -> tuple[Sandbox, list[str]]:
+        """(what can be kept here, what can't, in words). Raises PolicyUnkept."""
+        missing: list[str] = []
+        for field, possible, text in _ABILITIES:
+            rules: tuple[LiveRule | WriteRule, ...] = getattr(sandbox, field)
+            if rules and runtime != NATIVE and field in _NATIVE_ALONE:
+                text = f"{runtime} gives programs mounts and filters of its own; use native"
+            elif not rules or possible():
+                continue
+            found = f"policy: {rules[0].place} is not kept: {text}"
+            if not self._accept_unkept:
+                mend = "Take the rule out, or set sandbox.accept_unkept."
+                raise PolicyUnkept(f"{found}. {mend}", place=rules[0].place)
+            missing.append(found)
+            sandbox = replace(sandbox, **cast(Any, {field: ()}))
+        return sandbox, missing
+
+
+@cache
+def _has_fanotify() -> bool:
+    return fanotify.possible()
+
+
+@cache
+def _has_landlock() -> bool:
+    return landlock.abi() >= landlock.LEAST_ABI
+
+
+_ABILITIES: Final[tuple[tuple[str, Callable[[], bool], str], ...]] = (
+    ("files", _has_fanotify, "rules about files take root and a kernel with fanotify"),
+    ("writes", _has_landlock, "rules about changing files take Landlock, of Linux 6.2 or newer"),
+    ("counts", cache(notify.possible), "the kernel hands no calls over"),
+    ("answers", cache(notify.possible), "the kernel hands no calls over"),
+    ("nets", cache(fence.possible), fence.TAKES),
+)
+"""Fields of a Sandbox, what they take, and what to say where that is not there."""
+_NATIVE_ALONE: Final = frozenset({"files", "writes", "counts", "answers"})
+"""What hangs on mounts and filters that the init made itself."""
+
+
+def _check_numbers(sandbox: Sandbox) -> None:
+    if len(sandbox.writes) > landlock.MAX_DOMAINS:
+        text = f"the sandbox policy has more than {landlock.MAX_DOMAINS} [[write]] rules"
+        raise PolicyInvalid(f"{text}, which is what the kernel takes. Put them together.")
+    if sum(len(rule.targets) for rule in sandbox.nets) > addresses.MAX_TARGETS:
+        text = f"the sandbox policy names more than {addresses.MAX_TARGETS} addresses"
+        raise PolicyInvalid(f"{text}. Name networks.")
+    if len(sandbox.handed_over) > notify.MAX_CALLS:
+        text = f"the sandbox policy counts more than {notify.MAX_CALLS} different calls"
+        raise PolicyInvalid(f"{text}. Count fewer.")
+
+
+def implied(sandbox: Sandbox) -> list[Rule]:
+    """A file in memory lies on no mount of the session: where rules say what may be executed, it
+    can't be executed."""
+    return [
+        Rule(
+            layer=rule.layer,
+            line=rule.line,
+            calls=("memfd_create",),
+            check=Check(argument=1, test=Look.ALLOW, values=_NOT_EXECUTABLE),
+            why=rule.why,
+        )
+        for rule in sandbox.files
+        if Access.EXECUTE in rule.access and rule.answer is not Answer.LOG
+    ]
 
 
 def deadly(sandbox: Sandbox) -> str:

@@ -26,7 +26,16 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Final, NoReturn
 
-from madang.agent.launcher import channel, checks, containers, mounts, seccomp, syscalls, truth
+from madang.agent.launcher import (
+    channel,
+    checks,
+    containers,
+    guarded,
+    mounts,
+    seccomp,
+    syscalls,
+    truth,
+)
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.containers import Containers, Refused
 from madang.agent.launcher.order import Order, View
@@ -95,15 +104,16 @@ def _ready(link: socket.socket, group: Group | None) -> bool:
 
 def _set_up(link: socket.socket, order: Order) -> bool:
     """Whether the sandbox stands; if not, the keeper is told why."""
+    listener: list[int] = []
     try:
         if order.view is not None:
-            _enter(order, order.view)
+            listener = _enter(order, order.view)
         else:
             os.umask(0o022)
     except Exception as exc:
         channel.send(link, {"failed": f"the sandbox can't be set up: {exc}"})
         return False
-    return True
+    return guarded.wait(link, order, listener)
 
 
 @cache
@@ -118,8 +128,11 @@ def warm() -> None:
     truth.files(1.0, [0], 1)
 
 
-def _enter(order: Order, view: View) -> None:
-    """Everything between root on the host and an ordinary program in the sandbox, in order."""
+def _enter(order: Order, view: View) -> list[int]:
+    """Everything between root on the host and an ordinary program in the sandbox, in order.
+
+    What it returns is for the guard: see ``guarded``.
+    """
     syscalls.unshare(syscalls.CLONE_NEWNS)
     (mounts if order.runtime == NATIVE else containers).enter(order, view)
     syscalls.sethostname(order.spec.hostname.encode())
@@ -129,7 +142,7 @@ def _enter(order: Order, view: View) -> None:
         containers.seal()
         syscalls.close_on_exec_from(3)
         _forget_standard_files()
-        return
+        return []
     syscalls.drop_bounding_set()
     if order.nested:
         _enter_user_namespace()
@@ -145,7 +158,9 @@ def _enter(order: Order, view: View) -> None:
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.close_on_exec_from(3)
     _forget_standard_files()
+    listener = guarded.restrict(order)
     seccomp.install(b64decode(order.program) if order.program else filter_program())
+    return listener
 
 
 def _enter_user_namespace() -> None:

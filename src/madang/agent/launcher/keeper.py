@@ -22,6 +22,7 @@ from typing import Any, Final, NoReturn
 from madang.agent.launcher import channel, checks, clients, init, scratch, syscalls, verdict
 from madang.agent.launcher.cgroups import Counters, Group
 from madang.agent.launcher.clients import Client
+from madang.agent.launcher.keeper_guard import LOST, Ward
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.program import CLAIMED, ENDED, Program
@@ -57,9 +58,9 @@ def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         syscalls.set_process_name("madang-keeper")
         gc.disable()
-        order = _wait_as_slot(launcher, group, uid, gid)
-        if order is not None:
-            _Keeper(*order, launcher).serve()
+        claimed = _wait_as_slot(launcher, group, uid, gid)
+        if claimed is not None:
+            _Keeper(*claimed, launcher).serve()
     except BaseException as exc:
         say(f"madang keeper: {exc!r}")
         raise
@@ -69,7 +70,7 @@ def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid
 
 def _wait_as_slot(
     launcher: socket.socket, group: Group | None, uid: int, gid: int
-) -> tuple[Order, int, int, socket.socket] | None:
+) -> tuple[Order, list[int], int, int, socket.socket] | None:
     """Make the init, drop all privileges, wait to be claimed; None: the launcher has left."""
     ours, theirs = channel.pair()
     if group is not None:
@@ -88,10 +89,10 @@ def _wait_as_slot(
     claim, fds = channel.receive(launcher)
     if claim is None:
         return None
-    channel.send(ours, {}, fds)  # First of all: the init has the longer way to go.
+    channel.send(ours, {}, fds[:1])  # First of all: the init has the longer way to go.
     order = Order.from_json(channel.from_memory(fds[0]))
     os.close(fds[0])
-    return order, pid, os.pidfd_open(pid), ours
+    return order, fds[1:], pid, os.pidfd_open(pid), ours
 
 
 def _drop(uid: int, gid: int) -> None:
@@ -110,6 +111,7 @@ class _Keeper:
     def __init__(
         self,
         order: Order,
+        guard: list[int],
         init_pid: int,
         init_fd: int,
         init_link: socket.socket,
@@ -130,6 +132,9 @@ class _Keeper:
         self._disk_full = False
         self._failed = False
         self._over = False
+        self._ward: Ward | None = None
+        if guard:
+            self._take_guard(socket.socket(fileno=guard[0]))
         self._selector.register(init_link, selectors.EVENT_READ, self._hear_init)
         self._selector.register(init_fd, selectors.EVENT_READ, self._bury_init)
 
@@ -159,6 +164,9 @@ class _Keeper:
         if "failed" in message:
             self._failed = True
             channel.send(self._launcher, message)
+        elif "set" in message:
+            assert self._ward is not None
+            self._ward.set(fds)
         else:
             self._hear_of_program(message, fds)
         return True
@@ -197,6 +205,9 @@ class _Keeper:
         while self._hear_init():
             pass
         self._over = True
+        if self._ward is not None:
+            self._ward.finish()
+            self._hear_guard()
         main = self._programs[init.MAIN]
         if self._failed or not main.known:  # Nothing has run: it may be started again.
             os.unlink(f"{main.folder}/{CLAIMED}")
@@ -239,6 +250,49 @@ class _Keeper:
             duration_s=time.clock_gettime(time.CLOCK_BOOTTIME) - program.started_boot,
         )
 
+    # -- its guard ---------------------------------------------------------------------------
+
+    def _take_guard(self, link: socket.socket) -> None:
+        self._ward = Ward(
+            link,
+            f"{self._order.io}/{init.MAIN}",
+            begin=partial(self._tell_init, {"do": "begin"}),
+            fail=self._fail,
+            news=self._tell_refusals,
+        )
+        self._selector.register(self._ward, selectors.EVENT_READ, self._hear_guard)
+
+    def _hear_guard(self, _events: int = 0) -> None:
+        ward = self._ward
+        if ward is None:
+            return
+        ward.hear()
+        if ward.dismissed:
+            self._unregister(ward.fileno())
+            ward.close()
+            self._ward = None
+        elif ward.lost:
+            self._lose_guard(ward)
+
+    def _lose_guard(self, ward: Ward) -> None:
+        """What it held is held by us until no process of the session lives."""
+        self._unregister(ward.fileno())
+        if not self._programs[init.MAIN].known:
+            self._fail("its guard was killed while it was started")
+        else:
+            self._stop_session(Reason.GUARD, LOST, 0.0)
+
+    def _fail(self, text: str) -> None:
+        """Nothing has run, and nothing will."""
+        self._failed = True
+        channel.send(self._launcher, {"failed": text})
+        self._tell_init({"do": "leave"})
+
+    def _tell_refusals(self, number: int) -> None:
+        for client in self._programs[init.MAIN].clients.values():
+            if client.watching:
+                client.tell_refusals(number)
+
     # -- time --------------------------------------------------------------------------------
 
     def _wait_s(self) -> float | None:
@@ -250,6 +304,8 @@ class _Keeper:
             waits.append(min(self._deadline - boot, _LONGEST_WAIT_S))
         if self._order.scratch_enforced == "quota":
             waits.append(self._disk_at - now)
+        if self._ward is not None and not self._ward.lost:
+            waits.append(self._ward.wait_s())
         waits += [
             program.exited_at + _QUIET_S - now
             for program in self._programs.values()
@@ -266,6 +322,10 @@ class _Keeper:
             limit = self._order.spec.size.time_s
             text = f"time limit {limit:g} s reached; ask for more with --time"
             self._stop_session(Reason.TIMEOUT, text, self._order.spec.grace_s)
+        if self._ward is not None and not self._ward.lost:
+            self._ward.keep_time()
+            if self._ward.lost:
+                self._lose_guard(self._ward)
         if now >= self._disk_at:
             self._disk_at = now + _DISK_CHECK_S
             self._check_disk()
@@ -384,13 +444,15 @@ class _Keeper:
         self._unregister(fd)
         program.clients.pop(fd, None)
         self._asked = {name: asked for name, asked in self._asked.items() if asked is not client}
-        client.link.close()
+        client.close()
 
     def _answer(self, program: Program, client: Client, request: dict[str, Any]) -> None:
         op = request.get("op")
         if op == "watch":
             client.watching = True
             client.tell_end(program.log.end)
+            if self._ward is not None and program.name == init.MAIN:
+                client.tell_refusals(self._ward.refusals)
             if self._stop is not None:
                 client.tell({"stopping": True})
         elif op == "stdin":
@@ -403,8 +465,22 @@ class _Keeper:
             client.tell({"ok": True})
         elif op == "exec" and program.name == init.MAIN:
             self._exec(client, request)
+        elif op == "guard" and program.name == init.MAIN and client.attached:
+            self._meet_guard(client)
         else:
             raise InvalidRequest(f"op: {str(op)[:40]!r} is unknown.")
+
+    def _meet_guard(self, client: Client) -> None:
+        """Of a session that began without one."""
+        if self._ward is not None:
+            raise Conflict("the session has a guard.")
+        try:
+            link = socket.socket(fileno=client.attached[0])
+        except OSError as exc:
+            raise InvalidRequest("guard: what came with it is no channel.") from exc
+        client.attached.clear()
+        self._take_guard(link)
+        client.tell({"ok": True})
 
     def _signal(self, program: Program, number: object) -> None:
         message = {"do": "signal", "program": program.name}

@@ -12,13 +12,15 @@ import selectors
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import processes, registry, scratch
+from madang.agent.launcher import channel, guards, processes, registry, scratch
 from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.filters import Filters
+from madang.agent.launcher.guard import Post
+from madang.agent.launcher.guards import Guards
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.network.networks import NetworkConfig, Networks
@@ -38,6 +40,7 @@ from madang.wire.errors import (
     StorageFull,
 )
 from madang.wire.kernel import KernelId, KernelSpec
+from madang.wire.policy import NO_SANDBOX, Sandbox
 
 Answer = Callable[[Any], None]
 """Called once, with a result (a JSON object) or a PlatformError."""
@@ -132,6 +135,7 @@ class Kernels:
             selector=selector,
             timers=timers,
         )
+        self._guards = Guards(self._slots, selector, timers)
         self._boot = processes.boot_id()
 
     # -- what is there -----------------------------------------------------------------------
@@ -167,6 +171,8 @@ class Kernels:
             if kernel.running:
                 self._watch_keeper(kernel, child=False)
                 self._adopt_network(kernel)
+                if record.guard is not None:
+                    self._guards.watch(record.guard, partial(self._guard_left, kernel), child=False)
             elif kernel.init_fd >= 0:
                 processes.kill(kernel.init_fd)
 
@@ -221,6 +227,11 @@ class Kernels:
     def start(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
         if kernel := self._find(kernel_id, answer):
             self._queue(kernel, answer, partial(self._start, kernel, spec))
+
+    def guard(self, kernel_id: KernelId, sandbox: Sandbox, answer: Answer) -> None:
+        """Other live rules for a session that runs; ``later``: those that it can't have."""
+        if kernel := self._find(kernel_id, answer):
+            self._queue(kernel, answer, partial(self._renew_rules, kernel, sandbox))
 
     def settle(self, kernel_id: KernelId, answer: Answer) -> None:
         if kernel := self._find(kernel_id, answer):
@@ -344,7 +355,9 @@ class Kernels:
         """(its label, what is not kept of it). What runs already has the one it began with."""
         if record.state == STARTED:
             return record.policy, ()
-        return spec.sandbox.label, self._filters.of(spec.sandbox).warnings
+        return spec.sandbox.label, self._filters.of(
+            spec.sandbox, self._offers.of(spec).name
+        ).warnings
 
     def _runtime_of(self, record: Record, spec: KernelSpec) -> str:
         """What runs already has the one it began with."""
@@ -395,8 +408,8 @@ class Kernels:
 
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         record, image = kernel.record, spec.image
-        found = self._filters.of(spec.sandbox)
         runtime = self._offers.of(spec)
+        found = self._filters.of(spec.sandbox, runtime.name)
         self._networks.check(spec.network)
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
@@ -424,9 +437,13 @@ class Kernels:
             runtime=runtime.name,
             runtime_program=runtime.program,
             profile=runtime.profile,
+            writes=[list(rule.folders) for rule in found.kept.writes],
+            guarded=bool(found.kept.live),
+            handed_over=sorted(found.kept.handed_over),
             view=view,
         )
         begin.order = order
+        begin.kept = found.kept
         self._selector.modify(slot.link, selectors.EVENT_READ, partial(self._starting, begin))
         if slot.ready:
             self._connect(begin)
@@ -469,12 +486,68 @@ class Kernels:
             slot.group.limit(order.spec.size, order.cpus)
             record.keeper, record.init, record.state = slot.keeper, slot.init, STARTED
             record.started_at = time.time()
+            if order.guarded:
+                self._start_guarded(begin, order)
+                return
             record.save(kernel.folder)
         except OSError as exc:
             slot.failure = f"limits can't be set: {exc}"
             slot.abandon()
-            return
-        slot.claim(order)
+        except RuntimeFailed as exc:
+            slot.failure = exc.text
+            slot.abandon()
+        else:
+            slot.claim(order)
+
+    def _start_guarded(self, begin: _Begin, order: Order) -> None:
+        kernel = begin.kernel
+        ours, theirs = channel.pair()
+        with ours, theirs:
+            post = self._post(kernel, begin.kept, hostname=order.spec.hostname)
+            post = replace(post, mem_bytes=order.spec.size.mem_bytes)
+            kernel.record.guard = self._guards.post(post, ours, partial(self._guard_left, kernel))
+            kernel.record.save(kernel.folder)
+            begin.slot.claim(order, [theirs.fileno()])
+
+    def _post(self, kernel: Kernel, sandbox: Sandbox, *, hostname: str = "") -> Post:
+        """Without a host name: of a session that runs."""
+        record = kernel.record
+        assert record.init is not None and record.keeper is not None and record.group is not None
+        return Post(
+            folder=kernel.folder,
+            init=record.init,
+            keeper=record.keeper,
+            sandbox=sandbox,
+            hostname=hostname,
+            group=record.group,
+            late=not hostname,
+        )
+
+    # -- while it runs -----------------------------------------------------------------------
+
+    def _renew_rules(self, kernel: Kernel, sandbox: Sandbox, answer: Answer) -> None:
+        record = kernel.record
+        if record.state != STARTED or not kernel.running:
+            raise Conflict(f"{record.kernel} does not run.")
+        kept = self._filters.of(sandbox, record.runtime).kept
+        if record.guard is not None:
+            self._guards.replace(kernel.folder, kept, answer)
+        elif not (kept.files or kept.nets):
+            answer({"later": [rule.place for rule in kept.live]})
+        else:
+            left = partial(self._guard_left, kernel)
+            posted = partial(self._posted, kernel)
+            self._guards.post_late(self._post(kernel, kept), kernel.io, left, posted, answer)
+
+    @staticmethod
+    def _posted(kernel: Kernel, guard: ProcessId) -> None:
+        kernel.record.guard = guard
+        _save(kernel)
+
+    def _guard_left(self, kernel: Kernel, guard: ProcessId) -> None:
+        """It is the last to leave; before, the session must end. Its keeper says why."""
+        if kernel.record.guard == guard and kernel.running:
+            self._kill(kernel)
 
     def _starting(self, begin: _Begin, _events: int) -> None:
         """A message of a claimed slot: ready at last, started, failed, or gone."""
@@ -582,8 +655,9 @@ class Kernels:
         record = kernel.record
         if record.state == STARTED:
             self._processors.free(record.cpu, record.cpus)
+        guards.end(record.guard)
         record.state, record.group, record.slot, record.cpus = SETTLED, None, "", []
-        record.keeper = record.init = record.connection = kernel.slot = None
+        record.keeper = record.init = record.connection = record.guard = kernel.slot = None
         _save(kernel)
         self._unmount(kernel, answer)
 
@@ -661,6 +735,7 @@ class _Begin:
     slot: Slot
     answer: Answer
     order: Order | None = None
+    kept: Sandbox = NO_SANDBOX
     timer: int = -1
     began: float = field(default_factory=time.monotonic)
     done: bool = False
@@ -670,7 +745,7 @@ def _forget_start(record: Record) -> None:
     """Nothing has run: it may be started again."""
     record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
     record.cpus, record.slot, record.group, record.template = [], "", None, ""
-    record.connection = None
+    record.connection = record.guard = None
 
 
 def _network_of(spec: KernelSpec) -> str:

@@ -189,6 +189,8 @@ class _Launcher:
         if op in {"prepare", "start"}:
             spec = checks.kernel_spec(message.pop("spec", None))
             (kernels.prepare if op == "prepare" else kernels.start)(kernel, spec, answer)
+        elif op == "guard":
+            kernels.guard(kernel, checks.sandbox(message.pop("sandbox", None)), answer)
         elif op in {"freeze", "thaw"}:
             kernels.freeze(kernel, answer, frozen=op == "freeze")
         else:

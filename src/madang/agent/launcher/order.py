@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from madang.agent.launcher.cgroups import Group
@@ -56,6 +56,12 @@ class Order:
     """That one's program, absolute."""
     profile: str = ""
     """The seccomp filter again, as the JSON that OCI runtimes read."""
+    writes: list[list[str]] = field(default_factory=list)
+    """Of each rule about changing files, where they may be changed."""
+    guarded: bool = False
+    """No program runs before its guard says so."""
+    handed_over: list[str] = field(default_factory=list)
+    """Calls that the guard is asked about."""
     view: View | None = None
     """None: no isolation at all (the ``process`` runtime)."""
 
@@ -77,7 +83,7 @@ class Order:
 
 def _spec(value: dict[str, Any]) -> KernelSpec:
     image, size, argv = value.pop("image"), value.pop("size"), value.pop("argv")
-    del value["sandbox"]  # Compiled: see ``Order.program``.
+    del value["sandbox"]  # The filter is compiled, the guard has the rest.
     network = value.pop("network")
     network = Network(
         mode=NetworkMode(network["mode"]),

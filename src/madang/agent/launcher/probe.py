@@ -19,9 +19,12 @@ from dataclasses import dataclass
 from typing import Final
 
 from madang.agent.launcher import cgroups, mounts, scratch, seccomp, syscalls
+from madang.agent.launcher.fence import Fence
 from madang.agent.launcher.network import rules, warden
 from madang.agent.launcher.network.networks import NetworkConfig
+from madang.wire.errors import PolicyUnkept
 from madang.wire.network import NetworkMode
+from madang.wire.policy import SITE, Act, NetRule
 from madang.wire.size import GIB, format_bytes
 
 OLDEST_KERNEL: Final = (5, 12)
@@ -63,6 +66,7 @@ def probe(
         _namespaces(),
         _root(),
         *_cgroups(),
+        _addresses(),
         _overlay(where),
         _scratch(where),
         _seccomp(),
@@ -149,7 +153,7 @@ def _cgroups() -> Iterator[Finding]:
     name = f"madang-probe-{os.getpid()}"
     found = cgroups.detect(name)
     try:
-        has = sorted(found.bases)
+        has = sorted(found.bases.keys() - {cgroups.UNIFIED})
     finally:
         found.remove()
     if not has:
@@ -166,6 +170,25 @@ def _cgroups() -> Iterator[Finding]:
         yield _less(
             "process limit", "no pids controller: a fork bomb is not held", _delegation_mend()
         )
+
+
+def _addresses() -> Finding:
+    """Puts a fence around a group that nobody is in."""
+    found = cgroups.detect(f"madang-probe-{os.getpid()}")
+    rule = NetRule(layer=SITE, line=1, act=Act.CONNECT, targets=("*",), code=errno.EACCES)
+    group = found.group("fence")
+    try:
+        for folder in group.folders:
+            os.mkdir(folder)
+        Fence.attach(group, (rule,)).close()
+    except PolicyUnkept as exc:
+        return _less("addresses", exc.text, "Root, and control groups of version 2.")
+    except OSError as exc:
+        return _less("addresses", f"no control group can be made: {exc}", _delegation_mend())
+    finally:
+        group.remove()
+        found.remove()
+    return _good("addresses", "policies can refuse connects and binds")
 
 
 def _delegation_mend() -> str:

@@ -173,7 +173,7 @@ class Program:
                 client.told_end = self.log.end
                 client.tell({"end": self.log.end})
                 client.tell({"ended": True})
-            client.link.close()
+            client.close()
         self.clients.clear()
         self.listener.close()
         with contextlib.suppress(FileNotFoundError):

@@ -53,6 +53,7 @@ class Record:
     group: Group | None = None
     keeper: ProcessId | None = None
     init: ProcessId | None = None
+    guard: ProcessId | None = None
     template: str = ""
     policy: str = ""
     """The layers of the policy that it runs under, for showing."""
@@ -84,12 +85,14 @@ def load(folder: str) -> Record | None:
 def _parse(value: dict[str, Any]) -> Record:
     group, keeper, init = value.pop("group"), value.pop("keeper"), value.pop("init")
     connection = value.pop("connection", None)
+    guard = value.pop("guard", None)
     record = Record(**value)
     record.group = Group(**group) if group else None
     if record.boot == boot_id():
         record.keeper = ProcessId(**keeper) if keeper else None
         record.init = ProcessId(**init) if init else None
         record.connection = _connection(connection) if connection else None
+        record.guard = ProcessId(**guard) if guard else None
     return record
 
 

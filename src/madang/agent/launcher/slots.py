@@ -9,7 +9,7 @@ import os
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -45,11 +45,11 @@ class Slot:
     failure: str = ""
     """Words of a keeper or init that could not go on."""
 
-    def claim(self, order: Order) -> bool:
-        """Hand the session over; False if the keeper has gone."""
+    def claim(self, order: Order, guard: Sequence[int] = ()) -> bool:
+        """Hand the session over, and a channel to its guard; False if the keeper has gone."""
         fd = channel.to_memory(order.to_json())
         try:
-            return channel.send(self.link, {"claim": True}, [fd])
+            return channel.send(self.link, {"claim": True}, [fd, *guard])
         finally:
             os.close(fd)
 
@@ -145,6 +145,16 @@ class Slots:
             raise
         ours.setblocking(False)
         return Slot(name=name, group=group, link=ours, keeper=keeper, keeper_fd=os.pidfd_open(pid))
+
+    def fork_guard(self, launcher: socket.socket) -> int:
+        """The pid of a guard, our child. Raises RuntimeFailed."""
+        try:
+            try:
+                return self._zygote.fork_guard(launcher)
+            except ZygoteLost:
+                return self._zygote.fork_guard(launcher)
+        except OSError as exc:
+            raise RuntimeFailed(f"no process can be had for a session's guard: {exc}.") from exc
 
     def _hear(self, slot: Slot, _events: int) -> None:
         """News of a slot that waits."""

@@ -1,13 +1,13 @@
-"""A process that sleeps, and forks keepers when the launcher asks.
+"""A process that sleeps, and forks keepers and guards when the launcher asks.
 
 A fork shares memory with its parent until one of the two writes to it, which the launcher does all
 the time: of its own forks each would soon hold alone whatever was written between two of them.
 
 ::
 
-    launcher ── zygote ── (a fork that leaves at once) ── keeper
+    launcher ── zygote ── (a fork that leaves at once) ── keeper or guard
 
-The launcher is a subreaper, so the keeper becomes its child.
+The launcher is a subreaper, so these become its children.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import socket
 import sys
 from typing import Final, NoReturn
 
-from madang.agent.launcher import channel, keeper, syscalls
+from madang.agent.launcher import channel, guard, keeper, syscalls
 from madang.agent.launcher.cgroups import Hierarchies
 
 _ANSWER_S: Final = 10.0
@@ -53,7 +53,14 @@ class Zygote:
 
         *slot* names its group, *launcher* is its end of a channel to us.
         """
-        answer = self._ask(slot, launcher)
+        return self._fork({"slot": slot}, launcher)
+
+    def fork_guard(self, launcher: socket.socket) -> int:
+        """The same of a guard."""
+        return self._fork({"slot": None}, launcher)
+
+    def _fork(self, message: channel.Message, launcher: socket.socket) -> int:
+        answer = self._ask(message, launcher)
         if answer is None:
             self._end()
             raise ZygoteLost(errno.ECHILD, "what forks keepers was killed, or hangs")
@@ -61,9 +68,9 @@ class Zygote:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         return int(answer["pid"])
 
-    def _ask(self, slot: str, launcher: socket.socket) -> channel.Message | None:
+    def _ask(self, message: channel.Message, launcher: socket.socket) -> channel.Message | None:
         """None: it was lost after it was asked, and may have forked."""
-        message, fds = {"slot": slot}, [launcher.fileno()]
+        fds = [launcher.fileno()]
         if self._link is None or not channel.send(self._link, message, fds):
             self._end()
             self._link = self._start()
@@ -116,7 +123,7 @@ class Zygote:
         os.close(fds[0])
         return channel.send(link, answer)
 
-    def _fork_twice(self, slot: str, launcher: int) -> channel.Message:
+    def _fork_twice(self, slot: str | None, launcher: int) -> channel.Message:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             middle = os.fork()
@@ -131,11 +138,14 @@ class Zygote:
             os.close(reader)
             os.close(writer)
 
-    def _fork_and_leave(self, slot: str, launcher: int, writer: int) -> NoReturn:
+    def _fork_and_leave(self, slot: str | None, launcher: int, writer: int) -> NoReturn:
         with contextlib.suppress(OSError):
             pid = os.fork()
+            if pid == 0 and slot is None:
+                syscalls.close_all_but(launcher)
+                guard.run(socket.socket(fileno=launcher))
             if pid == 0:
-                self._become_keeper(slot, launcher)
+                self._become_keeper(str(slot), launcher)
             os.write(writer, str(pid).encode())
         os._exit(0)
 

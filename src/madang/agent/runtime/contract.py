@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
 
@@ -112,6 +113,16 @@ class Runtime(Protocol):
 
     async def thaw(self, kernel: KernelId) -> None:
         """Let them go on. Doing it again, or to what was never frozen, changes nothing."""
+        ...
+
+    async def guard(self, kernel: KernelId, sandbox: Sandbox) -> tuple[str, ...]:
+        """Have the live rules of *sandbox* count for a running kernel, instead of those it has.
+
+        They are in force on return, all or none. Returns the places of those that count only for
+        kernels that start from now on. Doing it again changes nothing. Conflict if it does not run,
+        PolicyUnkept or HostLacks where this can't be held here: then the former ones still are in
+        force.
+        """
         ...
 
     async def usage(self, kernel: KernelId) -> Usage:

@@ -21,6 +21,7 @@ from madang.wire.errors import (
     from_problem,
 )
 from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
 RECONNECT_S: Final = 20.0
@@ -91,6 +92,10 @@ class NativeRuntime:
 
     async def thaw(self, kernel: KernelId) -> None:
         await self._call("thaw", kernel=str(kernel))
+
+    async def guard(self, kernel: KernelId, sandbox: Sandbox) -> tuple[str, ...]:
+        answer = await self._call("guard", kernel=str(kernel), sandbox=to_builtins(sandbox))
+        return tuple(answer["later"])
 
     async def usage(self, kernel: KernelId) -> Usage:
         return await self._meter.usage(self.kernel_dir(kernel), self._clock.now())

@@ -32,12 +32,14 @@ from madang.wire.errors import (
     SessionNotRunning,
 )
 from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
 ENFORCED: Final = {
     "cpu": "none", "mem": "none", "pids": "none", "disk": "none",
     "time": "keeper", "network": "none", "uid": "shared", "seccomp": "none",
 }  # fmt: skip
+_NOTHING_KEPT: Final = "this runtime isolates nothing and keeps no sandbox policy; use `native`."
 _HELPER: Final = (sys.executable, "-P", "-m", "madang.agent.launcher.bare")
 
 
@@ -89,8 +91,7 @@ class ProcessRuntime:
 
     async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
         if spec.sandbox:
-            text = "this runtime isolates nothing and keeps no sandbox policy; use `native`."
-            raise PolicyUnkept(text)
+            raise PolicyUnkept(_NOTHING_KEPT)
         if spec.runtime not in {"", self.name}:
             why = "nothing isolates sessions here"
             raise RuntimeNotOffered(spec.runtime, offered=(self.name,), why=why)
@@ -149,6 +150,13 @@ class ProcessRuntime:
             raise Conflict(f"{kernel} does not run.")
         with open(self._mark(kernel), "wb"):
             self._signal(kernel, signal.SIGSTOP)
+
+    async def guard(self, kernel: KernelId, sandbox: Sandbox) -> tuple[str, ...]:
+        if self._get(kernel).keeper_fd < 0:
+            raise Conflict(f"{kernel} does not run.")
+        if sandbox.live:
+            raise PolicyUnkept(_NOTHING_KEPT)
+        return ()
 
     async def thaw(self, kernel: KernelId) -> None:
         self._signal(kernel, signal.SIGCONT)

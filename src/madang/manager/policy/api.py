@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
 
 from madang.manager.http import Call, Reply, endpoint
 from madang.manager.http.versions import version_of
 from madang.manager.policy.service import PolicyService
-from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyReview, PolicyVerdict
+from madang.wire.errors import Forbidden
+from madang.wire.policies import (
+    Policy,
+    PolicyChange,
+    PolicyDraft,
+    PolicyQuestion,
+    PolicyReview,
+    PolicyVerdict,
+    ReplayQuestion,
+    ReplayVerdict,
+)
 
 BODY_LIMIT: Final = 512 * 1024
 """A text of 64 KiB takes up to six times as much as JSON escapes."""
+REPLAY_LIMIT: Final = 8 * 1024 * 1024
+
+
+class LogQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    target: Annotated[str, Meta(max_length=300)] | None = None
+    """``site``, ``node:NAME`` or ``session:ID``; all, if not given."""
+    limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
 class PolicyApi:
@@ -42,10 +62,17 @@ class PolicyApi:
         headers=("If-Match",),
     )
     async def apply_policy(self, call: Call[Any, PolicyDraft]) -> Reply:
-        """Put a policy in force for sessions that start from now on; administrators only."""
+        """Put a policy in force, its live rules in running sessions too; administrators only."""
         draft = replace(call.body, target=call.path("target"))
         version = version_of(call.header("If-Match"))
         return _tagged(await self._service.apply(call.caller, draft, version))
+
+    @endpoint("GET", "/v1/policy-log", query=LogQuery, returns=tuple[PolicyChange, ...])
+    async def get_policy_log(self, call: Call[LogQuery, Any]) -> tuple[PolicyChange, ...]:
+        """Every change of a policy, newest first: who, when, why, the text and the one before."""
+        if not call.caller.sees_all:
+            raise Forbidden("only an administrator reads the log of all policies.")
+        return await self._service.log(call.query.target, call.query.limit)
 
     @endpoint(
         "POST", "/v1/policies/review", body=PolicyDraft, returns=PolicyReview, body_limit=BODY_LIMIT
@@ -64,6 +91,17 @@ class PolicyApi:
     async def test_policy(self, call: Call[Any, PolicyQuestion]) -> PolicyVerdict:
         """Say what would happen to a system call, by which rule; nothing is stored."""
         return await self._service.ask(call.body)
+
+    @endpoint(
+        "POST",
+        "/v1/policies/replay",
+        body=ReplayQuestion,
+        returns=tuple[ReplayVerdict, ...],
+        body_limit=REPLAY_LIMIT,
+    )
+    async def replay_policy(self, call: Call[Any, ReplayQuestion]) -> tuple[ReplayVerdict, ...]:
+        """Say what a draft's live rules would say to what sessions did; nothing is stored."""
+        return await self._service.replay(call.body)
 
 
 def _tagged(policy: Policy) -> Reply:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Final, TypeVar
 
 from madang.kit import policy
-from madang.manager.policy.types import NODE_PREFIX, PolicyRow
-from madang.wire.errors import InvalidRequest, NotFound, PolicyInvalid
-from madang.wire.policies import PolicyReview, PolicyVerdict
+from madang.kit.codec import to_json
+from madang.kit.judging import judge_live
+from madang.manager.policy.types import NODE_PREFIX, SESSION_PREFIX, PolicyRow
+from madang.wire.errors import Forbidden, InvalidRequest, NotFound, PolicyInvalid
+from madang.wire.policies import PolicyReview, PolicyVerdict, ReplayVerdict
 from madang.wire.policy import (
     BASE,
     NODE,
@@ -18,16 +21,25 @@ from madang.wire.policy import (
     SITE,
     Answer,
     Layer,
+    Placed,
+    Refusal,
     Rule,
     Sandbox,
+    Widening,
+    WriteRule,
     judge,
     merge,
     rules_of,
 )
 from madang.wire.policy_base import known_calls
 
+T = TypeVar("T", bound=Placed | Widening)
+
 MAX_NOTE: Final = 500
+MAX_REPLAYED: Final = 5000
 _NODE: Final = re.compile(r"node:[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
+_LABELLED: Final = re.compile(r"\b(site|node) ([0-9]{1,12})\b")
+_PLACE: Final = re.compile(r"([a-z]{1,20}) line ([0-9]{1,9})")
 _NO_VERSION: Final = "version = 1\n"
 
 
@@ -42,6 +54,11 @@ def layer_of(target: str) -> str:
 
 def node_target(node: str) -> str:
     return NODE_PREFIX + node
+
+
+def session_target(session: str) -> str:
+    """*session*: its id."""
+    return SESSION_PREFIX + session
 
 
 def check_widen(layer: Layer, allowed: Collection[str]) -> Layer:
@@ -71,7 +88,7 @@ def sandbox_of(rows: Sequence[PolicyRow], session: str) -> Sandbox:
     try:
         for row in rows:
             layers.append(policy.parse(row.text, layer_of(row.target)))
-            if layers[-1].rules or layers[-1].widen:
+            if layers[-1]:
                 labels.append(f"{layers[-1].layer} {row.version}")
         if session:
             layers.append(policy.parse(session, SESSION))
@@ -79,6 +96,80 @@ def sandbox_of(rows: Sequence[PolicyRow], session: str) -> Sandbox:
     except PolicyInvalid as exc:
         return Sandbox(broken=exc.text[:200])
     return merge(layers, ", ".join(labels))
+
+
+def live_digest(sandbox: Sandbox) -> str:
+    """Names the live rules of *sandbox*; none: empty."""
+    return hashlib.sha256(to_json(sandbox.live)).hexdigest()[:16] if sandbox.live else ""
+
+
+def _words(rule: T) -> T:
+    """What it says, wherever it stands."""
+    return replace(rule, line=0)
+
+
+def later(before: Layer, after: Layer) -> tuple[str, ...]:
+    """Places of what changed and can't while sessions run: rules about system calls and writing."""
+    old, new = _static(before), _static(after)
+    known, kept = set(map(_words, old)), set(map(_words, new))
+    added = [rule for rule in new if _words(rule) not in known]
+    gone = [rule for rule in old if _words(rule) not in kept]
+    return (
+        *(f"{after.layer} line {rule.line}" for rule in added),
+        *(f"former {before.layer} line {rule.line}" for rule in gone),
+    )
+
+
+def _static(layer: Layer) -> tuple[Rule | WriteRule | Widening, ...]:
+    return (*layer.rules, *layer.writes, *layer.widen)
+
+
+def later_than(row: PolicyRow | None, after: Layer) -> tuple[str, ...]:
+    """``later``, compared with what is in force; all, where that can't be read any more."""
+    try:
+        before = policy.parse(_NO_VERSION if row is None else row.text, after.layer)
+    except PolicyInvalid:
+        before = Layer(layer=after.layer)
+    return later(before, after)
+
+
+def check_stricter(before: Layer, after: Layer) -> None:
+    """Raises Forbidden unless *after* has all rules of *before*: then nothing becomes wider."""
+    kept = {_words(rule) for rule in after.every}
+    for rule in before.every:
+        if _words(rule) not in kept:
+            text = f"the rule of line {rule.line} is gone or says something else"
+            raise Forbidden(
+                f"a session's policy can only get more rules while it lives: {text}. "
+                "An administrator may replace it."
+            )
+
+
+def versions_of(label: str) -> dict[str, int]:
+    """Layer → version, of a sandbox's label like ``site 3, session``."""
+    return {match[1]: int(match[2]) for match in _LABELLED.finditer(label)}
+
+
+def news_of(before: Mapping[str, int], after: Mapping[str, int]) -> dict[tuple[str, int], int]:
+    """(layer, line) → how much more its rule has refused, of counts by place; bad places: none."""
+    found = {}
+    for place, refused in after.items():
+        match = _PLACE.fullmatch(place)
+        if match is not None and refused > before.get(place, 0):
+            found[match[1], int(match[2])] = refused - before.get(place, 0)
+    return found
+
+
+def replayed(sandbox: Sandbox, refusal: Refusal) -> ReplayVerdict:
+    """What the live rules of *sandbox* say to what a session did."""
+    judged, rule = judge_live(sandbox, refusal.what, refusal.object)
+    return ReplayVerdict(
+        refusal=refusal,
+        judged=judged,
+        passes=rule is None or rule.answer is Answer.LOG,
+        place="" if rule is None else rule.place,
+        why="" if rule is None else rule.why,
+    )
 
 
 def review(target: str, row: PolicyRow | None, draft: Layer) -> PolicyReview:
@@ -99,7 +190,7 @@ def review(target: str, row: PolicyRow | None, draft: Layer) -> PolicyReview:
     return PolicyReview(
         target=target,
         version=0 if row is None else row.version,
-        rules=len(draft.rules),
+        rules=len(draft.every),
         stricter=tuple(stricter),
         wider=tuple(wider),
         other=tuple(other),

@@ -1,4 +1,4 @@
-"""All SQL of the policy slice. Rows are only ever added."""
+"""All SQL of the policy slice. Versions are only ever added, counts only grow."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import sqlalchemy as sa
 
 from madang.manager.db import Reader, Transaction
 from madang.manager.db.events import add_event
-from madang.manager.policy.tables import policies
-from madang.manager.policy.types import PolicyRow
+from madang.manager.policy.tables import policies, policy_counts
+from madang.manager.policy.types import SESSION_PREFIX, CountRow, PolicyRow
 
 _COLUMNS: Final = [policies.c[field.name] for field in fields(PolicyRow)]
 _newer = policies.alias()
+_former = policies.alias()
 _IN_FORCE: Final = sa.select(*_COLUMNS).where(
     policies.c.version
     == sa.select(sa.func.max(_newer.c.version))
@@ -26,7 +27,8 @@ _CURRENT: Final = (
     .order_by(policies.c.version.desc())
     .limit(1)
 )
-_ALL: Final = _IN_FORCE.order_by(policies.c.target)
+_OF_SESSIONS: Final = policies.c.target.like(f"{SESSION_PREFIX}%")
+_ALL: Final = _IN_FORCE.where(sa.not_(_OF_SESSIONS)).order_by(policies.c.target)
 _HISTORY: Final = (
     sa.select(*_COLUMNS)
     .where(policies.c.target == sa.bindparam("b_target"))
@@ -36,7 +38,53 @@ _HISTORY: Final = (
 _TWO: Final = _IN_FORCE.where(
     sa.or_(policies.c.target == sa.bindparam("b_one"), policies.c.target == sa.bindparam("b_two"))
 ).order_by(policies.c.id)
+_LOG: Final = (
+    sa.select(*_COLUMNS, _former.c.text.label("former"))
+    .select_from(
+        policies.outerjoin(
+            _former,
+            sa.and_(
+                _former.c.target == policies.c.target,
+                _former.c.version == policies.c.version - 1,
+            ),
+        )
+    )
+    .where(
+        sa.or_(
+            sa.bindparam("b_target", type_=sa.Text).is_(None),
+            policies.c.target == sa.bindparam("b_target", type_=sa.Text),
+        )
+    )
+    .order_by(policies.c.id.desc())
+    .limit(sa.bindparam("b_limit", type_=sa.Integer))
+)
 _ADD: Final = sa.insert(policies)
+_OF_RULE: Final = (
+    policy_counts.c.target == sa.bindparam("b_target"),
+    policy_counts.c.version == sa.bindparam("b_version"),
+    policy_counts.c.line == sa.bindparam("b_line"),
+)
+_COUNT: Final = (
+    sa.update(policy_counts)
+    .where(*_OF_RULE)
+    .values(refused=policy_counts.c.refused + sa.bindparam("b_more", type_=sa.BigInteger))
+)
+_BEGIN_COUNT: Final = sa.insert(policy_counts)
+_COUNTS: Final = (
+    sa.select(
+        policy_counts.c.target,
+        policy_counts.c.version,
+        policy_counts.c.line,
+        policy_counts.c.refused,
+    )
+    .where(
+        policy_counts.c.version
+        == sa.select(sa.func.max(_newer.c.version))
+        .where(_newer.c.target == policy_counts.c.target)
+        .scalar_subquery()
+    )
+    .order_by(policy_counts.c.target, policy_counts.c.line)
+)
 
 
 def _row(record: Any) -> PolicyRow:
@@ -62,6 +110,27 @@ async def find_two(tx: Reader, one: str, two: str) -> dict[str, PolicyRow]:
 async def list_history(tx: Reader, target: str, limit: int) -> list[PolicyRow]:
     """Newest first."""
     return [_row(record) for record in await tx.all(_HISTORY, b_target=target, b_limit=limit)]
+
+
+async def list_log(tx: Reader, target: str | None, limit: int) -> list[tuple[PolicyRow, str]]:
+    """Versions of *target*, or of all, newest first, each with the text before it."""
+    found = []
+    for record in await tx.all(_LOG, b_target=target, b_limit=limit):
+        values = record._asdict()
+        found.append((values.pop("former") or "", PolicyRow(**values)))
+    return [(row, former) for former, row in found]
+
+
+async def list_counts(tx: Reader) -> list[CountRow]:
+    """Of the versions in force."""
+    return [CountRow(**record._asdict()) for record in await tx.all(_COUNTS)]
+
+
+async def count(tx: Transaction, target: str, version: int, line: int, more: int) -> None:
+    """A rule has refused *more* things."""
+    where = {"b_target": target, "b_version": version, "b_line": line}
+    if await tx.execute(_COUNT, **where, b_more=more) == 0:
+        await tx.execute(_BEGIN_COUNT, target=target, version=version, line=line, refused=more)
 
 
 async def add(tx: Transaction, row: PolicyRow) -> None:

@@ -1,4 +1,4 @@
-"""Every version of every policy."""
+"""Every version of every policy, and what its rules have refused."""
 
 from __future__ import annotations
 
@@ -22,4 +22,13 @@ policies: Final = sa.Table(
     sa.Column("at", sa.BigInteger, nullable=False),
     sa.Column("note", sa.Text, nullable=False),
     sa.UniqueConstraint("target", "version"),
+)
+
+policy_counts: Final = sa.Table(
+    "policy_counts",
+    metadata,
+    sa.Column("target", sa.Text, primary_key=True),
+    sa.Column("version", sa.BigInteger, primary_key=True),
+    sa.Column("line", sa.BigInteger, primary_key=True),
+    sa.Column("refused", sa.BigInteger, nullable=False),
 )

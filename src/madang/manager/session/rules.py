@@ -191,6 +191,9 @@ _WANTED: Final = {
 def assignment_of(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxes) -> Assignment:
     """What the node that holds the session shall do with it."""
     wanted = _WANTED[S(row.status)]
+    live = (
+        "" if wanted is Wanted.KEEP else sandboxes.live_of(from_json(SessionSpec, row.spec).policy)
+    )
     return Assignment(
         kernel=row.kernel,
         nonce=row.nonce,
@@ -201,6 +204,7 @@ def assignment_of(row: SessionRow, settings: SessionSettings, sandboxes: Sandbox
         stop_text=row.stop_text,
         frozen=row.frozen_at is not None,
         freeze_revision=row.freeze_revision,
+        live=live,
     )
 
 
@@ -275,12 +279,25 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         ended=None if row.ended is None else from_json(Ended, row.ended),
         phases=from_json(tuple[Phase, ...], row.phases),
         runtime=enforced.get("runtime", spec.runtime),
-        enforced=enforced,
-        warnings=from_json(tuple[str, ...], row.warnings),
+        enforced=_enforced(enforced, live),
+        warnings=from_json(tuple[str, ...], row.warnings) + _unkept(live),
+        refusals=sum(from_json(dict[str, int], row.refused).values()),
         usage=None if live is None or status is S.TERMINATED else live.usage,
         log_end=row.log_end if live is None or live.log_end is None else live.log_end,
         version=row.version,
     )
+
+
+def _enforced(began: dict[str, str], live: KernelReport | None) -> dict[str, str]:
+    """How limits are held, and whose live rules count where that has changed since the start."""
+    label = "" if live is None else live.guarded.label
+    return began | {"live": label} if label and label != began.get("policy") else began
+
+
+def _unkept(live: KernelReport | None) -> tuple[str, ...]:
+    if live is None or not live.guarded.error:
+        return ()
+    return (f"a changed policy is not in force here: {live.guarded.error}",)
 
 
 def _frozen_since(row: SessionRow) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -52,6 +53,10 @@ _CHANGE: Final = (
     .values(version=sessions.c.version + 1)
     .returning(*sessions.c)
 )
+_RETELL: Final = sa.update(sessions).where(
+    sessions.c.held_by == _B("b_node"), one_of(sessions.c.status, PLACED)
+)
+_COUNT_REFUSED: Final = sa.update(sessions).where(sessions.c.id == _B("b_id"))
 _EXPLAIN: Final = (
     sa.update(sessions)
     .where(sessions.c.id == _B("b_id"), sessions.c.version == _B("b_version"))
@@ -235,6 +240,17 @@ async def change(
         },
     )
     return changed
+
+
+async def retell(tx: Transaction, node: str, revision: int) -> None:
+    """All that *node* runs is to be told to it again, as of *revision*."""
+    await tx.execute(_RETELL, b_node=node, revision=revision)
+
+
+async def count_refused(tx: Transaction, row: SessionRow, refused: str) -> SessionRow:
+    """What its policy has refused by now (place → number, JSON). No new version of the session."""
+    await tx.execute(_COUNT_REFUSED, b_id=row.id, refused=refused)
+    return replace(row, refused=refused)
 
 
 async def explain(

@@ -51,6 +51,7 @@ sessions: Final = sa.Table(
     sa.Column("enforced", sa.Text, nullable=False),
     sa.Column("warnings", sa.Text, nullable=False),
     sa.Column("log_end", sa.BigInteger),
+    sa.Column("refused", sa.Text, nullable=False, server_default="{}"),
     sa.Column("version", sa.BigInteger, nullable=False),
 )
 sa.Index("ix_sessions_status", sessions.c.status, sessions.c.priority, sessions.c.created_at)

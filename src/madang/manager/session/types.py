@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from madang.manager.db import Reader
+from madang.manager.db import Reader, Transaction
 from madang.manager.fleet.types import Slots
 from madang.wire.api import WorkspaceManifest
 from madang.wire.kernel import ImageMount, KernelId
@@ -81,6 +81,7 @@ class SessionRow:
     enforced: str
     warnings: str
     log_end: int | None
+    refused: str
     version: int
 
     @property
@@ -137,11 +138,24 @@ class Sandboxes(Protocol):
         """*session*: the text of its own layer."""
         ...
 
+    def live_of(self, session: str) -> str:
+        """Names the live rules of that sandbox; none: empty."""
+        ...
+
 
 class Policies(Protocol):
     """What the policy slice does for sessions."""
 
     async def sandboxes(self, tx: Reader, node: str) -> Sandboxes: ...
+
+    async def count_refusals(
+        self, tx: Transaction, label: str, node: str, news: Mapping[tuple[str, int], int]
+    ) -> None:
+        """(layer, line) of a rule → how much more it has refused on *node*.
+
+        *label*: of the sandbox whose rules they are.
+        """
+        ...
 
 
 class Blobs(Protocol):

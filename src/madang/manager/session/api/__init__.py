@@ -2,7 +2,8 @@
 
 from madang.manager.session.api.events import EventApi
 from madang.manager.session.api.files import FileApi, WorkspaceApi
+from madang.manager.session.api.policies import SessionPolicyApi
 from madang.manager.session.api.sessions import SessionApi
 from madang.manager.session.api.streams import StreamApi
 
-__all__ = ["EventApi", "FileApi", "SessionApi", "StreamApi", "WorkspaceApi"]
+__all__ = ["EventApi", "FileApi", "SessionApi", "SessionPolicyApi", "StreamApi", "WorkspaceApi"]

@@ -47,6 +47,7 @@ from madang.wire.link import (
     StreamItem,
 )
 from madang.wire.log import LogGap, LogRecord, Stream, pack
+from madang.wire.policy import Refusal
 from madang.wire.session import Ended, SessionStatus
 
 S = SessionStatus
@@ -216,7 +217,11 @@ class StreamApi:
     async def _read(self, talk: Conversation) -> bool:
         """One stream, from the place reached; whether it came to the program's end."""
         request = ReadLog(
-            kernel=talk.row.kernel, offset=talk.offset, tail_bytes=talk.tail_bytes, follow=True
+            kernel=talk.row.kernel,
+            offset=talk.offset,
+            tail_bytes=talk.tail_bytes,
+            follow=True,
+            refusals=True,
         )
         async with self._kernels.open(talk.row, request) as stream:
             async for item in stream:
@@ -312,6 +317,8 @@ async def _show(channel: Channel, item: StreamItem) -> None:
         await channel.send_record(item)
     elif isinstance(item, LogGap):
         await channel.send(ServerMessage(op=ServerOp.GAP, start=item.start, end=item.end))
+    elif isinstance(item, Refusal):
+        await channel.send(ServerMessage(op=ServerOp.REFUSED, refusal=item))
 
 
 def _log_request(row: SessionRow, query: LogQuery) -> ReadLog:

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock
-from madang.kit.codec import to_json
+from madang.kit.codec import from_json, to_json
 from madang.manager.db import Database, Transaction, micros
 from madang.manager.db.events import EventFeed
 from madang.manager.fleet import store as ledger
+from madang.manager.policy.rules import news_of
 from madang.manager.session import store
 from madang.manager.session.rules import assignment_of, frost_news
 from madang.manager.session.service import moves
@@ -103,6 +104,7 @@ class AgentService:
                 await self._disown(tx, row, node, report)
                 row = None
             else:
+                row = await self._count(tx, row, report)
                 row = await self._apply(tx, row, report) or row
         if row is not None:
             self._remember(row, report)
@@ -151,6 +153,16 @@ class AgentService:
             case _:
                 return None
 
+    async def _count(self, tx: Transaction, row: SessionRow, report: KernelReport) -> SessionRow:
+        """What its policy has refused since the last report, by rule."""
+        if not _refused_more(row, report):
+            return row
+        assert row.held_by is not None
+        label = report.guarded.label or report.enforced.get("policy", "")
+        news = news_of(from_json(dict[str, int], row.refused), report.refused)
+        await self._policies.count_refusals(tx, label, row.held_by, news)
+        return await store.count_refused(tx, row, to_json(report.refused).decode())
+
     async def _follow_frost(
         self, tx: Transaction, row: SessionRow, report: KernelReport, at: int
     ) -> SessionRow | None:
@@ -169,7 +181,9 @@ def _same(row: SessionRow, node: str, report: KernelReport) -> bool:
 
 
 def _news(row: SessionRow, report: KernelReport) -> bool:
-    """Whether the report asks for a move."""
+    """Whether the report asks for a move, or counts refusals."""
+    if _refused_more(row, report):
+        return True
     match report.state:
         case KernelState.PREPARING:
             return row.status == S.SCHEDULED
@@ -179,6 +193,10 @@ def _news(row: SessionRow, report: KernelReport) -> bool:
             return frost or row.status in _BEFORE_RUNNING
         case KernelState.ENDED:
             return row.status != S.TERMINATED
+
+
+def _refused_more(row: SessionRow, report: KernelReport) -> bool:
+    return bool(report.refused) and to_json(report.refused).decode() != row.refused
 
 
 def _facts(report: KernelReport) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from madang.manager.fleet.service import FleetService
 from madang.manager.session.types import SessionRow
 from madang.wire.errors import InvalidRequest, LogGone, NodeUnavailable, SessionNotRunning
 from madang.wire.kernel import KernelId
-from madang.wire.link import BulkStream, FilesWritten, SendSignal, StreamRequest
+from madang.wire.link import BulkStream, FilesWritten, ReadRefusals, SendSignal, StreamRequest
+from madang.wire.policy import Refusal
 from madang.wire.session import SessionStatus
 
 S = SessionStatus
@@ -38,6 +39,13 @@ class KernelService:
         async with self.open(row, SendSignal(kernel=row.kernel, signal=signal)) as stream:
             async for _ in stream:
                 pass
+
+    async def refusals(self, row: SessionRow) -> list[Refusal]:
+        """What its policy refused, each once, oldest first; nothing before it was placed."""
+        if row.held_by is None:
+            return []
+        async with self.open(row, ReadRefusals(kernel=row.kernel)) as stream:
+            return [item async for item in stream if isinstance(item, Refusal)]
 
 
 def kernel_of(row: SessionRow) -> KernelId:

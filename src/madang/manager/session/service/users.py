@@ -205,6 +205,7 @@ class SessionService:
             enforced="{}",
             warnings="[]",
             log_end=None,
+            refused="{}",
             version=1,
         )
 
