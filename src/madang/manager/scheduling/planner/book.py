@@ -107,8 +107,11 @@ class Book:
         self.need: Final[Ints] = np.array(
             [shape.need() for shape in shapes] or np.zeros((0, columns)), np.int64
         ).reshape(len(shapes), columns)
+        self._need_across: Final[Floats] = np.ascontiguousarray(self.need.T, np.float64)
         self.inverse: Final[Floats] = 1.0 / np.maximum(self.capacity, 1)
         self.allowed: Final[Bools] = np.ones((len(shapes), count), np.bool_)
+        self.restricted = False
+        """Whether some machine is not allowed to some shape."""
         self.total: Final[Ints] = self.capacity.sum(1)
         self._index: Final = {room.node: number for number, room in enumerate(rooms)}
 
@@ -128,6 +131,11 @@ class Book:
         for column, need in enumerate(self.need[shape].tolist()):
             if need:
                 found &= amounts[column] >= need
+        return found
+
+    def slack(self, node: int) -> Floats:
+        """(columns, shapes): what one member of each would leave on a machine."""
+        found: Floats = self.amounts[:, node, None] - self._need_across
         return found
 
     def count(self, shape: int, amounts: Ints, devices: Ints) -> Ints:
@@ -163,12 +171,14 @@ class Book:
         self.devices[state.node] = state.devices
 
     def take(self, node: int, shape: int, devices: Sequence[tuple[int, int]]) -> None:
+        if not devices:
+            self.amounts[:, node] -= self.need[shape]
+            return
+        row = self.devices[node]
+        for number, milli in devices:
+            row[number] -= milli
         self.amounts[:-3, node] -= self.need[shape, :-3]
-        if devices:
-            row = self.devices[node]
-            for number, milli in devices:
-                row[number] -= milli
-            self.refresh(node)
+        self.refresh(node)
 
     def refresh(self, node: int) -> None:
         """Derive the columns about devices again."""

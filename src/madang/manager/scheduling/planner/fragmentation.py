@@ -6,9 +6,9 @@ left than it asks of one. The expected growth over the mix is rounded to a hundr
 comparison of tiny differences is worse. *Starved devices*: free devices for which fewer CPUs are
 left than the mix takes beside one; each counts as many steps. The fullest machine wins among equals.
 
-Sources: fragments from Weng et al., Beware of Fragmentation: Scheduling GPU-Sharing Workloads with
-Fragmentation Gradient Descent, USENIX ATC 2023; starved devices are ours, and worth about half a
-percent of all devices on that paper's trace.
+Sources: fragments from Weng et al., Beware of Fragmentation: Scheduling GPU-Sharing Workloads
+with Fragmentation Gradient Descent, USENIX ATC 2023; starved devices are ours, and worth about half
+a percent of all devices on that paper's trace.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ class Fragments:
         starved -= self._starved(cpus, devices)
         return _coarse(found) + STARVED * starved + TIE * self._pack.row(shape)
 
-    def column(self, node: int) -> Floats:
-        book = self._book
-        cpus, devices = book.amounts[self._cpu, node], book.amounts[-1, node]
-        starved = self._starved(cpus - self._need_cpu, devices - book.need[:, -1])
-        starved -= self._starved(cpus, devices)
-        return _coarse(self._growth(node)) + STARVED * starved + TIE * self._pack.column(node)
+    def column(self, node: int, slack: Floats) -> Floats:
+        amounts = self._book.amounts
+        starved = self._starved(slack[self._cpu], slack[-1])
+        starved -= self._starved(amounts[self._cpu, node], amounts[-1, node])
+        pack = self._pack.column(node, slack)
+        return _coarse(self._growth(node)) + STARVED * starved + TIE * pack
 
-    def _starved(self, cpus: Ints, devices: Ints) -> Floats:
+    def _starved(self, cpus: Ints | Floats, devices: Ints | Floats) -> Floats:
         """How many of the free devices would lack CPUs."""
         found: Floats = np.maximum(devices / WHOLE - cpus / self._cpu_beside, 0.0)
         return found
@@ -120,7 +120,7 @@ class Fragments:
         sums = low.sum(0)
         full, total = int((left == WHOLE).sum()), int(left.sum())
         most = int(left.max()) if len(left) else 0
-        usable = self._usable(np.int64(full), np.int64(most), total - sums)
+        usable = self._usable(np.array(full), np.array(most), total - sums)
         before = total - float(now @ usable)
         shares, remains = self._after_share(left, low, full, total)
         wholes, rests = self._after_whole(left, sums, full, total)

@@ -102,6 +102,7 @@ class Pass:
                 ]
                 known[key] = mask
             book.allowed[number] = known[key]
+            book.restricted = True
 
     def _count_held(self) -> dict[str, dict[str, int]]:
         """What owners with a limit hold."""
@@ -234,7 +235,7 @@ class Pass:
     def _take(self, node: int, shape: int, devices: Devices) -> None:
         book = self._book
         book.take(node, shape, devices)
-        if apart := book.shapes[shape].apart:
+        if book.restricted and (apart := book.shapes[shape].apart):
             for number, other in enumerate(book.shapes):
                 if other.apart == apart:
                     book.allowed[number, node] = False
@@ -242,9 +243,12 @@ class Pass:
 
     def _rescore(self, node: int) -> None:
         book = self._book
-        fits = (book.amounts[:, node] >= book.need).all(1)
-        fits &= book.allowed[:, node]
-        self._scores[:, node] = np.where(fits, self._placement.column(node), np.inf)
+        slack = book.slack(node)
+        scores = self._placement.column(node, slack)
+        np.copyto(scores, np.inf, where=np.logical_or.reduce(slack < 0))
+        if book.restricted:
+            scores[~book.allowed[:, node]] = np.inf
+        self._scores[:, node] = scores
 
     def _borrow(self, ask: Ask, shape: int) -> list[tuple[int, Devices]] | None:
         """Room that somebody keeps, for one that ends before it is needed (backfill)."""

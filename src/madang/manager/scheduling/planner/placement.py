@@ -23,8 +23,11 @@ class Placement(Protocol):
     def row(self, shape: int) -> Floats:
         """Scores of one shape on each machine."""
 
-    def column(self, node: int) -> Floats:
-        """Scores of each shape on one machine, equal to what ``row`` says."""
+    def column(self, node: int, slack: Floats) -> Floats:
+        """Scores of each shape on one machine, equal to what ``row`` says.
+
+        *slack* is ``book.slack(node)``: what each would leave there.
+        """
 
     def pick(self, node: int, shape: int) -> tuple[tuple[int, int], ...]:
         """Which devices of the machine."""
@@ -45,6 +48,7 @@ class Pack:
         counts[:, -3:-1] = 0
         counts[:, -1] = 1
         self._counts: Final = counts * self.sign
+        self._across: Final = np.ascontiguousarray(self._counts.T)
         self._need: Final = book.need.astype(np.float64)
 
     def row(self, shape: int) -> Floats:
@@ -53,14 +57,13 @@ class Pack:
         for column, counts in enumerate(self._counts[shape].tolist()):
             if counts:
                 left = book.amounts[column] - self._need[shape, column]
-                score += left * book.inverse[column] * counts
+                score += left * counts * book.inverse[column]
         return score
 
-    def column(self, node: int) -> Floats:
-        left = self._book.amounts[:, node] - self._need
-        left *= self._book.inverse[:, node]
-        left *= self._counts
-        found: Floats = left.sum(1)
+    def column(self, node: int, slack: Floats) -> Floats:
+        left = slack * self._across
+        left *= self._book.inverse[:, node, None]
+        found: Floats = np.add.reduce(left)
         return found
 
     def pick(self, node: int, shape: int) -> tuple[tuple[int, int], ...]:
