@@ -4,7 +4,7 @@ Two things are weighed. *Fragments*: for one kind of task these are the thousand
 it can't use, all of a machine's where the task has no room, otherwise those of devices with less
 left than it asks of one. The expected growth over the mix is rounded to a hundred steps: exact
 comparison of tiny differences is worse. *Starved devices*: free devices for which fewer CPUs are
-left than the mix takes beside one; each counts as many steps. The fullest machine wins among equals.
+left than the mix takes beside one; each counts as many steps. Among equals the fullest machine wins.
 
 Sources: fragments from Weng et al., Beware of Fragmentation: Scheduling GPU-Sharing Workloads
 with Fragmentation Gradient Descent, USENIX ATC 2023; starved devices are ours, and worth about half

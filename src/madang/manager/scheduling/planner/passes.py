@@ -245,7 +245,7 @@ class Pass:
         book = self._book
         slack = book.slack(node)
         scores = self._placement.column(node, slack)
-        np.copyto(scores, np.inf, where=np.logical_or.reduce(slack < 0))
+        np.copyto(scores, np.inf, where=np.minimum.reduce(slack) < 0)
         if book.restricted:
             scores[~book.allowed[:, node]] = np.inf
         self._scores[:, node] = scores
