@@ -71,6 +71,16 @@ class Kept:
     """When it will start at the latest; inf: nobody knows."""
     really: State
 
+    def copy(self) -> State:
+        return State(self.really.node, self.really.amounts.copy(), self.really.devices.copy())
+
+    def take(self, need: Ints, devices: Sequence[tuple[int, int]]) -> None:
+        """Another got a place there."""
+        self.really.amounts[:-3] -= need[:-3]
+        for number, milli in devices:
+            self.really.devices[number] -= milli
+        self.really.amounts[-3:] = [int(c[0]) for c in device_columns(self.really.devices[None])]
+
 
 class Book:
     """Machines × columns, and shapes × columns."""

@@ -63,9 +63,12 @@ class Calendar:
         found = np.ones(len(self._rooms), np.bool_)
         for open_, one in zip(sees, self._open, strict=False):
             if not open_:
-                found &= [room.node not in one.nodes for room in self._rooms]
+                found &= ~self._among(one.nodes)
         if len(sees) > count:  # with a reservation: its machines only
             own = [one.nodes for mine, one in zip(sees[count:], self._open, strict=True) if mine]
             nodes = frozenset[str]().union(*own)
-            found &= [room.node in nodes for room in self._rooms]
+            found &= self._among(nodes)
         return found
+
+    def _among(self, nodes: frozenset[str]) -> Bools:
+        return np.array([room.node in nodes for room in self._rooms], np.bool_)

@@ -4,7 +4,7 @@ Two things are weighed. *Fragments*: for one kind of task these are the thousand
 it can't use, all of a machine's where the task has no room, otherwise those of devices with less
 left than it asks of one. The expected growth over the mix is rounded to a hundred steps: exact
 comparison of tiny differences is worse. *Starved devices*: free devices for which fewer CPUs are
-left than the mix takes beside one; each counts as many steps. Among equals the fullest machine wins.
+left than the mix takes beside one; each counts as many steps. Of equals the fullest wins.
 
 Sources: fragments from Weng et al., Beware of Fragmentation: Scheduling GPU-Sharing Workloads
 with Fragmentation Gradient Descent, USENIX ATC 2023; starved devices are ours, and worth about half
@@ -63,7 +63,7 @@ class Fragments:
 
     def _weigh(self, typical: Sequence[Typical]) -> Floats:
         """(models, cpu levels + 1, goals): how much of the mix has enough of so many CPUs."""
-        found = np.zeros((len(self._models), len(self._cpus) + 1, max(1, len(self._goals))))
+        found = np.zeros((len(self._models), len(self._cpus) + 1, len(self._goals)))
         for one in typical:
             if not one.devices:
                 continue
@@ -127,8 +127,9 @@ class Fragments:
         found = np.full((len(self._book.shapes), max(1, len(left))), np.inf)
         gained = (wholes[self._whole_kind] * mine[self._is_whole]).sum(1)
         found[self._is_whole, 0] = rests[self._whole_kind] - gained
-        gains = (shares[self._share_kind] * mine[self._is_share, None, :]).sum(2)
-        found[self._is_share] = remains[self._share_kind] - gains
+        if len(left):
+            gains = (shares[self._share_kind] * mine[self._is_share, None, :]).sum(2)
+            found[self._is_share] = remains[self._share_kind] - gains
         return found - before
 
     def _after_share(self, left: Ints, low: Ints, full: int, total: int) -> tuple[Floats, Floats]:

@@ -54,13 +54,14 @@ class Pass:
         self._held: Final = [one for one in snapshot.held if one.node in nodes]
         self._used: Final = snapshot.used
         self._calendar: Final = Calendar(snapshot, rooms, policy, now)
-        slots = sorted({s for r in rooms for s in r.capacity} | {s for a in asks for s in a.slots})
+        slots = {"cpu_milli"}.union(*[room.capacity for room in rooms], *[a.slots for a in asks])
+        names = sorted(slots)
         self._shape: Final[dict[str, int]] = {}
         shapes: dict[Shape, int] = {}
         for ask in asks:
-            shape = shape_of(ask, slots, self._calendar.window(ask))
+            shape = shape_of(ask, names, self._calendar.window(ask))
             self._shape[ask.session] = shapes.setdefault(shape, len(shapes))
-        self._book: Final = Book(rooms, slots, list(shapes))
+        self._book: Final = Book(rooms, names, list(shapes))
         self._restrict(rooms)
         self._placement: Final = plugins.placement(policy.placement)(self._book, policy)
         self._scores: Final[Floats] = np.empty((len(shapes), len(rooms)))
@@ -93,16 +94,18 @@ class Pass:
             if key not in known:
                 mask = self._calendar.mask(shape.window)
                 taken = there.get(shape.apart, set()) if shape.apart else set()
-                mask &= [
-                    (not shape.models or room.model in shape.models)
-                    and shape.labels <= room.labels
-                    and shape.arch in ("", room.arch)
-                    and room.node not in taken
-                    for room in rooms
-                ]
+                mask &= np.array([self._suits(shape, room, taken) for room in rooms], np.bool_)
                 known[key] = mask
             book.allowed[number] = known[key]
             book.restricted = True
+
+    def _suits(self, shape: Shape, room: Room, taken: set[str]) -> bool:
+        return (
+            (not shape.models or room.model in shape.models)
+            and shape.labels <= room.labels
+            and shape.arch in ("", room.arch)
+            and room.node not in taken
+        )
 
     def _count_held(self) -> dict[str, dict[str, int]]:
         """What owners with a limit hold."""
@@ -208,18 +211,21 @@ class Pass:
             most = book.count(shape, book.amounts, book.devices)[book.allowed[shape]]
             if int(np.minimum(most, members).sum()) < members:
                 return None
-        saved: list[tuple[State, Bools]] = []
+        saved: list[tuple[State, Bools, State | None]] = []
         found: list[tuple[int, Devices]] = []
         while len(found) < members and (node := self._best(shape)) is not None:
             if members > 1:
-                saved.append((book.save(node), book.allowed[:, node].copy()))
+                really = self._kept[node].copy() if node in self._kept else None
+                saved.append((book.save(node), book.allowed[:, node].copy(), really))
             devices = self._placement.pick(node, shape)
             self._take(node, shape, devices)
             found.append((node, devices))
         if len(found) == members:
             return found
-        for state, allowed in reversed(saved):
+        for state, allowed, really in reversed(saved):
             book.restore(state)
+            if really is not None:
+                self._kept[state.node].really = really
             book.allowed[:, state.node] = allowed
             self._rescore(state.node)
         return None
@@ -235,6 +241,8 @@ class Pass:
     def _take(self, node: int, shape: int, devices: Devices) -> None:
         book = self._book
         book.take(node, shape, devices)
+        if (kept := self._kept.get(node)) is not None:
+            kept.take(book.need[shape], devices)
         if book.restricted and (apart := book.shapes[shape].apart):
             for number, other in enumerate(book.shapes):
                 if other.apart == apart:
@@ -264,7 +272,6 @@ class Pass:
                 self._book.restore(kept.really)
                 devices = self._placement.pick(node, shape)
                 self._take(node, shape, devices)
-                kept.really = self._book.save(node)
                 self._show_less(view)
                 return [(node, devices)]
         return None
