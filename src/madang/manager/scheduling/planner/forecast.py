@@ -136,6 +136,11 @@ class Forecaster:
         self._errors.append(abs(waited_s - max(0.0, told.p50_s)))
 
     @property
+    def told(self) -> int:
+        """How many estimates have come true or not."""
+        return self._told
+
+    @property
     def coverage(self) -> float:
         """Part of all starts that came before p90; NaN before the first."""
         return self._hits / self._told if self._told else math.nan
