@@ -137,21 +137,21 @@ def made_up(machines: int, random: np.random.Generator) -> tuple[tuple[Room, ...
         )  # fmt: skip
     shapes = []
     for _ in range(SHAPES):
-        devices, milli = KINDS[int(random.choice(len(KINDS), p=COMMON))]
+        asked, milli = KINDS[int(random.choice(len(KINDS), p=COMMON))]
         slots = {
-            "cpu_milli": int(random.integers(1, 16)) * 1000 * max(1, devices),
-            "mem_bytes": int(random.integers(1, 64)) * max(1, devices) << 30,
+            "cpu_milli": int(random.integers(1, 16)) * 1000 * max(1, asked),
+            "mem_bytes": int(random.integers(1, 64)) * max(1, asked) << 30,
         }
-        shapes.append((slots, devices, milli))
+        shapes.append((slots, asked, milli))
     often = 1.0 / np.arange(1, SHAPES + 1)
     asks = []
     for number, shape in enumerate(random.choice(SHAPES, PENDING, p=often / often.sum()).tolist()):
-        slots, devices, milli = shapes[shape]
+        slots, asked, milli = shapes[shape]
         asks.append(
             Ask(
                 session=f"{number:06d}", name=f"s{number}", priority=0,
                 created_at=float(number), owner=f"u{number * 7919 % OWNERS}",
-                slots=slots, devices=devices, device_milli=milli,
+                slots=slots, devices=asked, device_milli=milli,
             )
         )  # fmt: skip
     return tuple(rooms), asks
