@@ -74,14 +74,6 @@ def _held(draw: st.DrawFn, number: int, room: Room) -> Held:
     )  # fmt: skip
 
 
-def _minus(room: Room, one: Held) -> Room:
-    devices = list(room.devices)
-    for at, milli in one.devices:
-        devices[at] -= milli
-    free = {slot: room.free[slot] - one.slots[slot] for slot in SLOTS}
-    return replace(room, free=free, devices=tuple(devices))
-
-
 @st.composite
 def _ask(draw: st.DrawFn, number: int) -> Ask:
     devices = draw(st.integers(0, 3))
@@ -114,7 +106,7 @@ def snapshots(draw: st.DrawFn) -> Snapshot:
     for number in range(draw(st.integers(0, 5)) if rooms else 0):
         at = draw(st.integers(0, len(rooms) - 1))
         held.append(draw(_held(number, rooms[at])))
-        rooms[at] = _minus(rooms[at], held[-1])
+        rooms[at] = _less(rooms[at], held[-1])
     starts_at = NOW + draw(st.sampled_from((-500, -2000, 100, 3000)))
     nodes = frozenset(room.node for room in rooms if draw(st.booleans()))
     reservation = Reservation(
@@ -274,6 +266,90 @@ class PlannerSuite:
     ) -> None:
         """Nobody waits for ever: the stream has enough for all machines, for ever."""
         assert starts_among_others(self.policy, run=run, rate=rate, members=members)
+
+    @given(st.data())
+    @settings(
+        max_examples=60, deadline=None,
+        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+    )  # fmt: skip
+    def test_backfill_never_delays_the_one_that_keeps_room(self, data: st.DataObject) -> None:
+        """It starts no later with a stream of others behind it than without (limits are true)."""
+        policy = replace(self.policy, order="fifo", reserve_after_s=0.0, reserve_at_most=1)
+        running = [data.draw(_runs(number)) for number in range(data.draw(st.integers(0, 6)))]
+        first = replace(data.draw(_needs(0)), session="a-first", created_at=-1.0)
+        others = [data.draw(_needs(number)) for number in range(data.draw(st.integers(1, 12)))]
+        alone = start_of(first, running, [], policy)
+        assert start_of(first, running, others, policy) <= alone
+
+
+@st.composite
+def _needs(draw: st.DrawFn, number: int) -> Ask:
+    devices = draw(st.integers(0, 2))
+    return Ask(
+        session=f"later-{number}", name=f"later-{number}", priority=0,
+        created_at=float(draw(st.integers(0, 12))),
+        slots={"cpu_milli": draw(st.integers(1, 4))}, devices=devices,
+        device_milli=draw(st.sampled_from((WHOLE, 500))) if devices == 1 else WHOLE,
+        members=draw(st.sampled_from((1, 1, 2))),
+        limit_s=draw(st.none() | st.integers(1, 12).map(float)),
+    )  # fmt: skip
+
+
+@st.composite
+def _runs(draw: st.DrawFn, number: int) -> Ask:
+    """Something that was placed before the first; all of these have a limit."""
+    one = draw(_needs(number))
+    limit = float(draw(st.integers(1, 15)))
+    return replace(one, session=f"old-{number}", created_at=-2.0, members=1, limit_s=limit)
+
+
+def start_of(first: Ask, before: list[Ask], later: list[Ask], policy: Policy) -> float:
+    """When *first* starts on two machines, if what has no limit never ends."""
+    rooms = {
+        node: Room(
+            node=node, capacity={"cpu_milli": 4}, free={"cpu_milli": 4}, devices=(WHOLE, WHOLE)
+        )
+        for node in ("m", "n")
+    }
+    held: list[Held] = []
+    pending = list(before)
+
+    def start(now: float) -> bool:
+        snapshot = Snapshot(pending=tuple(pending), rooms=tuple(rooms.values()), held=tuple(held))
+        found = plan(snapshot, policy, now)
+        asks = {ask.session: ask for ask in pending}
+        for place in found.places:
+            ask = asks[place.session]
+            held.append(
+                Held(
+                    node=place.node, name=ask.name, session=ask.session, slots=ask.slots,
+                    devices=place.devices, started_at=now,
+                    ends_at=None if ask.limit_s is None else now + ask.limit_s,
+                )
+            )  # fmt: skip
+            rooms[place.node] = _less(rooms[place.node], held[-1])
+        started = {place.session for place in found.places}
+        pending[:] = [ask for ask in pending if ask.session not in started]
+        return first.session in started
+
+    start(-1.0)
+    pending[:] = [first]
+    for now in range(60):
+        for one in [one for one in held if one.ends_at is not None and one.ends_at <= now]:
+            held.remove(one)
+            rooms[one.node] = _less(rooms[one.node], one, sign=-1)
+        pending += [ask for ask in later if ask.created_at == now]
+        if start(float(now)):
+            return float(now)
+    return float("inf")
+
+
+def _less(room: Room, one: Held, sign: int = 1) -> Room:
+    devices = list(room.devices)
+    for at, milli in one.devices:
+        devices[at] -= sign * milli
+    free = {slot: left - sign * one.slots.get(slot, 0) for slot, left in room.free.items()}
+    return replace(room, free=free, devices=tuple(devices))
 
 
 def starts_among_others(policy: Policy, *, run: int, rate: int, members: int) -> bool:

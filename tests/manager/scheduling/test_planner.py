@@ -215,6 +215,19 @@ def test_times_and_dependencies_come_before_room() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"members": 0}, {"devices": 2, "device_milli": 500}, {"device_milli": 0}]
+)
+def test_an_ask_that_makes_no_sense_is_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="s: "):
+        ask("s", **wrong)
+
+
+def test_a_policy_that_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="above 0"):
+        Policy(weights={"ann": 0.0})
+
+
 def test_a_limit_is_the_reason_before_room_is() -> None:
     policy = Policy(limits={"ann": {"cpu_milli": 1500}})
     found = plan(

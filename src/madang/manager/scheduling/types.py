@@ -46,6 +46,13 @@ class Ask:
     preempts: bool = False
     """Whether those of lower priority may be ended for it."""
 
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if self.members < 1 or self.devices < 0 or not 0 < self.device_milli <= WHOLE:
+            raise ValueError(f"{self.name}: at least one member, part of a device above 0 up to 1")
+        if self.devices > 1 and self.device_milli != WHOLE:
+            raise ValueError(f"{self.name}: a part of a device is asked for of one only")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Room:
@@ -123,7 +130,7 @@ class Typical:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """How one group is run. ``order`` and ``placement`` name plugins."""
+    """How one group is run, limits included. ``order`` and ``placement`` name plugins."""
 
     order: str = "fifo"
     placement: str = "pack"
@@ -147,6 +154,11 @@ class Policy:
     grace_s: float = 30.0
     typical: tuple[Typical, ...] = ()
     """For the placement ``fragments``; empty: the mix of the snapshot."""
+
+    def __post_init__(self) -> None:
+        """Raises ValueError."""
+        if self.half_life_s <= 0 or any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("half-life and weights must be above 0")
 
 
 @dataclass(frozen=True, slots=True)

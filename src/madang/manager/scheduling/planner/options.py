@@ -48,11 +48,10 @@ def options(
                 break
     groups = sorted({room.group for room in snapshot.rooms} - {ask.group})
     for group in groups:
-        if isinstance(policy, Policy) or group in policy:
-            option = Option(f"starts now in group {group}", replace(ask, group=group))
-            if starts(snapshot, policy, option.ask, now):
-                found.append(option)
-                break
+        option = Option(f"starts now in group {group}", replace(ask, group=group))
+        if starts(snapshot, policy, option.ask, now):
+            found.append(option)
+            break
     found += _ends(snapshot, policy, ask, now)
     return found
 

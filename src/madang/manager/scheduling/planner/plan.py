@@ -10,7 +10,10 @@ from madang.wire.size import format_duration
 
 
 def plan(snapshot: Snapshot, policy: Policy | Mapping[str, Policy], now: float) -> Plan:
-    """*policy* of every group, or by group. Raises plugins.UnknownPlugin."""
+    """*policy* of every group, or by group (the default where none is named).
+
+    Raises plugins.UnknownPlugin.
+    """
     waits: list[Wait] = []
     given_up: list[Wait] = []
     queues: dict[str, list[Ask]] = {}
@@ -23,7 +26,7 @@ def plan(snapshot: Snapshot, policy: Policy | Mapping[str, Policy], now: float) 
             queues.setdefault(ask.group, []).append(ask)
     found = Plan((), tuple(waits), (), tuple(given_up))
     for group, asks in sorted(queues.items()):
-        mine = policy if isinstance(policy, Policy) else policy[group]
+        mine = policy if isinstance(policy, Policy) else policy.get(group, Policy())
         one = Pass(snapshot, group, asks, mine, now).run()
         found = Plan(
             found.places + one.places,

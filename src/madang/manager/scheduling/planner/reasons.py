@@ -144,8 +144,8 @@ class Reasons:
             *[f"label {label}" for label in sorted(wanted.labels)],
             *([f"architecture {wanted.arch}"] if wanted.arch else []),
             *([f"gpu model {' or '.join(sorted(wanted.models))}"] if wanted.models else []),
-            *([f"none of {wanted.apart!r} beside it"] if wanted.apart else []),
-            *(["no reservation in its time"] if wanted.window else []),
+            *([f"a place apart from {wanted.apart}"] if wanted.apart else []),
+            *(["time before a reservation"] if wanted.window else []),
         ]
         return f"no machine that is large enough has {', '.join(words)}."
 
