@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,9 +19,15 @@ import madang
 import rows
 from policy_edit import policy_edit
 from policy_import import policy_import
+import traces
 from rows import Bench, Row
 from soak import soak
 from starts import start_exit
+
+
+def _fgd(mix: str, _: Bench) -> Iterator[Row]:
+    return traces.fgd(mix)
+
 
 ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "session_cold": rows.session_cold,
@@ -40,6 +47,11 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "policy_connect": rows.policy_connect,
     "policy_edit": policy_edit,
     "soak": soak,
+    "plan_pass_2000": lambda _: traces.plan_pass(2000),
+    "plan_pass_62500": lambda _: traces.plan_pass(62_500),
+    **{f"trace_fgd_{mix}": partial(_fgd, mix) for mix in traces.PUBLISHED},
+    "trace_philly_fifo": lambda _: traces.philly_rows("fifo"),
+    "trace_philly_short": lambda _: traces.philly_rows("short"),
 }
 TOGETHER: Final = {
     "docker_ratio": "session_cold",
@@ -60,7 +72,7 @@ def main() -> int:
     if unknown:
         parser.error(f"no such figure: {', '.join(sorted(unknown))}; there are {names}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # docker and platform end with us
-    wanted = {TOGETHER.get(name, name) for name in options.names} or set(ROWS)
+    wanted = {TOGETHER.get(name, name) for name in options.names} or everything()
     print(f"# {machine.describe()}; Python {sys.version.split()[0]}; {time.strftime('%Y-%m-%d')}")
     found, failed = measure([name for name in ROWS if name in wanted])
     if options.json:
@@ -72,6 +84,14 @@ def main() -> int:
     if failed:
         print(f"\n✗ could not be measured: {', '.join(failed)}")
     return 1 if failed else 0
+
+
+def everything() -> set[str]:
+    """What is measured when nothing is named."""
+    if traces.available():
+        return set(ROWS)
+    print(f"# without trace_*: they need {traces.FOLDER}, see bench/traces.py")
+    return {name for name in ROWS if not name.startswith("trace_")}
 
 
 def markdown(found: list[Row]) -> str:

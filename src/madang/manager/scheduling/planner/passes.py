@@ -1,0 +1,371 @@
+"""One pass over one group."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from madang.manager.scheduling.planner import plugins
+from madang.manager.scheduling.planner.book import (
+    Book,
+    Bools,
+    Floats,
+    Ints,
+    Kept,
+    Shape,
+    State,
+    shape_of,
+)  # fmt: skip
+from madang.manager.scheduling.planner.calendar import Calendar
+from madang.manager.scheduling.planner.order import Standing, mean_share
+from madang.manager.scheduling.planner.preemption import Victims
+from madang.manager.scheduling.planner.reasons import Reasons
+from madang.manager.scheduling.planner.releases import NEVER, Releases
+from madang.manager.scheduling.types import (
+    WHOLE,
+    Ask,
+    Held,
+    Place,
+    Plan,
+    Policy,
+    Preempt,
+    Room,
+    Snapshot,
+    Wait,
+)  # fmt: skip
+
+Devices = tuple[tuple[int, int], ...]
+
+
+class Pass:
+    """Places, keeps room and says why, in order; see the package's docstring."""
+
+    def __init__(
+        self, snapshot: Snapshot, group: str, asks: Sequence[Ask], policy: Policy, now: float
+    ) -> None:
+        self._policy: Final = policy
+        self._now: Final = now
+        self._asks: Final = asks
+        rooms = sorted([r for r in snapshot.rooms if r.group == group], key=lambda r: r.node)
+        nodes = {room.node for room in rooms}
+        self._held: Final = [one for one in snapshot.held if one.node in nodes]
+        self._used: Final = snapshot.used
+        self._calendar: Final = Calendar(snapshot, rooms, policy, now)
+        slots = {"cpu_milli"}.union(*[room.capacity for room in rooms], *[a.slots for a in asks])
+        names = sorted(slots)
+        self._shape: Final[dict[str, int]] = {}
+        shapes: dict[Shape, int] = {}
+        for ask in asks:
+            shape = shape_of(ask, names, self._calendar.window(ask))
+            self._shape[ask.session] = shapes.setdefault(shape, len(shapes))
+        self._book: Final = Book(rooms, names, list(shapes))
+        self._restrict(rooms)
+        self._placement: Final = plugins.placement(policy.placement)(self._book, policy)
+        self._scores: Final[Floats] = np.empty((len(shapes), len(rooms)))
+        self._scored: Final = [False] * len(shapes)
+        self._none: Final = [math.inf] * len(shapes)
+        """Fewest members for which a shape had no room: there is never more within a pass."""
+        self._kept: Final[dict[int, Kept]] = {}
+        self._lends: Final[dict[int, list[int]]] = {}
+        self._keepers = 0
+        self._places: Final[list[Place]] = []
+        self._preempts: Final[list[Preempt]] = []
+        self._holds: Final = self._count_held()
+        self._reasons: Final = Reasons(self._book, self._held, now)
+        self._victims: Final = Victims(self._book, self._held, policy, now)
+        self._new: Final[list[Held]] = []
+        self._future: Releases | None = None
+
+    def _restrict(self, rooms: Sequence[Room]) -> None:
+        """Machines that a shape may not use whatever is free there."""
+        book = self._book
+        there: dict[str, set[str]] = {}
+        for one in self._held:
+            if one.apart:
+                there.setdefault(one.apart, set()).add(one.node)
+        known: dict[tuple[object, ...], Bools] = {}
+        for number, shape in enumerate(book.shapes):
+            key = (shape.models, shape.labels, shape.arch, shape.apart, shape.window)
+            if key == (frozenset(), frozenset(), "", "", 0):
+                continue
+            if key not in known:
+                mask = self._calendar.mask(shape.window)
+                taken = there.get(shape.apart, set()) if shape.apart else set()
+                mask &= np.array([self._suits(shape, room, taken) for room in rooms], np.bool_)
+                known[key] = mask
+            book.allowed[number] = known[key]
+            book.restricted = True
+
+    def _suits(self, shape: Shape, room: Room, taken: set[str]) -> bool:
+        return (
+            (not shape.models or room.model in shape.models)
+            and shape.labels <= room.labels
+            and shape.arch in ("", room.arch)
+            and room.node not in taken
+        )
+
+    def _count_held(self) -> dict[str, dict[str, int]]:
+        """What owners with a limit hold."""
+        found: dict[str, dict[str, int]] = {owner: {} for owner in self._policy.limits}
+        for one in self._held:
+            if (mine := found.get(one.owner)) is not None:
+                for slot, amount in one.slots.items():
+                    mine[slot] = mine.get(slot, 0) + amount
+                milli = sum(milli for _, milli in one.devices)
+                mine["device_milli"] = mine.get("device_milli", 0) + milli
+        return found
+
+    def run(self) -> Plan:
+        waits: list[Wait] = []
+        turns = plugins.order(self._policy.order)(self._asks, self._standing())
+        placed: bool | None = None
+        try:
+            while True:
+                ask = next(turns) if placed is None else turns.send(placed)
+                wait = self._try(ask)
+                placed = wait is None
+                if wait is not None:
+                    waits.append(wait)
+        except StopIteration:
+            pass
+        return Plan(tuple(self._places), tuple(waits), tuple(self._preempts))
+
+    def _standing(self) -> Standing:
+        held: dict[str, float] = {}
+        by_owner: dict[str, dict[str, int]] = {}
+        for one in self._held:
+            mine = by_owner.setdefault(one.owner, {})
+            for slot, amount in one.slots.items():
+                mine[slot] = mine.get(slot, 0) + amount
+            if one.devices:
+                mine["device_milli"] = mine.get("device_milli", 0) + sum(m for _, m in one.devices)
+        book = self._book
+        total = dict(zip([*book.slots, "", "", "device_milli"], book.total.tolist(), strict=True))
+        for owner, mine in by_owner.items():
+            parts = [amount / total[slot] for slot, amount in mine.items() if total.get(slot)]
+            held[owner] = max(parts, default=0.0)
+        past = {o: mean_share(u, self._policy.half_life_s) for o, u in self._used.items()}
+        shares = (book.need / np.maximum(book.total, 1))[:, [*range(len(book.slots)), -1]]
+        dominant = shares.max(1).tolist() if len(shares) else []
+        return Standing(
+            self._policy,
+            lambda ask: float(dominant[self._shape[ask.session]] * ask.members),
+            held,
+            past,
+        )
+
+    def _try(self, ask: Ask) -> Wait | None:
+        """Place it, or say why not."""
+        if (wait := self._refuse(ask)) is not None:
+            return wait
+        shape = self._shape[ask.session]
+        if (chosen := self._find(ask, shape)) is not None:
+            self._settle(ask, chosen)
+            return None
+        wait = self._reasons.why(ask, shape, self._kept)
+        if self._now - ask.created_at >= self._policy.reserve_after_s:
+            return self._insist(ask, shape, wait)
+        return wait
+
+    def _refuse(self, ask: Ask) -> Wait | None:
+        """What has nothing to do with room."""
+        one = self._calendar.find(ask.reservation) if ask.reservation else None
+        if ask.reservation and (one is None or self._now < one.starts_at):
+            return self._reasons.reservation(ask, one)
+        if (limit := self._policy.limits.get(ask.owner)) is not None:
+            return self._reasons.limit(ask, limit, self._holds[ask.owner])
+        return None
+
+    def _settle(self, ask: Ask, chosen: Sequence[tuple[int, Devices]]) -> None:
+        ends_at = None if ask.limit_s is None else self._now + ask.limit_s
+        for node, devices in chosen:
+            name = self._book.rooms[node].node
+            self._places.append(Place(ask.session, name, devices))
+            if ends_at is not None:
+                self._new.append(
+                    Held(
+                        node=name, name=ask.name, slots=ask.slots, session=ask.session,
+                        devices=devices, started_at=self._now, ends_at=ends_at,
+                    )
+                )  # fmt: skip
+        if (mine := self._holds.get(ask.owner)) is not None:
+            for slot, amount in wanted(ask).items():
+                mine[slot] = mine.get(slot, 0) + amount
+
+    # Finding room
+
+    def _find(self, ask: Ask, shape: int) -> list[tuple[int, Devices]] | None:
+        """A place for each member, taken; None: nothing is changed."""
+        if ask.members < self._none[shape]:
+            if (found := self._gang(ask.members, shape)) is not None:
+                return found
+            self._none[shape] = ask.members
+        return self._borrow(ask, shape)
+
+    def _gang(self, members: int, shape: int) -> list[tuple[int, Devices]] | None:
+        book = self._book
+        if members > 1:
+            most = book.count(shape, book.amounts, book.devices)[book.allowed[shape]]
+            if int(np.minimum(most, members).sum()) < members:
+                return None
+        saved: list[tuple[State, Bools, State | None]] = []
+        found: list[tuple[int, Devices]] = []
+        while len(found) < members and (node := self._best(shape)) is not None:
+            if members > 1:
+                really = self._kept[node].copy() if node in self._kept else None
+                saved.append((book.save(node), book.allowed[:, node].copy(), really))
+            devices = self._placement.pick(node, shape)
+            self._take(node, shape, devices)
+            found.append((node, devices))
+        if len(found) == members:
+            return found
+        for state, allowed, really in reversed(saved):
+            book.restore(state)
+            if really is not None:
+                self._kept[state.node].really = really
+            book.allowed[:, state.node] = allowed
+            self._rescore(state.node)
+        return None
+
+    def _best(self, shape: int) -> int | None:
+        row = self._scores[shape]
+        if not self._scored[shape]:
+            row[:] = np.where(self._book.fits(shape), self._placement.row(shape), np.inf)
+            self._scored[shape] = True
+        node = int(row.argmin()) if len(row) else 0
+        return None if not len(row) or row[node] == np.inf else node
+
+    def _take(self, node: int, shape: int, devices: Devices) -> None:
+        book = self._book
+        book.take(node, shape, devices)
+        if (kept := self._kept.get(node)) is not None:
+            kept.take(book.need[shape], devices)
+        if book.restricted and (apart := book.shapes[shape].apart):
+            for number, other in enumerate(book.shapes):
+                if other.apart == apart:
+                    book.allowed[number, node] = False
+        self._rescore(node)
+
+    def _rescore(self, node: int) -> None:
+        book = self._book
+        slack = book.slack(node)
+        scores = self._placement.column(node, slack)
+        np.copyto(scores, np.inf, where=np.minimum.reduce(slack) < 0)
+        if book.restricted:
+            scores[~book.allowed[:, node]] = np.inf
+        self._scores[:, node] = scores
+
+    def _borrow(self, ask: Ask, shape: int) -> list[tuple[int, Devices]] | None:
+        """Room that somebody keeps, for one that ends before it is needed (backfill)."""
+        if ask.members > 1 or ask.limit_s is None or not self._kept:
+            return None
+        ends_at = self._now + ask.limit_s
+        if shape not in self._lends:
+            self._lends[shape] = self._lenders(shape)
+        for node in self._lends[shape]:
+            kept = self._kept[node]
+            if ends_at <= kept.until:
+                view = self._book.save(node)
+                self._book.restore(kept.really)
+                devices = self._placement.pick(node, shape)
+                self._take(node, shape, devices)
+                self._show_less(view)
+                return [(node, devices)]
+        return None
+
+    def _lenders(self, shape: int) -> list[int]:
+        """Kept machines on which it would have room."""
+        need, allowed = self._book.need[shape], self._book.allowed[shape]
+        return [
+            node
+            for node, kept in self._kept.items()
+            if allowed[node] and bool((kept.really.amounts >= need).all())
+        ]
+
+    def _show_less(self, view: State) -> None:
+        """Of what is really free, which the book now has, leave no more than *view*."""
+        book, node = self._book, view.node
+        book.amounts[:, node] = np.minimum(book.amounts[:, node], view.amounts)
+        book.devices[node] = np.minimum(book.devices[node], view.devices)
+        book.refresh(node)
+        self._lends.clear()
+        self._rescore(node)
+
+    # Keeping room
+
+    def _insist(self, ask: Ask, shape: int, wait: Wait) -> Wait:
+        """Have others end for it, or keep room for it."""
+        closed = np.zeros(len(self._book.rooms), np.bool_)
+        closed[list(self._kept)] = True
+        if ask.preempts and (found := self._victims.find(ask, shape, closed)) is not None:
+            new = [one for one in found.sessions if one not in self._victims.leaving]
+            self._victims.leaving.update(found.sessions)
+            self._preempts.extend(Preempt(one, ask.session, self._policy.grace_s) for one in new)
+            for node, count in found.counts:
+                self._keep(ask, shape, node, count, NEVER, None)
+            return self._reasons.preempting(ask, found.names, self._policy.grace_s)
+        if self._keepers < self._policy.reserve_at_most:
+            self._keepers += self._reserve(ask, shape, closed)
+        return wait
+
+    def _reserve(self, ask: Ask, shape: int, closed: Bools) -> bool:
+        """Whether there were machines to keep room on."""
+        chance = self._releases().earliest(shape, ask.members, closed)
+        if chance is not None:
+            for (node, count), then in zip(chance.counts, chance.rooms, strict=True):
+                self._keep(ask, shape, node, count, chance.at, then)
+            return True
+        counts = self._reasons.nearest_for(shape, ask.members, closed)
+        for node, count in counts:
+            self._keep(ask, shape, node, count, NEVER, None)
+        return bool(counts)
+
+    def _releases(self) -> Releases:
+        """With what has been placed in this pass."""
+        if self._future is None:
+            self._future = Releases(self._book, self._held)
+        for one in self._new:
+            self._future.add(one)
+        self._new.clear()
+        return self._future
+
+    def _keep(
+        self, ask: Ask, shape: int, node: int, count: int, until: float,
+        then: tuple[Ints, Ints] | None,
+    ) -> None:  # fmt: skip
+        """Others are shown what is left beside it: now, and at that time if it is known."""
+        book = self._book
+        really = book.save(node)
+        self._kept[node] = Kept(ask, until, really)
+        amounts, devices = (really.amounts, really.devices) if then is None else then
+        left = np.maximum(amounts - book.need[shape] * count, 0)
+        beside = claim(devices, really.devices, book.shapes[shape], count)
+        self._show_less(State(node, left, beside))
+
+
+def wanted(ask: Ask) -> dict[str, int]:
+    """What all members take, devices among it."""
+    found = {slot: amount * ask.members for slot, amount in ask.slots.items()}
+    if ask.devices:
+        found["device_milli"] = ask.devices * ask.device_milli * ask.members
+    return found
+
+
+def claim(then: Ints, now: Ints, shape: Shape, count: int) -> Ints:
+    """What *count* members leave of each device; those that are least free now go first.
+
+    Where too little is free even then, all of the fullest is claimed.
+    """
+    left = then.copy()
+    for _ in range(count * shape.devices if shape.devices else 0):
+        milli = shape.share or WHOLE
+        fits = np.flatnonzero(left >= milli)
+        if len(fits):
+            left[fits[now[fits].argmin()]] -= milli
+        elif len(left):
+            most = int(left.argmax())
+            left[most] = min(int(left[most]), 0)
+    return left
