@@ -17,9 +17,9 @@ from typing import Final
 import machine
 import madang
 import rows
+import traces
 from policy_edit import policy_edit
 from policy_import import policy_import
-import traces
 from rows import Bench, Row
 from soak import soak
 from starts import start_exit
