@@ -35,12 +35,14 @@ from madang.wire.errors import (
     Conflict,
     HostLacks,
     InvalidRequest,
+    NetworkRefused,
     PlatformError,
     RuntimeFailed,
     SessionNotRunning,
 )
 from madang.wire.kernel import ExecSpec, KernelId
 from madang.wire.link import Resize, StdinEnd
+from madang.wire.network import Network, NetworkMode
 from madang.wire.session import Reason
 from madang.wire.size import KIB, MIB
 
@@ -547,6 +549,12 @@ class RuntimeConformance:
 
         with pytest.raises(Conflict):
             await sessions.runtime.freeze(kernel)
+
+    async def test_a_network_is_given_or_refused_in_words(self, sessions: Sessions) -> None:
+        """Never left out in silence."""
+        asked = spec("/bin/true", network=Network(mode=NetworkMode.FULL))
+        with pytest.raises((NetworkRefused, HostLacks), match="network"):
+            await sessions.prepare(asked)
 
     async def test_many_at_once_all_come_through(self, sessions: Sessions) -> None:
         done = await asyncio.gather(

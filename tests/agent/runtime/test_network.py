@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from madang.agent.launcher import registry
+from madang.agent.launcher.network import rules
 from madang.agent.runtime import layout
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.clock import SystemClock
@@ -200,7 +201,7 @@ async def test_the_machines_rules_hold_without_the_sessions(net: Sessions, world
     assert init is not None
 
     with world.inside(f"/proc/{init.pid}/ns/net"):
-        os.system("nft flush ruleset")
+        rules.load("flush ruleset\n")
         connection = record_of(net, kernel).connection
         assert connection is not None
         gateway = f"10.213.0.{2 * connection.number}"
@@ -213,6 +214,30 @@ async def test_the_machines_rules_hold_without_the_sessions(net: Sessions, world
             assert link.recv(100)
 
 
+async def test_what_the_machine_passes_on_is_as_closed_as_the_machine(
+    net: Sessions, world: World
+) -> None:
+    """A container's port that is published on its address: the redirection comes after us."""
+    chain = "chain pre { type nat hook prerouting priority dstnat; %s }"
+    passed_on = chain % f"ip daddr {MACHINE} tcp dport 8080 dnat to {GOOD}:80;"
+    kernel = await net.start("/bin/sleep", "1000", network=FULL)
+    init = record_of(net, kernel).init
+    assert init is not None
+
+    with world.inside(world.machine):
+        rules.load(f"table ip published {{ {passed_on}\n}}\n")
+    try:
+        with world.inside(f"/proc/{init.pid}/ns/net"):
+            rules.load(f"delete table inet {rules.OWN_TABLE}\n")
+            with socket.socket() as link:
+                link.settimeout(10)
+                with pytest.raises(OSError, match=r"refused|unreachable|No route|prohibited"):
+                    link.connect((MACHINE, 8080))
+    finally:
+        with world.inside(world.machine):
+            rules.load("delete table ip published\n")
+
+
 async def test_a_false_source_is_dropped_by_the_machine(net: Sessions, world: World) -> None:
     """Even by who may give himself another address."""
     kernel = await net.start("/bin/sleep", "1000", network=FULL)
@@ -220,7 +245,7 @@ async def test_a_false_source_is_dropped_by_the_machine(net: Sessions, world: Wo
     assert init is not None
 
     with world.inside(f"/proc/{init.pid}/ns/net"):
-        os.system("nft flush ruleset")
+        rules.load("flush ruleset\n")
         os.system("ip address add 10.213.7.7/32 dev eth0")
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
             link.bind(("10.213.7.7", 0))

@@ -88,6 +88,8 @@ table inet {table} {{
         iifname {sessions} meta nfproto != ipv4 drop
         iifname {sessions} ip hdrlength > 5 drop comment "options, such as source routes"
         iifname {sessions} fib saddr . iif oif 0 drop comment "a source that is not its own"
+        iifname {sessions} fib daddr type != unicast reject with icmpx admin-prohibited \
+            comment "this machine, before others' rules can redirect it"
     }}
     chain for_us {{
         type filter hook input priority filter - 10; policy accept;

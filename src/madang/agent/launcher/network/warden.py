@@ -8,6 +8,7 @@ import json
 import os
 import selectors
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Final, NoReturn
@@ -39,6 +40,7 @@ _NAME: Final = "madang-network"
 _NET_ADMIN: Final = 12
 _LOOK_S: Final = 2.0
 _RETRY_S: Final = 0.5
+_TELL_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -254,6 +256,7 @@ class _Warden:
         self._selector = selectors.DefaultSelector()
         self._names: names.Names | None = None
         self._told = NetworkUse()
+        self._tell_at = 0.0
 
     def listen(
         self, resolvers: Sequence[Sequence[socket.socket]], forbidden: Sequence[Net]
@@ -284,7 +287,9 @@ class _Warden:
                 if self._selector.get_map().get(key.fd) is key:
                     key.data(events)
             self._names.keep_time()
-            self._tell()
+            if over or time.monotonic() >= self._tell_at:
+                self._tell_at = time.monotonic() + _TELL_S
+                self._tell()
         links.delete(self._route, self._index)
 
     def _tell(self) -> None:
