@@ -7,12 +7,13 @@ import os
 import select
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from madang.agent import files
 from madang.agent.keepers import StdinWriter
 from madang.agent.launcher import fanotify, landlock
 from madang.agent.runtime.native import NativeRuntime
@@ -366,6 +367,6 @@ open("/outputs/leaked", "w").close()
     finally:
         for fd in fds:
             os.close(fd)
-    scratch = Path(sessions.runtime.kernel_dir(kernel), "scratch", "outputs")
-    assert not (scratch / "leaked").exists()
+    async with aclosing(files.list_files(await sessions.runtime.files(kernel), "/outputs")) as left:
+        assert [entry.path async for entry in left] == []
     await sessions.runtime.settle(kernel)
