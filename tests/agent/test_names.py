@@ -166,6 +166,19 @@ async def test_a_flood_of_addresses_is_cut_to_the_latest(
     assert {address.split(".")[2] for address in now} == {"2", "3"}
 
 
+async def test_one_round_asks_for_some_those_asked_longest_ago_first(
+    found: Names, resolver: Resolver, kernels: list[Kernel], clock: FakeClock
+) -> None:
+    every = [f"n{number}.test" for number in range(100)]
+    kernels.append(kernel(*every))
+    await found.tick(clock.now())
+    assert resolver.asked.total() == 64
+    await found.tick(clock.now())
+
+    assert set(resolver.asked) == set(every)
+    assert max(resolver.asked.values()) == 2
+
+
 async def test_it_looks_again_by_itself(
     found: Names, resolver: Resolver, kernels: list[Kernel], clock: FakeClock
 ) -> None:

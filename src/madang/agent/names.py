@@ -33,6 +33,8 @@ KEPT_S: Final = 300.0
 """How long an address counts after it was last answered."""
 _PATIENCE_S: Final = 5.0
 _AT_ONCE: Final = 8
+_MOST_REFRESHED: Final = 64
+"""In one round: people choose the names, and each costs a process."""
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Resolve = Callable[[str], Awaitable[list[str]]]
@@ -63,7 +65,7 @@ class Names(Loop):
         self._users = users
         self._resolve = resolve or ask_the_machine
         self._known: dict[str, dict[str, float]] = {}
-        """Name → address → when it was last answered."""
+        """Name → address → when it was last answered. Those asked for longest ago come first."""
         self._limit = asyncio.Semaphore(_AT_ONCE)
 
     async def filled(self, spec: KernelSpec) -> KernelSpec:
@@ -85,9 +87,10 @@ class Names(Loop):
         every = frozenset[str]().union(*used.values())
         for name in self._known.keys() - every:
             del self._known[name]
-        before = {name: self._addresses(name) for name in every}
-        await self._look_up(every)
-        changed = {name for name in every if self._addresses(name) != before[name]}
+        oldest = [*(every - self._known.keys()), *self._known][:_MOST_REFRESHED]
+        before = {name: self._addresses(name) for name in oldest}
+        await self._look_up(oldest)
+        changed = {name for name in oldest if self._addresses(name) != before[name]}
         for user, names in used.items():
             if names & changed:
                 user.renew_rules()
@@ -103,7 +106,7 @@ class Names(Loop):
     async def _look_up_one(self, name: str) -> None:
         async with self._limit:
             found = await self._resolve(name)
-        now, former = self.clock.monotonic(), self._known.get(name)
+        now, former = self.clock.monotonic(), self._known.pop(name, None)
         kept = _fresh(former or {}, now - KEPT_S) | dict.fromkeys(found, now)
         latest = sorted(kept, key=lambda address: -kept[address])[:MAX_ADDRESSES]
         self._known[name] = {address: kept[address] for address in latest}
@@ -122,15 +125,19 @@ def _fresh(known: Mapping[str, float], since: float) -> dict[str, float]:
 async def ask_the_machine(name: str) -> list[str]:
     program = shutil.which("getent", path=_PATH)
     if program is None:
-        log.warning("no getent", extra={"host": name})
+        log.warning("resolver not run", extra={"host": name, "error": "no getent"})
         return []
-    process = await asyncio.create_subprocess_exec(
-        *(program, "ahosts", name),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.DEVNULL,
-        env={"PATH": _PATH, "LANG": "C.UTF-8"},
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(program, "ahosts", name),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.DEVNULL,
+            env={"PATH": _PATH, "LANG": "C.UTF-8"},
+        )
+    except OSError as exc:
+        log.warning("resolver not run", extra={"host": name, "error": str(exc)})
+        return []
     output = b""
     try:
         with contextlib.suppress(TimeoutError):

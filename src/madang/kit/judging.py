@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 from typing import Final
 
+from madang.wire.addresses import PORTS, Table, look_up, table
 from madang.wire.policy import Act, FileRule, NetRule, Sandbox, strictest
-from madang.wire.policy_live import FILES_NEEDED, Target
+from madang.wire.policy_live import FILES_NEEDED, names_in
 
 _ACCESS: Final = frozenset({"open", "execute"})
 _ACTS: Final = frozenset(Act)
@@ -28,10 +28,11 @@ def judge_live(sandbox: Sandbox, what: str, thing: str) -> tuple[bool, FileRule 
         address = _address(thing)
         if address is None:
             return False, None
-        nets = [rule for rule in strictest(sandbox.nets) if rule.act == what]
-        if any(_target(text).name for rule in nets for text in rule.targets):
+        nets = tuple(rule for rule in sandbox.nets if rule.act == what)
+        if names_in(nets):
             return False, None
-        return True, next((rule for rule in nets if _refuses_address(rule, *address)), None)
+        decides = look_up(_table(nets, Act(what)), *address)
+        return True, None if decides is None else nets[decides]
     return False, None
 
 
@@ -58,37 +59,18 @@ def _name(part: str) -> str:
 
 # --- addresses
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-
-def _address(text: str) -> tuple[Address, int] | None:
+def _address(text: str) -> tuple[str, int] | None:
     """``10.0.0.5:5432``, ``[::1]:80``"""
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or len(port) > 5:
+    if not port.isdecimal() or len(port) > 5 or int(port) >= PORTS:
         return None
     try:
-        address = ipaddress.ip_address(host.strip("[]"))
+        return str(ipaddress.ip_address(host.strip("[]"))), int(port)
     except ValueError:
         return None
-    if address.version == 6 and address.ipv4_mapped is not None:
-        address = address.ipv4_mapped
-    return address, int(port)
 
 
-def _refuses_address(rule: NetRule, address: Address, port: int) -> bool:
-    return _covered(rule.targets, address, port) is not rule.others
-
-
-def _covered(targets: Iterable[str], address: Address, port: int) -> bool:
-    for target in map(_target, targets):
-        network = target.network
-        if network is None or network.version != address.version:
-            continue
-        if target.low <= port <= target.high and address in network:
-            return True
-    return False
-
-
-@lru_cache(maxsize=4096)
-def _target(text: str) -> Target:
-    return Target(text)
+@lru_cache(maxsize=64)
+def _table(rules: tuple[NetRule, ...], act: Act) -> Table:
+    return table(dict(enumerate(rules)), act)

@@ -67,7 +67,7 @@ def propose(records: Iterable[Refusal], session: str) -> str:
         parts += ["", "[[files]]", f'access = ["{what}"]', *_listed(_files(used[what]))]
         parts.append(f'why = "learned from {session}"')
     for what in ("connect", "bind"):
-        parts += ["", f"[[{what}]]", *_listed(_targets(used[what]))]
+        parts += ["", f"[[{what}]]", *_listed(_targets(used[what], what))]
         parts.append(f'why = "learned from {session}"')
     return "\n".join(parts) + "\n"
 
@@ -137,14 +137,15 @@ def _walk(folder: _Folder, path: str, level: int, many: int, depth: int) -> list
 # --- addresses
 
 
-def _targets(objects: Collection[str]) -> list[str]:
+def _targets(objects: Collection[str], what: str) -> list[str]:
     """Targets that cover addresses like ``10.0.0.5:5432`` and ``[::1]:80``."""
     if "" in objects:
         return ["0.0.0.0/0", "[::]/0"]
     ports: dict[str, set[str]] = {}
     for each in objects:
         host, _, port = each.rpartition(":")
-        ports.setdefault(_plain(host), set()).add(port)
+        for judged in _judged(host, what):
+            ports.setdefault(judged, set()).add(port)
     for width in (None, _NETWORK, {4: 0, 6: 0}):
         grouped: dict[str, set[str]] = {}
         for host, of_host in ports.items():
@@ -161,14 +162,17 @@ def _targets(objects: Collection[str]) -> list[str]:
     return ["0.0.0.0/0", "[::]/0"]
 
 
-def _plain(host: str) -> str:
-    """An IPv4 address that came as an IPv6 one, as what it is judged as."""
+def _judged(host: str, what: str) -> list[str]:
+    """As what it is judged: an IPv4 address that came as IPv6, and those that mean others (see
+    ``wire.addresses``)."""
     try:
         address = ipaddress.ip_address(host.strip("[]"))
     except ValueError:
-        return host
+        return [host]
     mapped = address.ipv4_mapped if address.version == 6 else None
-    return host if mapped is None else str(mapped)
+    shown = host if mapped is None else str(mapped)
+    v4, v6 = ("127.0.0.1", "[::1]") if what == "connect" else ("0.0.0.0", "[::]")
+    return {"0.0.0.0": [v4], "[::]": [v6, v4]}.get(shown, [shown])
 
 
 def _network(host: str, width: dict[int, int]) -> str:

@@ -33,10 +33,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-from madang.agent.launcher import addresses, bpf, cgroups
-from madang.agent.launcher.addresses import EPHEMERAL, Names, Ports, Table
+from madang.agent.launcher import bpf, cgroups
 from madang.agent.launcher.bpf import Code, Map, Ring
 from madang.agent.launcher.cgroups import Group
+from madang.wire import addresses
+from madang.wire.addresses import EPHEMERAL, Names, Ports, Table
 from madang.wire.errors import PolicyUnkept
 from madang.wire.policy import Act, Answer, NetRule, Resolved
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, cast
 
-from madang.agent.launcher import addresses, fanotify, fence, landlock, notify, seccomp
+from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp
+from madang.wire import addresses
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
 from madang.wire.kernel import NATIVE
 from madang.wire.policy import (

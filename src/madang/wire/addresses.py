@@ -37,6 +37,7 @@ PASSES: Final = 0
 """The class that no rule refuses anything of."""
 
 _BITS: Final = 128
+_PORT_BITS: Final = 16
 _MAPPED: Final = 0xFFFF << 32
 _MAPPED_BITS: Final = 96
 
@@ -87,6 +88,24 @@ def unresolved(sandbox: Sandbox) -> Iterator[str]:
         does = "allows" if rule.others else "refuses"
         for name in sorted(names_in([rule]) - known):
             yield f"policy: {rule.place} {does} nothing by {name}: it has no address now"
+
+
+def look_up(found: Table, address: str, port: int) -> int | None:
+    """The number of the rule that decides, as the kernel finds it: by the longest prefixes."""
+    value, most = _prefix(ipaddress.ip_network(address))
+    for bits in range(most, -1, -1):
+        number = found.prefixes.get((value >> (_BITS - bits) << (_BITS - bits), bits))
+        if number is not None:
+            return _look_up_port(found, number, port)
+    return None
+
+
+def _look_up_port(found: Table, number: int, port: int) -> int | None:
+    for bits in range(_PORT_BITS, -1, -1):
+        first = port >> (_PORT_BITS - bits) << (_PORT_BITS - bits)
+        if (decides := found.ports.get((number, first, bits))) is not None:
+            return decides
+    return None
 
 
 def _prefix(network: _Network) -> Prefix:
@@ -239,5 +258,5 @@ def _split(first: int, last: int) -> Iterator[tuple[int, int]]:
         size = first & -first or PORTS
         while size > last - first + 1:
             size //= 2
-        yield first, 17 - size.bit_length()
+        yield first, _PORT_BITS + 1 - size.bit_length()
         first += size

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from madang.agent.launcher import addresses
-from madang.agent.launcher.addresses import Table, table
+from madang.wire import addresses
+from madang.wire.addresses import Table, look_up, table
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import Act, Answer, NetRule
 from madang.wire.policy_live import Target
@@ -29,30 +29,6 @@ def rule(
 
 def made(*rules: NetRule, act: Act = CONNECT, names: addresses.Names | None = None) -> Table:
     return table(dict(enumerate(rules)), act, names or {})
-
-
-def look_up(found: Table, address: str, port: int) -> int | None:
-    """As the kernel does: the longest prefix of each table."""
-    value = _number(address)
-    hits = [(bits, n) for (first, bits), n in found.prefixes.items() if _within(value, first, bits)]
-    if not hits:
-        return None
-    number = max(hits)[1]
-    ports = [
-        (bits, decides)
-        for (of, first, bits), decides in found.ports.items()
-        if of == number and first >> (16 - bits) == port >> (16 - bits)
-    ]
-    return max(ports)[1] if ports else None
-
-
-def _number(address: str) -> int:
-    found = ipaddress.ip_address(address)
-    return int(found) | (0xFFFF << 32 if found.version == 4 else 0)
-
-
-def _within(value: int, first: int, bits: int) -> bool:
-    return value >> (128 - bits) == first >> (128 - bits)
 
 
 PORTS = st.sampled_from(["", ":80", ":0", ":1-79", ":80-90", ":32768-60999", ":0-65535", ":65535"])
