@@ -229,7 +229,7 @@ class PlannerSuite:
 
     @given(snapshots(), st.booleans())
     @settings(
-        max_examples=150, deadline=None,
+        max_examples=60, deadline=None,
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )  # fmt: skip
     def test_no_plan_does_what_none_may_do(self, snapshot: Snapshot, limited: bool) -> None:
@@ -239,7 +239,7 @@ class PlannerSuite:
 
     @given(snapshots(), st.randoms())
     @settings(
-        max_examples=80, deadline=None,
+        max_examples=30, deadline=None,
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )  # fmt: skip
     def test_the_order_of_the_snapshot_changes_nothing(
@@ -258,7 +258,7 @@ class PlannerSuite:
 
     @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4))
     @settings(
-        max_examples=40, deadline=None,
+        max_examples=8, deadline=None,
         suppress_health_check=[HealthCheck.differing_executors],
     )  # fmt: skip
     def test_a_gang_starts_in_the_end_among_a_stream_of_others(
@@ -269,7 +269,7 @@ class PlannerSuite:
 
     @given(st.data())
     @settings(
-        max_examples=60, deadline=None,
+        max_examples=20, deadline=None,
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )  # fmt: skip
     def test_backfill_never_delays_the_one_that_keeps_room(self, data: st.DataObject) -> None:
@@ -364,7 +364,7 @@ def starts_among_others(policy: Policy, *, run: int, rate: int, members: int) ->
     policy = replace(policy, reserve_after_s=20.0)
     running: list[tuple[int, Place, Ask]] = []
     pending = [gang]
-    for now in range(400):
+    for now in range(150):
         running = [one for one in running if one[0] > now]
         pending += [
             Ask(

@@ -267,6 +267,23 @@ def test_what_the_keeper_leaves_over_is_free_for_all() -> None:
     assert places == {"small": ["n"]}
 
 
+def test_what_is_lent_is_not_what_another_has_taken_meanwhile() -> None:
+    """2 of 5 are free, 1 beside the keeper: who stays takes that, who ends may have the rest."""
+    machine = (room(cpu=5000, free={"cpu_milli": 2000}),)
+    runs = (held("n", "calm-otter", 3000, ends_at=100.0),)
+    large = ask("large", slots={"cpu_milli": 4000})
+    stays = ask("stays", created_at=1.0)
+    policy = Policy(reserve_after_s=0.0)
+
+    def also(cpu: int) -> list[str]:
+        one = ask("ends", created_at=2.0, limit_s=10.0, slots={"cpu_milli": cpu})
+        places, _ = run(large, stays, one, rooms=machine, held=runs, now=5.0, policy=policy)
+        return list(places)
+
+    assert also(2000) == ["stays"]
+    assert also(1000) == ["stays", "ends"]
+
+
 def test_room_is_kept_where_it_comes_first() -> None:
     rooms = (room("a", free={"cpu_milli": 0}), room("b", free={"cpu_milli": 1000}))
     runs = (held("a", "soon", 4000, ends_at=10.0), held("b", "late", 3000, ends_at=900.0))

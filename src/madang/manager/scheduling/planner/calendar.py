@@ -20,18 +20,25 @@ class Calendar:
         self._rooms = rooms
         self._now = now
         self._notice_s = policy.notice_s
-        nodes = {room.node for room in rooms}
+        self._windows: dict[tuple[bool, ...], int] = {}
+        self._of: dict[tuple[str, float], int] = {}
+        self._open: list[Reservation] = []
+        if snapshot.reservations:
+            self._open = self._current(snapshot)
+            self._windows[(True,) * len(self._open)] = 0
+
+    def _current(self, snapshot: Snapshot) -> list[Reservation]:
+        """Neither over nor given back."""
+        now, nodes = self._now, {room.node for room in self._rooms}
         claimed = {ask.reservation for ask in snapshot.pending}
         claimed |= {one.reservation for one in snapshot.held}
-        self._open = [
+        return [
             one
             for one in sorted(snapshot.reservations, key=lambda r: (r.starts_at, r.name))
             if now < one.ends_at
             and one.nodes & nodes
             and (one.name in claimed or now < one.starts_at + one.no_show_s)
         ]
-        self._windows: dict[tuple[bool, ...], int] = {(True,) * len(self._open): 0}
-        self._of: dict[tuple[str, float], int] = {}
 
     def find(self, name: str) -> Reservation | None:
         return next((one for one in self._open if one.name == name), None)
@@ -58,6 +65,8 @@ class Calendar:
 
     def mask(self, window: int) -> Bools:
         """Machines that this window sees."""
+        if window == 0:
+            return np.ones(len(self._rooms), np.bool_)
         sees = next(key for key, number in self._windows.items() if number == window)
         count = len(self._open)
         found = np.ones(len(self._rooms), np.bool_)

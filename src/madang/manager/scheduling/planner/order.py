@@ -30,7 +30,7 @@ class Standing:
     policy: Policy
     share: Callable[[Ask], float]
     """Largest fraction of the group that an ask takes of anything."""
-    held: Mapping[str, float]
+    held: Callable[[], Mapping[str, float]]
     """The same of what each owner holds."""
     past: Mapping[str, float]
     """Mean share of each owner over the last half-lives."""
@@ -74,13 +74,13 @@ def drf(asks: Sequence[Ask], standing: Standing) -> Turns:
 
     Source: Ghodsi et al., Dominant Resource Fairness, NSDI 2011.
     """
-    yield from _by_share(asks, standing, dict(standing.held))
+    yield from _by_share(asks, standing, dict(standing.held()))
 
 
 def fair(asks: Sequence[Ask], standing: Standing) -> Turns:
     """As ``drf``, with what they held in the past added: who had less comes first."""
-    owners = {*standing.held, *standing.past}
-    shares = {o: standing.held.get(o, 0.0) + standing.past.get(o, 0.0) for o in owners}
+    held, past = standing.held(), standing.past
+    shares = {o: held.get(o, 0.0) + past.get(o, 0.0) for o in {*held, *past}}
     yield from _by_share(asks, standing, shares)
 
 

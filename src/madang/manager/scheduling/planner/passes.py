@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -73,9 +75,8 @@ class Pass:
         self._keepers = 0
         self._places: Final[list[Place]] = []
         self._preempts: Final[list[Preempt]] = []
-        self._holds: Final = self._count_held()
+        self._holds: Final = self._count_held() if policy.limits else {}
         self._reasons: Final = Reasons(self._book, self._held, now)
-        self._victims: Final = Victims(self._book, self._held, policy, now)
         self._new: Final[list[Held]] = []
         self._future: Releases | None = None
 
@@ -134,28 +135,29 @@ class Pass:
         return Plan(tuple(self._places), tuple(waits), tuple(self._preempts))
 
     def _standing(self) -> Standing:
-        held: dict[str, float] = {}
-        by_owner: dict[str, dict[str, int]] = {}
-        for one in self._held:
-            mine = by_owner.setdefault(one.owner, {})
-            for slot, amount in one.slots.items():
-                mine[slot] = mine.get(slot, 0) + amount
-            if one.devices:
-                mine["device_milli"] = mine.get("device_milli", 0) + sum(m for _, m in one.devices)
         book = self._book
-        total = dict(zip([*book.slots, "", "", "device_milli"], book.total.tolist(), strict=True))
-        for owner, mine in by_owner.items():
-            parts = [amount / total[slot] for slot, amount in mine.items() if total.get(slot)]
-            held[owner] = max(parts, default=0.0)
-        past = {o: mean_share(u, self._policy.half_life_s) for o, u in self._used.items()}
         shares = (book.need / np.maximum(book.total, 1))[:, [*range(len(book.slots)), -1]]
         dominant = shares.max(1).tolist() if len(shares) else []
         return Standing(
             self._policy,
             lambda ask: float(dominant[self._shape[ask.session]] * ask.members),
-            held,
-            past,
+            self._shares_held,
+            {o: mean_share(u, self._policy.half_life_s) for o, u in self._used.items()},
         )
+
+    def _shares_held(self) -> dict[str, float]:
+        """Dominant share of each owner."""
+        book = self._book
+        by_owner: dict[str, Counter[str]] = {}
+        for one in self._held:
+            mine = by_owner.setdefault(one.owner, Counter())
+            mine.update(one.slots)
+            mine["device_milli"] += sum(milli for _, milli in one.devices)
+        total = dict(zip([*book.slots, "", "", "device_milli"], book.total.tolist(), strict=True))
+        return {
+            owner: max((a / total[s] for s, a in mine.items() if total.get(s)), default=0.0)
+            for owner, mine in by_owner.items()
+        }
 
     def _try(self, ask: Ask) -> Wait | None:
         """Place it, or say why not."""
@@ -295,6 +297,10 @@ class Pass:
         self._rescore(node)
 
     # Keeping room
+
+    @cached_property
+    def _victims(self) -> Victims:
+        return Victims(self._book, self._held, self._policy, self._now)
 
     def _insist(self, ask: Ask, shape: int, wait: Wait) -> Wait:
         """Have others end for it, or keep room for it."""
