@@ -15,14 +15,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from madang.agent.keepers import SocketKeepers
-from madang.agent.launcher import cgroups, main, mounts, syscalls
+from madang.agent.launcher import cgroups, main, mounts, nest, syscalls, warm
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Runtime, RuntimeFacts
@@ -57,6 +57,7 @@ class Launcher:
         self.server_uid = uids if os.geteuid() == 0 else os.geteuid()
         self.base_uid = uids + 1
         self.uid_count = UIDS_EACH - 1
+        self.warm_bytes = 0
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,6 +71,7 @@ class Launcher:
             "base_uid": self.base_uid,
             "uid_count": self.uid_count,
             "slots": 2,
+            "warm_bytes": self.warm_bytes,
             "scratch_pool": 2,
             "scratch_default_bytes": SMALL.disk_bytes,
         }
@@ -125,7 +127,10 @@ class Launcher:
         """Processes that run as one of this launcher's session uids."""
         if os.geteuid() != 0:
             return []
-        uids = range(self.base_uid, self.base_uid + self.uid_count)
+        stop = self.base_uid + self.uid_count
+        uids: Sequence[int] = range(self.base_uid, stop)
+        if self.warm_bytes:  # A block's first two are its nest's own.
+            uids = [u for u in uids if (u - stop) % warm.LEAST_UIDS >= nest.OWN_UIDS]
         return [pid for pid, uid in _owners() if uid in uids]
 
     async def wait_clean(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from madang.wire import policy, policy_base
 from madang.wire.errors import InvalidRequest, PolicyInvalid, SizeInvalid
+from madang.wire.image import MAX_WARM, MODULE
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.policy import NO_SANDBOX, Answer, Check, Look, Rule, Sandbox, When
 from madang.wire.size import Size
@@ -115,8 +116,11 @@ def _image(value: object) -> ImageMount:
         kind=fields.choice("kind", ("host", "layers")),
         layers=fields.texts("layers"),
         env=fields.environment("env"),
+        warm=fields.texts("warm"),
     )
     fields.end()
+    if len(image.warm) > MAX_WARM or not all(map(MODULE.fullmatch, image.warm)):
+        raise InvalidRequest(f"image.warm: must be at most {MAX_WARM} names of modules.")
     if image.kind == "host" and image.layers:
         raise InvalidRequest("image.layers: the host image has none.")
     if len(image.layers) > MAX_LAYERS:

@@ -22,9 +22,11 @@ from typing import Any, Final, NoReturn
 from madang.agent.launcher import channel, checks, clients, init, scratch, syscalls, verdict
 from madang.agent.launcher.cgroups import Counters, Group
 from madang.agent.launcher.clients import Client
+from madang.agent.launcher.nest import fork_init
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.program import CLAIMED, ENDED, Program
+from madang.agent.launcher.seat import Seat
 from madang.wire.errors import (
     Conflict,
     InvalidRequest,
@@ -43,11 +45,18 @@ _FULL_BYTES: Final = 1024 * 1024
 _MAX_CLIENTS: Final = 256
 
 
-def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid: int) -> NoReturn:
+def run(
+    launcher: socket.socket,
+    folder: str,
+    group: Group | None,
+    uid: int,
+    gid: int,
+    nest: tuple[int, int] | None = None,
+) -> NoReturn:
     """Life of a keeper, from the fork on: a slot, then a session's keeper.
 
     *folder* becomes the working directory; an order's paths may be relative to it, because folders
-    above may be closed to us.
+    above may be closed to us. *nest*: its user and PID namespaces, if the init shall live there.
     """
     try:
         os.setsid()
@@ -57,7 +66,7 @@ def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         syscalls.set_process_name("madang-keeper")
         gc.disable()
-        order = _wait_as_slot(launcher, group, uid, gid)
+        order = _wait_as_slot(launcher, group, uid, gid, nest)
         if order is not None:
             _Keeper(*order, launcher).serve()
     except BaseException as exc:
@@ -68,22 +77,20 @@ def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid
 
 
 def _wait_as_slot(
-    launcher: socket.socket, group: Group | None, uid: int, gid: int
+    launcher: socket.socket,
+    group: Group | None,
+    uid: int,
+    gid: int,
+    nest: tuple[int, int] | None,
 ) -> tuple[Order, int, int, socket.socket] | None:
     """Make the init, drop all privileges, wait to be claimed; None: the launcher has left."""
     ours, theirs = channel.pair()
-    if group is not None:
-        syscalls.unshare(syscalls.CLONE_NEWPID)
-    pid = os.fork()
-    if pid == 0:
-        syscalls.close_all_but(theirs.fileno())
-        init.run(theirs, group)
+    pid = _fork_init(theirs, group, nest)
     theirs.close()
     channel.send(launcher, {"init": pid})
     if group is not None:
         _drop(uid, gid)
-    ready, _ = channel.receive(ours)
-    if ready is None or not channel.send(launcher, ready) or "failed" in ready:
+    if not _pass_on(ours, launcher):
         return None
     claim, fds = channel.receive(launcher)
     if claim is None:
@@ -92,6 +99,36 @@ def _wait_as_slot(
     order = Order.from_json(channel.from_memory(fds[0]))
     os.close(fds[0])
     return order, pid, os.pidfd_open(pid), ours
+
+
+def _fork_init(link: socket.socket, group: Group | None, nest: tuple[int, int] | None) -> int:
+    if nest is not None:
+        assert group is not None
+
+        def begin(joins: list[int]) -> NoReturn:
+            syscalls.close_all_but(link.fileno(), *joins)
+            init.run(link, group, Seat(joins))
+
+        return fork_init(nest, group, begin)
+    if group is not None:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        syscalls.close_all_but(link.fileno())
+        init.run(link, group)
+    return pid
+
+
+def _pass_on(link: socket.socket, launcher: socket.socket) -> bool:
+    """What the init says until it is ready; False if it never will be, or the launcher left."""
+    while True:
+        message, fds = channel.receive(link)
+        if message is None or not channel.send(launcher, message, fds):
+            return False
+        for fd in fds:
+            os.close(fd)
+        if "seat" not in message:
+            return "failed" not in message
 
 
 def _drop(uid: int, gid: int) -> None:

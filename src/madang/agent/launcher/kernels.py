@@ -27,6 +27,7 @@ from madang.agent.launcher.program import CLAIMED, ENDED
 from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Record
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
+from madang.agent.launcher.warm import Warmth
 from madang.wire.errors import (
     Conflict,
     HostLacks,
@@ -87,9 +88,13 @@ class Kernels:
         selector: selectors.BaseSelector,
         timers: Timers,
         filters: Filters,
+        warm_bytes: int,
         changed: Callable[[str], None],
     ) -> None:
-        """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours."""
+        """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours.
+
+        *warm_bytes*: the most that interpreters may use, 0 for none at all; see ``warm``.
+        """
         self._state = state
         self._folder = f"{state}/kernels"
         self._owner = owner
@@ -115,6 +120,18 @@ class Kernels:
             selector=selector,
             timers=timers,
         )
+        self._warmth = Warmth(
+            state=state,
+            budget_bytes=warm_bytes,
+            uids=uids,
+            cpus=sorted(cpus),
+            hierarchies=hierarchies,
+            templates=templates,
+            slots=self._slots,
+            helpers=self._helpers,
+            selector=selector,
+            timers=timers,
+        )
         self._boot = processes.boot_id()
 
     # -- what is there -----------------------------------------------------------------------
@@ -126,7 +143,8 @@ class Kernels:
         self._templates.open()
         for kernel_id, folder in registry.folders(self._folder):
             self._adopt(kernel_id, folder)
-        kept = {k.record.slot for k in self._kernels.values() if k.record.slot}
+        records = [kernel.record for kernel in self._kernels.values()]
+        kept = {name for r in records for name in (r.slot, r.nest) if name}
         for name in self._hierarchies.names() - kept:
             self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
         self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
@@ -143,6 +161,8 @@ class Kernels:
             kernel.keeper_fd = _open(record.keeper)
             if self._never_ran(kernel):
                 _forget_start(record)
+        if record.nest:
+            self._warmth.join(record.nest)
         if record.state == STARTED:
             self._processors.adopt(record.cpu, record.cpus)
             kernel.init_fd = _open(record.init)
@@ -178,7 +198,7 @@ class Kernels:
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             try:
-                kernel = self._make_folder(kernel_id)
+                kernel = self._make_folder(kernel_id, spec)
             except OSError as exc:
                 answer(_explain(str(kernel_id), exc))
                 return
@@ -262,9 +282,15 @@ class Kernels:
 
     # -- prepare -----------------------------------------------------------------------------
 
-    def _make_folder(self, kernel_id: KernelId) -> Kernel:
+    def _take_uid(self, spec: KernelSpec) -> int:
+        if self._uids is None:
+            return os.geteuid()
+        warm = self._warmth.take_uid(spec)
+        return self._uids.take() if warm is None else warm
+
+    def _make_folder(self, kernel_id: KernelId, spec: KernelSpec) -> Kernel:
         folder = f"{self._folder}/{kernel_id}"
-        uid = self._uids.take() if self._uids is not None else os.geteuid()
+        uid = self._take_uid(spec)
         try:
             if os.path.lexists(folder):
                 raise FileExistsError(f"{folder} is being removed")
@@ -358,11 +384,15 @@ class Kernels:
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
         )
-        slot = self._slots.take()
+        warm = self._warmth.take(spec, record.uid)
+        slot = warm or self._slots.take()
         cpus = self._processors.take(spec.size.cpu)
         record.cpu, record.cpus = spec.size.cpu, cpus
         record.slot, record.group, record.template = slot.name, slot.group, view.template
         record.policy = spec.sandbox.label
+        record.nest = slot.nest
+        if record.nest:
+            self._warmth.join(record.nest)
         kernel.slot = slot
         begin = _Begin(kernel=kernel, slot=slot, answer=answer)
         begin.timer = self._timers.after(START_S, partial(self._give_up, begin))
@@ -378,7 +408,7 @@ class Kernels:
             nested=self._uids is None,
             program=found.program,
             deadly=found.deadly,
-            view=view,
+            view=view.relative(self._state) if warm else view,
         )
         begin.order = order
         self._selector.modify(slot.link, selectors.EVENT_READ, partial(self._starting, begin))
@@ -424,6 +454,8 @@ class Kernels:
         timings = {"sandbox": round((time.monotonic() - begin.began) * 1000, 3)}
         begin.answer({"at": kernel.record.started_at, "timings_ms": timings})
         self._changed(kernel.record.kernel)
+        assert begin.order is not None
+        self._warmth.note_start(begin.order.spec)
         self._slots.fill_up()
 
     def _start_failed(self, begin: _Begin) -> None:
@@ -433,10 +465,13 @@ class Kernels:
         words = slot.failure or "its processes were killed while it was started"
         self._processors.free(kernel.record.cpu, kernel.record.cpus)
         record = kernel.record
+        nest = record.nest
         _forget_start(record)
         kernel.slot = None
         _save(kernel)
         self._slots.bury(slot)
+        if nest:
+            self._warmth.leave(nest)
         begin.answer(RuntimeFailed(f"{record.kernel} could not be started: {words}."))
 
     def _give_up(self, begin: _Begin) -> None:
@@ -504,7 +539,10 @@ class Kernels:
             self._processors.free(record.cpu, record.cpus)
         record.state, record.group, record.slot, record.cpus = SETTLED, None, "", []
         record.keeper = record.init = kernel.slot = None
+        nest, record.nest = record.nest, ""
         _save(kernel)
+        if nest:
+            self._warmth.leave(nest)
         self._unmount(kernel, answer)
 
     def _unmount(self, kernel: Kernel, answer: Answer) -> None:
@@ -543,7 +581,7 @@ class Kernels:
 
     def _forget_templates(self) -> None:
         kept = {kernel.record.template for kernel in self._kernels.values()}
-        self._templates.forget(kept)
+        self._templates.forget(kept | self._warmth.templates())
 
     # -- files -------------------------------------------------------------------------------
 
@@ -590,6 +628,7 @@ def _forget_start(record: Record) -> None:
     """Nothing has run: it may be started again."""
     record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
     record.cpus, record.slot, record.group, record.template = [], "", None, ""
+    record.nest = ""
 
 
 def _save(kernel: Kernel) -> None:

@@ -50,6 +50,8 @@ class LauncherConfig:
     """Further folders of the host that sessions see, read-only."""
     widen: tuple[str, ...] = ()
     """Rules of the policy's base that an administrator's layer may widen on this machine."""
+    warm_bytes: int = 0
+    """The most that warm interpreters may use; see ``warm``. Root only."""
     accept_unkept: bool = False
     """Start sessions also where a rule of their policy can't be kept, with a warning."""
 
@@ -119,6 +121,7 @@ class _Launcher:
             selector=self._selector,
             timers=self._timers,
             filters=Filters(config.widen, accept_unkept=config.accept_unkept),
+            warm_bytes=0 if self._rootless else config.warm_bytes,
             changed=self._push_change,
         )
         self._kernels.open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +23,14 @@ class View:
     """Another; a tmpfs with the session's own small files goes there."""
     service: str
     tools: str | None
+
+    def relative(self, state: str) -> View:
+        """As seen from the folder of kernels, for those whom folders above are closed to."""
+        paths = {
+            key: path and os.path.join("..", os.path.relpath(path, state))
+            for key, path in asdict(self).items()
+        }
+        return View(**paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +56,8 @@ class Order:
     """The seccomp filter, base64; empty: the base, which every slot has."""
     deadly: str = ""
     """Rules of its policy that kill, in words."""
+    nest_uids: int = 0
+    """Of a nest's interpreter: how many uids its block has."""
     view: View | None = None
     """None: no isolation at all (the ``process`` runtime)."""
 
@@ -69,5 +80,5 @@ class Order:
 def _spec(value: dict[str, Any]) -> KernelSpec:
     image, size, argv = value.pop("image"), value.pop("size"), value.pop("argv")
     del value["sandbox"]  # Compiled: see ``Order.program``.
-    image["layers"] = tuple(image["layers"])
+    image["layers"], image["warm"] = tuple(image["layers"]), tuple(image["warm"])
     return KernelSpec(argv=tuple(argv), image=ImageMount(**image), size=Size(**size), **value)
