@@ -16,6 +16,7 @@ from typing import Final
 import machine
 import madang
 import rows
+import warm
 from rows import Bench, Row
 from soak import soak
 
@@ -32,10 +33,15 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "submit_rate": rows.submit_rate,
     "restart": rows.restart,
     "blas_truth": rows.blas_truth,
+    "session_warm": warm.session_warm,
+    "session_warm_torch": warm.session_warm_torch,
+    "burst_warm_100": lambda bench: warm.burst_warm(bench, 100),
+    "warm_session_memory": warm.warm_session_memory,
     "soak": soak,
 }
 TOGETHER: Final = {
     "docker_ratio": "session_cold",
+    "torch_ratio": "session_warm_torch",
     "session_memory": "idle_memory",
     "agent_memory": "idle_memory",
 }

@@ -25,7 +25,9 @@ from madang.agent.keepers import SocketKeepers
 from madang.agent.launcher import cgroups, main, mounts, nest, syscalls, warm
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
-from madang.agent.runtime.contract import Runtime, RuntimeFacts
+from madang.agent.runtime.contract import Prepared, Runtime, RuntimeFacts, Started
+from madang.agent.runtime.native import NativeRuntime
+from madang.kit.clock import SystemClock
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.log import unpack
 from madang.wire.session import Ended
@@ -132,6 +134,11 @@ class Launcher:
         if self.warm_bytes:  # A block's first two are its nest's own.
             uids = [u for u in uids if (u - stop) % warm.LEAST_UIDS >= nest.OWN_UIDS]
         return [pid for pid, uid in _owners() if uid in uids]
+
+    def runtime(self) -> NativeRuntime:
+        """For its sessions, which are warm where they can be if it keeps interpreters warm."""
+        kind = WarmRuntime if self.warm_bytes else NativeRuntime
+        return kind(self.socket, str(self.state), SystemClock())
 
     async def wait_clean(self) -> None:
         """Fails if sessions left something behind; the kernel's own clean-up takes its time."""
@@ -259,6 +266,44 @@ def spec(*argv: str, **more: Any) -> KernelSpec:
     return KernelSpec(argv=argv, size=replace(SMALL, **sizes), **({"image": HOST} | more))
 
 
+EXECUTE: Final = """
+import os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class WarmRuntime(NativeRuntime):
+    """Every program that can be is a fork of a warm interpreter, or executed by one."""
+
+    async def open(self) -> RuntimeFacts:
+        facts = await super().open()
+        async with asyncio.timeout(PATIENCE_S):
+            while not (await self.warmth())["ready"]:
+                asked = spec("python3", "-c", "pass")
+                kernel = KernelId(secrets.token_hex(8), 1)
+                await self.prepare(kernel, asked)
+                await self.start(kernel, asked)
+                await self.remove(kernel)
+        return facts
+
+    async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
+        return await super().prepare(kernel, _warmed(spec))
+
+    async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
+        return await super().start(kernel, _warmed(spec))
+
+
+def _warmed(spec: KernelSpec) -> KernelSpec:
+    argv = spec.argv
+    if argv and argv[0] == PYTHON[0]:
+        argv = ("python3", *(word for word in argv[1:] if word not in PYTHON[1:3]))
+    elif argv and argv[0].startswith("/bin/") and os.path.isfile(argv[0]):
+        argv = ("python3", "-c", EXECUTE, *argv)
+    return replace(spec, argv=argv)
+
+
 def numpy_image(state: Path) -> ImageMount:
     """An image with this interpreter's numpy in one layer, for the machine's own Python.
 
@@ -318,7 +363,7 @@ def own_uids() -> int:
 
 @contextlib.contextmanager
 def open_launcher(
-    *, disk: str | None = None, nested_uid: int = mounts.NESTED_UID
+    *, disk: str | None = None, nested_uid: int = mounts.NESTED_UID, warm_bytes: int = 0
 ) -> Iterator[Launcher]:
     """A launcher on a new state folder that others may pass: keepers and sessions are others.
 
@@ -332,6 +377,7 @@ def open_launcher(
             for name in ("kernels", "layers", "tools", "run"):
                 (folder / "state" / name).mkdir(0o755, parents=True)
             launcher = Launcher(folder / "state", uids=own_uids(), nested_uid=nested_uid)
+            launcher.warm_bytes = warm_bytes
             launcher.start()
             try:
                 yield launcher

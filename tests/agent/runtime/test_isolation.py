@@ -29,8 +29,6 @@ from typing import Any
 import pytest
 
 from madang.agent import files
-from madang.agent.runtime.native import NativeRuntime
-from madang.kit.clock import SystemClock
 from madang.testing import attacks
 from madang.testing.sessions import (
     PYTHON,
@@ -47,6 +45,8 @@ from madang.wire.size import MIB
 
 IS_ROOT = os.geteuid() == 0
 ORDINARY = 2_000_072_000
+STARTS = ("cold", "warm") if IS_ROOT else ("cold",)
+"""How sessions begin: executed, or forked from a warm interpreter."""
 NESTED_UID = "NESTED_UID"
 """In the environment of an ordinary user's run: what sessions take themselves for."""
 KEY = 0x6D61_0000 + os.getpid() % 0x10000
@@ -131,9 +131,11 @@ def booty() -> Iterator[dict[str, Any]]:
         }
 
 
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with open_launcher(nested_uid=int(os.environ.get(NESTED_UID, "1000"))) as found:
+@pytest.fixture(scope="module", params=STARTS)
+def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    warm_bytes = 512 * MIB if request.param == "warm" else 0
+    nested_uid = int(os.environ.get(NESTED_UID, "1000"))
+    with open_launcher(nested_uid=nested_uid, warm_bytes=warm_bytes) as found:
         for name in ("token", "madang.db", "journal"):
             (found.state / name).write_text("secret")
             (found.state / name).chmod(0o644)
@@ -147,7 +149,7 @@ def battle(launcher: Launcher, booty: dict[str, Any]) -> Battle:
 
 async def fight(launcher: Launcher, booty: dict[str, Any]) -> Battle:
     before, boot = time.time(), time.monotonic()
-    runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
+    runtime = launcher.runtime()
     async with sessions(runtime, launcher) as found:
         victim = await found.start(*PYTHON, VICTIM, hostname="victim")
         port = int((await found.until(victim, b"\n")).split()[1])
@@ -225,7 +227,7 @@ def test_nobody_else_was_harmed(battle: Battle) -> None:
 
 @pytest.mark.parametrize("name", attacks.BOMBS)
 async def test_a_bomb_harms_its_own_session_alone(launcher: Launcher, name: str) -> None:
-    runtime = NativeRuntime(launcher.socket, str(launcher.state), SystemClock())
+    runtime = launcher.runtime()
     async with sessions(runtime, launcher) as found:
         if (limit := attacks.NEEDS.get(name)) and not found.holds(limit):
             pytest.skip(f"this machine does not hold {limit}, and says so")

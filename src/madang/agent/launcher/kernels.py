@@ -178,6 +178,10 @@ class Kernels:
     def list(self) -> list[dict[str, Any]]:
         return [self._describe(kernel) for kernel in self._kernels.values()]
 
+    def warmth(self) -> dict[str, int]:
+        """What is kept warm."""
+        return self._warmth.report()
+
     def _describe(self, kernel: Kernel) -> dict[str, Any]:
         record = kernel.record
         group = record.group

@@ -174,6 +174,9 @@ class _Launcher:
         if op == "list":
             answer({"kernels": self._kernels.list()})
             return
+        if op == "warm":
+            answer(self._kernels.warmth())
+            return
         kernel = checks.kernel_id(message.pop("kernel", None))
         kernels = self._kernels
         if op in {"prepare", "start"}:

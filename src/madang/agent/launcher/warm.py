@@ -175,6 +175,7 @@ class Warmth:
         """Name of a nest → sessions that live in it, so that its holder must."""
         self._failed: dict[Key, float] = {}
         self._sizes: dict[Key, int] = {}
+        self._starts = 0
         self._looking = False
         self._measuring = False
 
@@ -198,6 +199,7 @@ class Warmth:
             say(f"launcher: {exc.text}")
             return None
         slot.pool = None
+        self._starts += 1
         return slot
 
     def _find(self, spec: KernelSpec) -> Nest | None:
@@ -432,12 +434,15 @@ class Warmth:
     # -- memory ------------------------------------------------------------------------------
 
     def report(self) -> dict[str, int]:
+        """Figures of what is kept; ``starts`` were warm since this launcher began."""
         nests = self._nests.values()
         return {
             "budget_bytes": self._budget_bytes,
             "used_bytes": sum(nest.pss_bytes for nest in nests),
             "interpreters": len(nests),
+            "ready": sum(nest.ready for nest in nests),
             "forks": sum(len(nest.slots) for nest in nests),
+            "starts": self._starts,
         }
 
     def _look_later(self) -> None:

@@ -13,14 +13,13 @@ import sys
 BEFORE = frozenset(sys.modules)
 """What every interpreter has loaded when it starts."""
 
+import _socket  # noqa: E402
 import ctypes  # noqa: E402
 import gc  # noqa: E402
 import io  # noqa: E402
 import marshal  # noqa: E402
 import os  # noqa: E402
 import time  # noqa: E402
-
-import _socket  # noqa: E402
 
 NEWNS, NEWPID = 0x20000, 0x20000000
 MAX_FDS = 8
@@ -246,7 +245,7 @@ def find(program):
 
 def open_stream(number, mode, old):
     """As ``create_stdio`` of CPython makes it."""
-    buffer = io.open(number, mode + "b", -1, closefd=False)
+    buffer = open(number, mode + "b", -1, closefd=False)
     buffer.raw.name = old.name
     stream = io.TextIOWrapper(
         buffer,
