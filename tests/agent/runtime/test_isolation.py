@@ -167,6 +167,8 @@ async def fight(launcher: Launcher, booty: dict[str, Any]) -> Battle:
         left = of_uid(record["uid"]) if IS_ROOT else []
         lives = next(each.running for each in await runtime.adopt() if each.kernel == victim)
         says = (await found.exec(victim, "look", "/bin/cat", "mine")).out if lives else b""
+        if launcher.warm_bytes:
+            assert (await runtime.warmth())["starts"] >= 2, "attacker and victim were warm"
         held = frozenset(limit for limit in attacks.NEEDS.values() if found.holds(limit))
     return Battle(
         gained=dict(json.loads(line) for line in outcome.out.splitlines()),
