@@ -38,6 +38,7 @@ HOST: Final = ImageMount(name="host", digest="", kind="host")
 PYTHON: Final = ("/usr/bin/python3", "-I", "-S", "-c")
 PATIENCE_S: Final = 30.0
 UIDS_EACH: Final = 100
+WARM_UIDS_EACH: Final = 1000
 _ranges: Final = itertools.count()
 
 _LAUNCHER: Final = """
@@ -52,14 +53,16 @@ main.serve(main.LauncherConfig(**json.loads(sys.argv[1])))
 class Launcher:
     """A launcher process on a state folder. *uid*: who runs it, root or an ordinary user."""
 
-    def __init__(self, state: Path, *, uids: int, nested_uid: int = mounts.NESTED_UID) -> None:
+    def __init__(
+        self, state: Path, *, uids: int, nested_uid: int = mounts.NESTED_UID, warm_bytes: int = 0
+    ) -> None:
         """*nested_uid*: what sessions of an ordinary user's launcher take themselves for."""
         self.state = state
         self.nested_uid = nested_uid
         self.server_uid = uids if os.geteuid() == 0 else os.geteuid()
         self.base_uid = uids + 1
-        self.uid_count = UIDS_EACH - 1
-        self.warm_bytes = 0
+        self.uid_count = (WARM_UIDS_EACH if warm_bytes else UIDS_EACH) - 1
+        self.warm_bytes = warm_bytes
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -356,8 +359,10 @@ async def sessions(runtime: Runtime, launcher: Launcher | None = None) -> AsyncI
         await launcher.wait_clean()
 
 
-def own_uids() -> int:
+def own_uids(*, warm: bool = False) -> int:
     """First uid of a range that no launcher of this or another test process uses."""
+    if warm:
+        return 2_040_000_000 + os.getpid() % 10_000 * 10_000 + next(_ranges) % 10 * WARM_UIDS_EACH
     return 2_000_100_000 + os.getpid() % 20_000 * 1_000 + next(_ranges) % 10 * UIDS_EACH
 
 
@@ -376,8 +381,12 @@ def open_launcher(
         with _small_disk(folder, disk):
             for name in ("kernels", "layers", "tools", "run"):
                 (folder / "state" / name).mkdir(0o755, parents=True)
-            launcher = Launcher(folder / "state", uids=own_uids(), nested_uid=nested_uid)
-            launcher.warm_bytes = warm_bytes
+            launcher = Launcher(
+                folder / "state",
+                uids=own_uids(warm=warm_bytes > 0),
+                nested_uid=nested_uid,
+                warm_bytes=warm_bytes,
+            )
             launcher.start()
             try:
                 yield launcher

@@ -64,7 +64,7 @@ _LEAST_BYTES: Final = 16 * MIB
 _PIDS: Final = 128
 _BLOCKS: Final = 100
 """Into so many the uids are cut; half of them may be nests'."""
-LEAST_UIDS: Final = 10
+LEAST_UIDS: Final = 40
 _LEAST_FREE: Final = 0.05
 """Of the machine's memory; where less is left, interpreters end."""
 
@@ -186,7 +186,10 @@ class Warmth:
         nest = self._find(spec)
         if nest is None or self._uids is None:
             return None
-        return self._uids.take_from(nest.block[OWN_UIDS:])
+        uid = self._uids.take_from(nest.block[OWN_UIDS:])
+        if uid is None:  # Ended sessions have theirs until they are removed.
+            self._retire(nest)
+        return uid
 
     def take(self, spec: KernelSpec, uid: int) -> Slot | None:
         """A slot in which a fork waits, or will soon. None: the session starts cold."""
@@ -257,6 +260,7 @@ class Warmth:
             return
         block = self._uids.take_block(max(LEAST_UIDS, len(self._uids) // _BLOCKS))
         if block is None:
+            self._end_oldest()  # For the next start.
             return
         try:
             self._nests[key] = self._found(key, spec, block)

@@ -19,6 +19,7 @@ import gc  # noqa: E402
 import io  # noqa: E402
 import marshal  # noqa: E402
 import os  # noqa: E402
+import runpy  # noqa: E402
 import time  # noqa: E402
 
 NEWNS, NEWPID = 0x20000, 0x20000000
@@ -63,6 +64,10 @@ def load(modules):
     for name in modules:
         scope = {}
         exec(f"import {name}\n{TOUCH.get(name, '')}", scope)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if sys.version_info < (3, 9):
+        raise RuntimeError("it is older than Python 3.9")
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a module starts threads while it is imported")
     if os.fstat(1).st_size:
@@ -173,7 +178,10 @@ def show(job):
 
 
 def become(job):
-    """(text, its name, scope) of the program, in an interpreter that looks newly started."""
+    """(text, its name, scope) of the program, in an interpreter that looks newly started.
+
+    Of a module only the name.
+    """
     argv = [os.fsdecode(word) for word in job["argv"]]
     os.environb.clear()
     os.environb.update(job["env"])
@@ -197,7 +205,7 @@ def become(job):
 
 def run_module(argv, main):
     begin(["-m", *argv[3:]], os.getcwd())
-    return f"import runpy; runpy._run_module_as_main({argv[2]!r})", "<string>", {}
+    return None, argv[2], None
 
 
 def run_text(argv, main):
@@ -214,11 +222,16 @@ def run_script(argv, main):
         raise Unlike from exc
     if path.endswith(".pyc") or b"\0" in text or b"PK\5\6" in text[-70_000:]:
         raise Unlike
+    whole = path
+    if not os.path.isabs(path):
+        if (folder := os.getcwd()) == "/":
+            raise Unlike
+        whole = f"{folder}/{path.removeprefix('./')}"
     begin(argv[1:], os.path.dirname(os.path.realpath(path)))
-    main.__file__ = path
+    main.__file__ = whole
     main.__cached__ = None
-    main.__loader__ = sys.modules["_frozen_importlib_external"].SourceFileLoader("__main__", path)
-    return text, path, main.__dict__
+    main.__loader__ = sys.modules["_frozen_importlib_external"].SourceFileLoader("__main__", whole)
+    return text, whole, main.__dict__
 
 
 def begin(argv, first, folder=None):
@@ -299,7 +312,10 @@ if __name__ == "__main__":
     except Unlike:
         os.execve(find(os.fsdecode(job["argv"][0])), job["argv"], job["env"])
     try:
-        exec(compile(text, name, "exec", dont_inherit=True), scope)
+        if text is None:
+            runpy._run_module_as_main(name)
+        else:
+            exec(compile(text, name, "exec", dont_inherit=True), scope)
     except BaseException:
         hide_us()
         raise
