@@ -428,7 +428,9 @@ async def _started(sessions: Sessions) -> tuple[KernelId, int]:
 async def _answers(sessions: Sessions, kernel: KernelId) -> bool:
     writer = await sessions.keepers.stdin(sessions.io(kernel))
     await writer.write(b"on\n")
-    return (await sessions.outcome(kernel)).out == b"1\non\n\n"
+    done = await sessions.outcome(kernel)
+    await writer.close()
+    return done.out == b"1\non\n\n"
 
 
 def _children(pid: int) -> list[int]:

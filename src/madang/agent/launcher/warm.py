@@ -50,7 +50,7 @@ IDLE_S: Final = 600.0
 """Who was not used for so long ends."""
 FORGIVEN_S: Final = 600.0
 """So long after one failed no other is made in its place."""
-IMPORT_S: Final = 120.0
+IMPORT_S: Final = 60.0
 """Who has not imported everything by then is ended."""
 MOST_READY: Final = 4
 """Forks made ahead for one interpreter."""
@@ -61,7 +61,7 @@ _LOOK_S: Final = 5.0
 _STRIKES: Final = 2
 _LEAST_BYTES: Final = 16 * MIB
 """What an interpreter of unknown size is taken to need."""
-_PIDS: Final = 128
+_PIDS: Final = 64
 _BLOCKS: Final = 100
 """Into so many the uids are cut; half of them may be nests'."""
 LEAST_UIDS: Final = 40
