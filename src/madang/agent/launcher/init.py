@@ -277,7 +277,8 @@ class _Init:
             channel.send(self._link, {"program": name, "failure": failure})
         else:
             self._programs[pid] = name
-            channel.send(self._link, {"program": name, "started": True})
+            missed = seat is not None and seat.missed
+            channel.send(self._link, {"program": name, "started": True, "missed": missed})
             _prefer_for_oom_kill(pid)
             return True
         finally:

@@ -224,7 +224,8 @@ class _Keeper:
         if program.name == init.MAIN:
             limit = self._order.spec.size.time_s
             self._deadline = None if limit is None else program.started_boot + limit
-            channel.send(self._launcher, {"started": program.started_at})
+            missed = message.get("missed", False)
+            channel.send(self._launcher, {"started": program.started_at, "missed": missed})
         elif client := self._asked.pop(program.name, None):
             client.tell({"ok": True, "at": program.started_at})
 

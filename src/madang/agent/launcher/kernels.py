@@ -446,6 +446,8 @@ class Kernels:
         elif "ready" in message:
             self._hand_over(begin)
         elif "started" in message and not begin.done:
+            if message["missed"]:
+                begin.slot.missed()
             self._started(begin)
 
     def _started(self, begin: _Begin) -> None:

@@ -87,7 +87,7 @@ class Templates:
         """
         for name in ("", "/root", "/private", "/warm", "/empty"):
             os.makedirs(self._folder + name, exist_ok=True)
-            os.chmod(self._folder + name, 0o711)
+            os.chmod(self._folder + name, 0o711)  # noqa: S103
 
     def view(self, kind: str, layers: Sequence[str], service: str, *, build: bool) -> View:
         """Of one session. Raises RuntimeFailed if a layer is missing."""

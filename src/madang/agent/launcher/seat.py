@@ -29,6 +29,8 @@ class Seat:
         self._joins = joins
         self._link: socket.socket | None = None
         self._pid = 0
+        self.missed = False
+        """Who waited here was asked, and did not become the program."""
 
     def offer(self, keeper: socket.socket) -> None:
         """Ask for it, by way of the keeper."""
@@ -78,6 +80,7 @@ class Seat:
         finally:
             os.close(mount)
             os.close(memory)
+        self.missed = True
         self.give_up()
         return None
 

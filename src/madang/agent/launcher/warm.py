@@ -134,7 +134,7 @@ class Nest:
         return max(1, sum(now - at < _RECENT_S for at in self.starts))
 
     def offer(self, fds: Sequence[int]) -> None:
-        """A slot's seat. Lost where it does not read: the slot's init waits in vain, for a while."""
+        """A slot's seat. Lost where it does not read: then the slot's init waits in vain."""
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
             socket.send_fds(self.link, [b"s"], list(fds), flags)

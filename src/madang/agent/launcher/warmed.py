@@ -7,20 +7,27 @@ it the program that a new ``python`` would have become. What it can't imitate ex
 
 Arguments: descriptor of the launcher's socket, then the modules to import.
 """
+# ruff: noqa: E402, S102, S302, SIM115
+
+from __future__ import annotations
 
 import sys
 
 BEFORE = frozenset(sys.modules)
 """What every interpreter has loaded when it starts."""
 
-import _socket  # noqa: E402
-import ctypes  # noqa: E402
-import gc  # noqa: E402
-import io  # noqa: E402
-import marshal  # noqa: E402
-import os  # noqa: E402
-import runpy  # noqa: E402
-import time  # noqa: E402
+import _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # ``typing`` itself would be loaded in every session.
+    from typing import Any
+import ctypes
+import gc
+import io
+import marshal
+import os
+import runpy
+import time
 
 NEWNS, NEWPID = 0x20000, 0x20000000
 MAX_FDS = 8
@@ -41,16 +48,16 @@ class Unlike(Exception):
     """The program must be executed: a fork can't do the same."""
 
 
-def check(result):
+def check(result: int) -> None:
     if result < 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
 
 
-def receive(link):
+def receive(link: _socket.socket) -> tuple[bytes, list[int]]:
     """(message, descriptors); an empty one once the peer has left."""
     data, found, _, _ = link.recvmsg(64, RIGHTS_BYTES)
-    fds = []
+    fds: list[int] = []
     for _, _, raw in found:
         fds += [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw) & ~3, 4)]
     return data, fds
@@ -59,15 +66,13 @@ def receive(link):
 # -- the interpreter -----------------------------------------------------------------------------
 
 
-def load(modules):
+def load(modules: list[str]) -> None:
     """Import everything. Raises RuntimeError where forks would not be like new processes."""
     for name in modules:
-        scope = {}
+        scope: dict[str, Any] = {}
         exec(f"import {name}\n{TOUCH.get(name, '')}", scope)
     sys.stdout.flush()
     sys.stderr.flush()
-    if sys.version_info < (3, 9):
-        raise RuntimeError("it is older than Python 3.9")
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a module starts threads while it is imported")
     if os.fstat(1).st_size:
@@ -76,7 +81,7 @@ def load(modules):
     gc.freeze()
 
 
-def serve(link):
+def serve(link: _socket.socket) -> dict[str, Any]:
     """Fork for each seat. Returns in the forks alone: the job, and who wants to hear of it."""
     own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
     while True:
@@ -100,7 +105,7 @@ def serve(link):
             os.close(fd)
 
 
-def take_seat(seat, pids, *namespaces):
+def take_seat(seat: int, pids: int, *namespaces: int) -> dict[str, Any]:
     if os.fork():
         os._exit(0)
     while os.getppid() != 1:  # Whoever forked us still leaves us to the slot's init.
@@ -115,7 +120,7 @@ def take_seat(seat, pids, *namespaces):
     if not data:
         os._exit(0)
     mount, *streams, memory = fds
-    job = marshal.loads(os.pread(memory, os.fstat(memory).st_size, 0))
+    job: dict[str, Any] = marshal.loads(os.pread(memory, os.fstat(memory).st_size, 0))
     os.close(memory)
     check(libc.setns(mount, NEWNS))
     os.close(mount)
@@ -125,7 +130,7 @@ def take_seat(seat, pids, *namespaces):
     return job
 
 
-def enter(job, streams):
+def enter(job: dict[str, Any], streams: list[int]) -> None:
     """Be the session's user, at its terminal, under its filter; nothing is left to gain."""
     for capability in range(64):
         if libc.prctl(24, capability, 0, 0, 0) < 0:  # PR_CAPBSET_DROP
@@ -151,11 +156,11 @@ def enter(job, streams):
     code = ctypes.create_string_buffer(program, len(program))
     packed = (len(program) // 8).to_bytes(8, "little")
     packed += ctypes.addressof(code).to_bytes(8, "little")
-    header = ctypes.create_string_buffer(packed, 16)
-    check(libc.prctl(22, 2, ctypes.addressof(header), 0, 0))  # PR_SET_SECCOMP
+    pointer = ctypes.create_string_buffer(packed, 16)
+    check(libc.prctl(22, 2, ctypes.addressof(pointer), 0, 0))  # PR_SET_SECCOMP
 
 
-def show(job):
+def show(job: dict[str, Any]) -> None:
     """``ps`` and ``/proc/PID/environ`` tell the program's own words, where the kernel lets us."""
     name = ctypes.create_string_buffer(os.path.basename(job["argv"][0])[:15])
     libc.prctl(15, ctypes.addressof(name), 0, 0, 0)
@@ -177,7 +182,7 @@ def show(job):
 # -- the program ---------------------------------------------------------------------------------
 
 
-def become(job):
+def become(job: dict[str, Any]) -> tuple[str | bytes | None, str, dict[str, Any]]:
     """(text, its name, scope) of the program, in an interpreter that looks newly started.
 
     Of a module only the name.
@@ -192,28 +197,29 @@ def become(job):
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
     renew_randomness()
-    sys.modules["__main__"] = main = type(sys)("__main__")
+    main: Any = type(sys)("__main__")
+    sys.modules["__main__"] = main
     main.__annotations__ = {}
     main.__builtins__ = sys.modules["builtins"]
     main.__loader__ = sys.modules["_frozen_importlib"].BuiltinImporter
     if argv[1] == "-m":
-        return run_module(argv, main)
+        return run_module(argv)
     if argv[1] == "-c":
         return run_text(argv, main)
     return run_script(argv, main)
 
 
-def run_module(argv, main):
+def run_module(argv: list[str]) -> tuple[None, str, dict[str, Any]]:
     begin(["-m", *argv[3:]], os.getcwd())
-    return None, argv[2], None
+    return None, argv[2], {}
 
 
-def run_text(argv, main):
+def run_text(argv: list[str], main: Any) -> tuple[str, str, dict[str, Any]]:
     begin(["-c", *argv[3:]], "", os.getcwd())
     return argv[2] + "\n", "<string>", main.__dict__
 
 
-def run_script(argv, main):
+def run_script(argv: list[str], main: Any) -> tuple[bytes, str, dict[str, Any]]:
     path = argv[1]
     try:
         with open(path, "rb") as file:
@@ -234,7 +240,7 @@ def run_script(argv, main):
     return text, whole, main.__dict__
 
 
-def begin(argv, first, folder=None):
+def begin(argv: list[str], first: str, folder: str = "") -> None:
     """*first* of ``sys.path``. Raises Unlike where it hides something that is loaded already."""
     loaded = {name.partition(".")[0] for name in sys.modules.keys() - BEFORE}
     try:
@@ -248,7 +254,7 @@ def begin(argv, first, folder=None):
     sys.path.insert(0, first)
 
 
-def find(program):
+def find(program: str) -> str:
     for folder in os.get_exec_path():
         path = os.path.join(folder, program)
         if os.access(path, os.X_OK):
@@ -256,9 +262,9 @@ def find(program):
     raise Unlike
 
 
-def open_stream(number, mode, old):
+def open_stream(number: int, mode: str, old: Any) -> io.TextIOWrapper:
     """As ``create_stdio`` of CPython makes it."""
-    buffer = open(number, mode + "b", -1, closefd=False)
+    buffer: Any = open(number, mode + "b", -1, closefd=False)
     buffer.raw.name = old.name
     stream = io.TextIOWrapper(
         buffer,
@@ -267,11 +273,11 @@ def open_stream(number, mode, old):
         newline="\n",
         line_buffering=buffer.raw.isatty() or number == 2,
     )
-    stream.mode = mode
+    stream.mode = mode  # type: ignore[misc]
     return stream
 
 
-def renew_randomness():
+def renew_randomness() -> None:
     """``random`` does it by itself; torch begins each process with the same seed, and so do we."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
@@ -279,11 +285,11 @@ def renew_randomness():
         sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
 
-def hide_us():
+def hide_us() -> None:
     """Of a traceback that is about to be shown: its first frame is ours."""
     hook = sys.excepthook
 
-    def shown(kind, value, trace):
+    def shown(kind: Any, value: Any, trace: Any) -> None:
         sys.excepthook = hook
         trace = trace and trace.tb_next
         sys.last_traceback = trace
@@ -292,7 +298,7 @@ def hide_us():
     sys.excepthook = shown
 
 
-def main():
+def main() -> dict[str, Any]:
     """The job of a fork; the interpreter itself never returns."""
     link = _socket.socket(fileno=int(sys.argv[1]))
     del sys.path[0]  # The working directory's place.
@@ -313,7 +319,7 @@ if __name__ == "__main__":
         os.execve(find(os.fsdecode(job["argv"][0])), job["argv"], job["env"])
     try:
         if text is None:
-            runpy._run_module_as_main(name)
+            runpy._run_module_as_main(name)  # type: ignore[attr-defined]
         else:
             exec(compile(text, name, "exec", dont_inherit=True), scope)
     except BaseException:
