@@ -183,7 +183,8 @@ PROGRAMS: dict[str, tuple[str | None, tuple[str, ...]]] = {
             "if __name__ == '__main__':\n"
             "    for how in ('fork', 'spawn'):\n"
             "        with m.get_context(how).Pool(2) as pool: print(pool.map(double, range(3)))\n"
-            "    print(subprocess.run([sys.executable, '-c', 'print(1)'], capture_output=True).stdout)\n"
+            "    argv = [sys.executable, '-c', 'print(1)']\n"
+            "    print(subprocess.run(argv, capture_output=True).stdout)\n"
         ),
         ("work.py",),
     ),
