@@ -446,7 +446,7 @@ class Kernels:
         elif "ready" in message:
             self._hand_over(begin)
         elif "started" in message and not begin.done:
-            if message["missed"]:
+            if message.get("missed"):
                 begin.slot.missed()
             self._started(begin)
 

@@ -71,13 +71,13 @@ class Slot:
         return message
 
     def _note(self, message: channel.Message, fds: Sequence[int]) -> None:
-        if "init" in message:
-            self._find_init(int(message["init"]))
+        if isinstance(pid := message.get("init"), int):
+            self._find_init(pid)
         elif "seat" in message and self.seat is not None:
             self.seat(fds)
         elif "ready" in message:
             self.ready = self.init is not None
-            if self.seat is not None and not message["warm"]:
+            if self.seat is not None and not message.get("warm"):
                 self.missed()
         elif "failed" in message:
             self.failure = str(message["failed"])[:1000]
