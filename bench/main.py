@@ -18,6 +18,7 @@ import machine
 import madang
 import rows
 import traces
+import warm
 from policy_edit import policy_edit
 from policy_import import policy_import
 from rows import Bench, Row
@@ -46,6 +47,10 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "policy_import": policy_import,
     "policy_connect": rows.policy_connect,
     "policy_edit": policy_edit,
+    "session_warm": warm.session_warm,
+    "session_warm_torch": warm.session_warm_torch,
+    "burst_warm_100": lambda bench: warm.burst_warm(bench, 100),
+    "warm_session_memory": warm.warm_session_memory,
     "soak": soak,
     "plan_pass_2000": lambda _: traces.plan_pass(2000),
     "plan_pass_62500": lambda _: traces.plan_pass(62_500),
@@ -55,6 +60,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
 }
 TOGETHER: Final = {
     "docker_ratio": "session_cold",
+    "torch_ratio": "session_warm_torch",
     "session_memory": "idle_memory",
     "agent_memory": "idle_memory",
 }

@@ -97,10 +97,13 @@ class Bench:
         self.client.remove(run.wait().id)
         return seconds
 
+    def command(self, *argv: str) -> list[str]:
+        return [MADANG, *argv]
+
     def whole_s(self, *argv: str) -> float:
         begin = time.perf_counter()
         subprocess.run(
-            [MADANG, *argv], check=True, stdin=subprocess.DEVNULL, capture_output=True,
+            self.command(*argv), check=True, stdin=subprocess.DEVNULL, capture_output=True,
             cwd=self.folder, env=self.platform.environment,
         )  # fmt: skip
         return time.perf_counter() - begin

@@ -16,7 +16,7 @@ from madang.cli.terminal import Notes, count
 from madang.client.sync import Client
 from madang.wire import exits
 from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
-from madang.wire.image import Image, ImageStatus
+from madang.wire.image import WARM, Image, ImageStatus
 from madang.wire.session import Result
 from madang.wire.size import format_bytes
 
@@ -111,12 +111,15 @@ def rm(names: tuple[str, ...], force: bool) -> int:
 @click.option("-r", "--requirement", "files", multiple=True, type=click.Path(dir_okay=False),
               help="File with one requirement a line.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
+@click.option("--warm", multiple=True, metavar="MODULE",
+              help="Keep it imported, for sessions to start at once; may be repeated.")  # fmt: skip
 @click.option("-d", "--detach", is_flag=True, help="Start the build and print its session's name.")
 def build(
     name: str,
     requirements: tuple[str, ...],
     files: tuple[str, ...],
     labels: tuple[str, ...],
+    warm: tuple[str, ...],
     detach: bool,
 ) -> int:
     """Build an image from Python packages, one shared layer for each.
@@ -125,14 +128,16 @@ def build(
 
     \b
     madang image build digits --pip numpy --pip scikit-learn==1.5.2
+    madang image build torch --pip torch --pip numpy --warm torch --warm numpy
     """
     wanted = [*requirements, *(line for file in files for line in read_requirements(file))]
     if not wanted:
         raise InvalidRequest("nothing to install: give --pip REQUIREMENT or -r FILE.")
+    marks = parse_labels(labels) | ({WARM: ",".join(warm)} if warm else {})
     config = load()
     notes = Notes(plain=config.plain)
     with connect(config) as client:
-        session = client.build_image(name, wanted, labels=parse_labels(labels))
+        session = client.build_image(name, wanted, labels=marks)
         if detach:
             print(session.name)
             return 0

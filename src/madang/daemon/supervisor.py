@@ -29,11 +29,14 @@ from madang.daemon.state import Owner, Running, StateFolder, born
 from madang.daemon.sweeping import sweep, waiting_sandboxes
 from madang.wire import exits
 from madang.wire.errors import ConfigInvalid, HostLacks, PlatformError, PortTaken, from_problem
+from madang.wire.size import GIB
 
 STOP_SERVER_S: Final = 12.0
 STOP_LAUNCHER_S: Final = 5.0
 READY_S: Final = 60.0
 FRUITLESS_STARTS: Final = 3
+WARM_SHARE: Final = 16
+MOST_WARM: Final = 2 * GIB
 """A child that died so often before all was ready will never be."""
 FILES: Final = 65536
 """Descriptors that server and launcher may hold: several for each session and connection."""
@@ -213,6 +216,7 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         base_uid=settings["server"]["uid"] + 1,
         uid_count=node["uid_count"],
         slots=node["slots"],
+        warm_bytes=_warm_bytes(node["warm_memory_bytes"]),
         scratch_pool=node["scratch_pool"],
         scratch_default_bytes=settings["defaults"]["disk_bytes"],
         host_paths=tuple(node["host_paths"]),
@@ -222,6 +226,11 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         accept_unkept=settings["sandbox"]["accept_unkept"],
         network=NetworkConfig.of(settings["network"]),
     )
+
+
+def _warm_bytes(asked: int | None) -> int:
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min(total // WARM_SHARE, MOST_WARM) if asked is None else asked
 
 
 def main() -> None:

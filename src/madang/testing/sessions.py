@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any, Final
 import pytest
 
 from madang.agent.keepers import SocketKeepers
-from madang.agent.launcher import cgroups, main, mounts, syscalls
+from madang.agent.launcher import cgroups, main, mounts, nest, syscalls, warm
 from madang.agent.launcher.offers import LACKS, LEAST, NEEDS_ROOT, PACKAGES, Least, find
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
@@ -41,6 +41,7 @@ HOST: Final = ImageMount(name="host", digest="", kind="host")
 PYTHON: Final = ("/usr/bin/python3", "-I", "-S", "-c")
 PATIENCE_S: Final = 30.0
 UIDS_EACH: Final = 100
+WARM_UIDS_EACH: Final = 1000
 _ranges: Final = itertools.count()
 
 _LAUNCHER: Final = """
@@ -66,6 +67,7 @@ class Launcher:
         *,
         uids: int,
         nested_uid: int = mounts.NESTED_UID,
+        warm_bytes: int = 0,
         network: dict[str, Any] | None = None,
     ) -> None:
         """*nested_uid*: what sessions of an ordinary user's launcher take themselves for.
@@ -75,7 +77,8 @@ class Launcher:
         self.network = network or {}
         self.server_uid = uids if os.geteuid() == 0 else os.geteuid()
         self.base_uid = uids + 1
-        self.uid_count = UIDS_EACH - 1
+        self.uid_count = (WARM_UIDS_EACH if warm_bytes else UIDS_EACH) - 1
+        self.warm_bytes = warm_bytes
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -89,6 +92,7 @@ class Launcher:
             "base_uid": self.base_uid,
             "uid_count": self.uid_count,
             "slots": 2,
+            "warm_bytes": self.warm_bytes,
             "scratch_pool": 2,
             "scratch_default_bytes": SMALL.disk_bytes,
             "network": self.network,
@@ -145,8 +149,16 @@ class Launcher:
         """Processes that run as one of this launcher's session uids."""
         if os.geteuid() != 0:
             return []
-        uids = range(self.base_uid, self.base_uid + self.uid_count)
+        stop = self.base_uid + self.uid_count
+        uids: Sequence[int] = range(self.base_uid, stop)
+        if self.warm_bytes:  # A block's first two are its nest's own.
+            uids = [u for u in uids if (u - stop) % warm.LEAST_UIDS >= nest.OWN_UIDS]
         return [pid for pid, uid in _owners() if uid in uids]
+
+    def runtime(self) -> NativeRuntime:
+        """For its sessions, which are warm where they can be if it keeps interpreters warm."""
+        kind = WarmRuntime if self.warm_bytes else NativeRuntime
+        return kind(self.socket, str(self.state), SystemClock())
 
     async def wait_clean(self) -> None:
         """Fails if sessions left something behind; the kernel's own clean-up takes its time."""
@@ -311,6 +323,44 @@ def spec(*argv: str, **more: Any) -> KernelSpec:
     return KernelSpec(argv=argv, size=replace(SMALL, **sizes), **({"image": HOST} | more))
 
 
+EXECUTE: Final = """
+import os, signal, sys
+for number in (signal.SIGPIPE, signal.SIGXFSZ):
+    signal.signal(number, signal.SIG_DFL)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+class WarmRuntime(NativeRuntime):
+    """Every program that can be is a fork of a warm interpreter, or executed by one."""
+
+    async def open(self) -> RuntimeFacts:
+        facts = await super().open()
+        async with asyncio.timeout(PATIENCE_S):
+            while not (await self.warmth())["ready"]:
+                asked = spec("python3", "-c", "pass")
+                kernel = KernelId(secrets.token_hex(8), 1)
+                await self.prepare(kernel, asked)
+                await self.start(kernel, asked)
+                await self.remove(kernel)
+        return facts
+
+    async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
+        return await super().prepare(kernel, _warmed(spec))
+
+    async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
+        return await super().start(kernel, _warmed(spec))
+
+
+def _warmed(spec: KernelSpec) -> KernelSpec:
+    argv = spec.argv
+    if argv and argv[0] == PYTHON[0]:
+        argv = ("python3", *(word for word in argv[1:] if word not in PYTHON[1:3]))
+    elif argv and argv[0].startswith("/bin/") and os.path.isfile(argv[0]):
+        argv = ("python3", "-c", EXECUTE, *argv)
+    return replace(spec, argv=argv)
+
+
 def numpy_image(state: Path) -> ImageMount:
     """An image with this interpreter's numpy in one layer, for the machine's own Python.
 
@@ -363,8 +413,10 @@ async def sessions(runtime: Runtime, launcher: Launcher | None = None) -> AsyncI
         await launcher.wait_clean()
 
 
-def own_uids() -> int:
+def own_uids(*, warm: bool = False) -> int:
     """First uid of a range that no launcher of this or another test process uses."""
+    if warm:
+        return 2_040_000_000 + os.getpid() % 10_000 * 10_000 + next(_ranges) % 10 * WARM_UIDS_EACH
     return 2_000_100_000 + os.getpid() % 20_000 * 1_000 + next(_ranges) % 10 * UIDS_EACH
 
 
@@ -373,6 +425,7 @@ def open_launcher(
     *,
     disk: str | None = None,
     nested_uid: int = mounts.NESTED_UID,
+    warm_bytes: int = 0,
     network: dict[str, Any] | None = None,
 ) -> Iterator[Launcher]:
     """A launcher on a new state folder that others may pass: keepers and sessions are others.
@@ -387,7 +440,11 @@ def open_launcher(
             for name in ("kernels", "layers", "tools", "run"):
                 (folder / "state" / name).mkdir(0o755, parents=True)
             launcher = Launcher(
-                folder / "state", uids=own_uids(), nested_uid=nested_uid, network=network
+                folder / "state",
+                uids=own_uids(warm=warm_bytes > 0),
+                nested_uid=nested_uid,
+                warm_bytes=warm_bytes,
+                network=network,
             )
             launcher.start()
             try:

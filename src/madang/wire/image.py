@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from madang.wire.session import SizeRequest
+
+WARM: Final = "warm"
+"""Label of an image: modules that its sessions import, comma between them; see ``agent.launcher.
+warm``."""
+MAX_WARM: Final = 32
+MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*){0,7}", re.ASCII)
+"""Name of a module."""
 
 
 class ImageKind(StrEnum):

@@ -62,6 +62,8 @@ class ImageMount:
     layers: tuple[str, ...] = ()
     """Layer digests, topmost first, that together are ``/env``."""
     env: dict[str, str] = field(default_factory=dict)
+    warm: tuple[str, ...] = ()
+    """Modules that its interpreters import ahead; see ``agent.launcher.warm``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import pytest
 
@@ -18,8 +18,15 @@ from madang.agent.runtime.native import NativeRuntime
 from madang.agent.runtime.process import ProcessRuntime
 from madang.kit.clock import SystemClock
 from madang.testing.runtimes import RuntimeConformance
-from madang.testing.sessions import ChosenRuntime, Launcher, Sessions, open_launcher
+from madang.testing.sessions import (
+    ChosenRuntime,
+    Launcher,
+    Sessions,
+    WarmRuntime,
+    open_launcher,
+)
 from madang.testing.sessions import sessions as open_sessions
+from madang.wire.size import MIB
 
 IS_ROOT = os.geteuid() == 0
 ORDINARY = 2_000_071_000
@@ -42,6 +49,30 @@ class NativeConformance(RuntimeConformance):
 @pytest.mark.skipif(not IS_ROOT, reason="this is the suite of root's launcher")
 class TestNative(NativeConformance):
     """A launcher with root's powers."""
+
+
+@pytest.fixture(scope="module")
+def warm_launcher() -> Iterator[Launcher]:
+    with open_launcher(warm_bytes=512 * MIB) as started:
+        yield started
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="only root's launcher keeps interpreters warm")
+class TestNativeWarm(RuntimeConformance):
+    """The same launcher; programs begin as forks of a warm interpreter."""
+
+    @pytest.fixture
+    async def sessions(self, warm_launcher: Launcher) -> AsyncIterator[Sessions]:
+        async with open_sessions(warm_launcher.runtime(), warm_launcher) as found:
+            yield found
+
+    async def test_it_is_warm(self, sessions: Sessions) -> None:
+        runtime = cast(WarmRuntime, sessions.runtime)
+        before = (await runtime.warmth())["starts"]
+        done = await sessions.python("print(len(open('/proc/self/uid_map').readlines()))")
+
+        assert done.out == b"2\n"
+        assert (await runtime.warmth())["starts"] == before + 1
 
 
 @pytest.mark.skipif(IS_ROOT, reason="run by an ordinary user; see the last test")

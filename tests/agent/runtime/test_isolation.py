@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 from madang.agent import files
+from madang.agent.runtime.native import NativeRuntime
 from madang.testing import attacks, evasions
 from madang.testing.sessions import (
     PYTHON,
@@ -47,6 +48,8 @@ from madang.wire.size import MIB
 
 IS_ROOT = os.geteuid() == 0
 ORDINARY = 2_000_072_000
+WARM = "warm"
+"""Not a runtime: the native one, whose sessions are forks of a warm interpreter."""
 NESTED_UID = "NESTED_UID"
 """In the environment of an ordinary user's run: what sessions take themselves for."""
 KEY = 0x6D61_0000 + os.getpid() % 0x10000
@@ -131,18 +134,24 @@ def booty() -> Iterator[dict[str, Any]]:
         }
 
 
+@pytest.fixture(scope="module", params=[*choices(), *[WARM] * IS_ROOT])
+def chosen(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with open_launcher(nested_uid=int(os.environ.get(NESTED_UID, "1000"))) as found:
+def launcher(chosen: str) -> Iterator[Launcher]:
+    warm_bytes = 512 * MIB if chosen == WARM else 0
+    nested_uid = int(os.environ.get(NESTED_UID, "1000"))
+    with open_launcher(nested_uid=nested_uid, warm_bytes=warm_bytes) as found:
         for name in ("token", "madang.db", "journal"):
             (found.state / name).write_text("secret")
             (found.state / name).chmod(0o644)
         yield found
 
 
-@pytest.fixture(scope="module", params=choices())
-def chosen(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
+def runtime_of(launcher: Launcher, chosen: str) -> NativeRuntime:
+    return launcher.runtime() if chosen == WARM else ChosenRuntime(launcher, chosen)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +161,7 @@ def battle(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battle:
 
 async def fight(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battle:
     before, boot = time.time(), time.monotonic()
-    runtime = ChosenRuntime(launcher, chosen)
+    runtime = runtime_of(launcher, chosen)
     async with sessions(runtime, launcher) as found:
         victim = await found.start(*PYTHON, VICTIM, hostname="victim")
         port = int((await found.until(victim, b"\n")).split()[1])
@@ -170,6 +179,8 @@ async def fight(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battl
         left = of_uid(record["uid"]) if IS_ROOT else []
         lives = next(each.running for each in await runtime.adopt() if each.kernel == victim)
         says = (await found.exec(victim, "look", "/bin/cat", "mine")).out if lives else b""
+        if launcher.warm_bytes:
+            assert (await runtime.warmth())["starts"] >= 2, "attacker and victim were warm"
         held = frozenset(limit for limit in attacks.NEEDS.values() if found.holds(limit))
     return Battle(
         gained=dict(json.loads(line) for line in outcome.out.splitlines()),
@@ -232,7 +243,7 @@ def test_nobody_else_was_harmed(battle: Battle) -> None:
 async def test_a_bomb_harms_its_own_session_alone(
     launcher: Launcher, chosen: str, name: str
 ) -> None:
-    runtime = ChosenRuntime(launcher, chosen)
+    runtime = runtime_of(launcher, chosen)
     async with sessions(runtime, launcher) as found:
         if (limit := attacks.NEEDS.get(name)) and not found.holds(limit):
             pytest.skip(f"this machine does not hold {limit}, and says so")

@@ -53,8 +53,12 @@ def _read(data: bytes) -> Message | None:
 
 def to_memory(value: Message) -> int:
     """A descriptor of an anonymous file that holds *value*."""
+    return memory_of(json.dumps(value).encode())
+
+
+def memory_of(content: bytes) -> int:
     fd = os.memfd_create("madang", os.MFD_CLOEXEC)
-    data = memoryview(json.dumps(value).encode())
+    data = memoryview(content)
     while data:
         data = data[os.write(fd, data) :]
     return fd

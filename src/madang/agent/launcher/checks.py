@@ -13,6 +13,7 @@ from typing import Any, Final, TypeVar
 
 from madang.wire import network, policy, policy_base, policy_live
 from madang.wire.errors import InvalidRequest, NetworkInvalid, PolicyInvalid, SizeInvalid
+from madang.wire.image import MAX_WARM, MODULE
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.network import NO_NETWORK, Network, NetworkMode
 from madang.wire.policy import (
@@ -38,7 +39,7 @@ from madang.wire.size import check as check_size
 T = TypeVar("T")
 
 OPERATIONS: Final = frozenset(
-    "hello list prepare start guard kill freeze thaw settle remove files".split()
+    "hello list warm prepare start guard kill freeze thaw settle remove files".split()
 )
 MAX_ARGUMENTS_BYTES: Final = 1024 * 1024
 MAX_LAYERS: Final = 500
@@ -134,8 +135,11 @@ def _image(value: object) -> ImageMount:
         kind=fields.choice("kind", ("host", "layers")),
         layers=fields.texts("layers"),
         env=fields.environment("env"),
+        warm=fields.texts("warm"),
     )
     fields.end()
+    if len(image.warm) > MAX_WARM or not all(map(MODULE.fullmatch, image.warm)):
+        raise InvalidRequest(f"image.warm: must be at most {MAX_WARM} names of modules.")
     if image.kind == "host" and image.layers:
         raise InvalidRequest("image.layers: the host image has none.")
     if len(image.layers) > MAX_LAYERS:

@@ -88,6 +88,7 @@ def enter(order: Order, view: View) -> None:
 def seal() -> None:
     """Give up what making containers does not take."""
     os.setgroups([])
+    syscalls.drop_bounding_set(KEPT)
     syscalls.keep_capabilities(KEPT)
     syscalls.no_new_privileges()
     _shut()

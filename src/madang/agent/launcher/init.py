@@ -32,6 +32,7 @@ from madang.agent.launcher import (
     containers,
     guarded,
     mounts,
+    processes,
     seccomp,
     syscalls,
     truth,
@@ -40,6 +41,7 @@ from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.containers import Containers, Refused
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.processes import say
+from madang.agent.launcher.seat import Seat
 from madang.wire.kernel import (
     DEFAULT_PATH,
     HOME_DIR,
@@ -54,7 +56,7 @@ from madang.wire.kernel import (
 MAIN: Final = "main"
 _OOM_SCORE: Final = b"300"
 """The kernel's memory killer takes a program of the session before its init."""
-_NAMESPACES: Final = (
+NAMESPACES: Final = (
     syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWCGROUP
 )
 CHANGED_SIGNALS: Final = (
@@ -67,22 +69,25 @@ defaults."""
 _MAX_OPEN_FILES: Final = 1024 * 1024
 
 
-def run(link: socket.socket, group: Group | None) -> NoReturn:
-    """Life of an init, from the fork on. *group* None: no isolation (``process`` runtime)."""
+def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> NoReturn:
+    """Life of an init, from the fork on. *group* None: no isolation (``process`` runtime).
+
+    With a *seat* it is in a nest (see ``nest``): in its group already, root there and nowhere else.
+    """
     try:
-        message, fds = channel.receive(link) if _ready(link, group) else (None, [])
+        message, fds = channel.receive(link) if _ready(link, group, seat) else (None, [])
         if message is not None:
             order = Order.from_json(channel.from_memory(fds[0]))
             os.close(fds[0])
             if _set_up(link, order):
-                _Init(link, order).serve()
+                _Init(link, order, seat).serve()
     except BaseException as exc:
         say(f"madang init: {exc!r}")
     finally:
         os._exit(0)
 
 
-def _ready(link: socket.socket, group: Group | None) -> bool:
+def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
     """Do everything that needs no session; whether it could be done."""
     for number in CHANGED_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
@@ -91,15 +96,19 @@ def _ready(link: socket.socket, group: Group | None) -> bool:
     try:
         if group is not None:
             syscalls.die_with_parent(signal.SIGKILL)
-            group.join()
-            syscalls.unshare(_NAMESPACES)
+            if seat is None:
+                group.join()
+            syscalls.unshare(NAMESPACES)
             syscalls.loopback_up()
+            if seat is not None:
+                seat.offer(link)
+                seat.wait()
         else:
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     except OSError as exc:
         channel.send(link, {"failed": f"a slot can't be made: {exc}"})
         return False
-    return channel.send(link, {"ready": True})
+    return channel.send(link, {"ready": True, "warm": seat is not None and seat.taken})
 
 
 def _set_up(link: socket.socket, order: Order) -> bool:
@@ -136,7 +145,7 @@ def _enter(order: Order, view: View) -> list[int]:
     syscalls.unshare(syscalls.CLONE_NEWNS)
     (mounts if order.runtime == NATIVE else containers).enter(order, view)
     syscalls.sethostname(order.spec.hostname.encode())
-    _limit_resources()
+    limit_resources()
     os.umask(0o022)
     if order.runtime != NATIVE:  # Its programs get the rest from the runtime.
         containers.seal()
@@ -159,8 +168,12 @@ def _enter(order: Order, view: View) -> list[int]:
     syscalls.close_on_exec_from(3)
     _forget_standard_files()
     listener = guarded.restrict(order)
-    seccomp.install(b64decode(order.program) if order.program else filter_program())
+    seccomp.install(_filter(order))
     return listener
+
+
+def _filter(order: Order) -> bytes:
+    return b64decode(order.program) if order.program else filter_program()
 
 
 def _enter_user_namespace() -> None:
@@ -184,7 +197,7 @@ def _forget_standard_files() -> None:
     os.close(nothing)
 
 
-def _limit_resources() -> None:
+def limit_resources() -> None:
     """No core files; as many open files as the hard limit allows, within reason."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -193,9 +206,10 @@ def _limit_resources() -> None:
 
 
 class _Init:
-    def __init__(self, link: socket.socket, order: Order) -> None:
+    def __init__(self, link: socket.socket, order: Order, seat: Seat | None) -> None:
         self._link = link
         self._order = order
+        self._seat = seat
         self._programs: dict[int, str] = {}
         """pid → ``main`` or an exec's id"""
         self._selector = selectors.DefaultSelector()
@@ -212,6 +226,8 @@ class _Init:
         self._selector.register(self._wake, selectors.EVENT_READ)
         spec = self._order.spec
         if not spec.argv:
+            if self._seat is not None:
+                self._seat.give_up()
             channel.send(self._link, {"program": MAIN, "idle": True})
         if not spec.argv or self._start(MAIN, spec):
             while self._step():
@@ -273,6 +289,7 @@ class _Init:
         Whether it runs; if not, the keeper knows why.
         """
         inner: list[int] = []
+        seat = self._seat if name == MAIN else None
 
         def connect(outer: list[int]) -> None:
             channel.send(self._link, {"program": name, "tty": spec.tty}, outer)
@@ -280,14 +297,14 @@ class _Init:
         try:
             if self._containers is None:
                 inner = _connected(_open_terminal if spec.tty else _open_pipes, spec, connect)
-                pid = _spawn(spec, self._order, inner)
+                pid = _spawn(spec, self._order, inner, seat)
             else:
                 if not spec.tty:
                     with self._containers.as_user():
                         inner = _connected(_open_pipes, spec, connect)
                 argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
-                environment = _environment(self._order, spec)
-                pid = self._containers.start(spec, argv, environment, inner, connect)
+                variables = environment(self._order, spec)
+                pid = self._containers.start(spec, argv, variables, inner, connect)
         except Refused as exc:
             channel.send(self._link, {"program": name, "failure": [exc.code, exc.text]})
         except OSError as exc:
@@ -295,7 +312,8 @@ class _Init:
             channel.send(self._link, {"program": name, "failure": failure})
         else:
             self._programs[pid] = name
-            channel.send(self._link, {"program": name, "started": True})
+            missed = seat is not None and seat.missed
+            channel.send(self._link, {"program": name, "started": True, "missed": missed})
             _prefer_for_oom_kill(pid)
             return True
         finally:
@@ -338,16 +356,18 @@ def _open_terminal(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
     return [slave, slave, slave], [master]
 
 
-def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int]) -> int:
+def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int], seat: Seat | None) -> int:
     """Start the program in a session of its own; its pid. Raises Refused.
+
+    Who waits in the *seat* becomes it, if somebody does.
 
     By posix_spawn: it shares our memory until its exec, where a fork would copy page tables. What
     it can't do for us, we do around it: our own working directory is the program's meanwhile.
     """
     argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
-    environment = _environment(order, spec)
+    variables = environment(order, spec)
+    name = os.ttyname(inner[0]) if spec.tty else ""
     if spec.tty:  # A session leader's first open of a terminal makes it the controlling one.
-        name = os.ttyname(inner[0])
         actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_OPEN, 0, name, os.O_RDWR, 0)]
         actions += [(os.POSIX_SPAWN_DUP2, 0, number) for number in (1, 2)]
     else:
@@ -357,8 +377,13 @@ def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int]) -> int:
     except OSError as exc:
         text = f"can't enter the working directory {spec.cwd[:200]}: {exc.strerror}"
         raise Refused(126, text) from exc
+    if seat is not None:
+        job = {"argv": argv, "env": variables, "cwd": os.fsencode(spec.cwd), "uid": order.uid}
+        job |= {"filter": _filter(order), "tty": os.fsencode(name) if spec.tty else b""}
+        if (pid := seat.become(job, inner)) is not None:
+            return pid
     try:
-        return _spawn_first(_candidates(argv[0], environment), argv, environment, actions)
+        return _spawn_first(candidates(argv[0], variables), argv, variables, actions)
     finally:
         os.chdir("/")
 
@@ -384,7 +409,7 @@ def _spawn_first(
     raise refused
 
 
-def _candidates(program: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
+def candidates(program: bytes, environment: dict[bytes, bytes]) -> list[bytes]:
     """Where the program may lie, as ``execvp`` looks for it."""
     if not program:
         return []
@@ -413,7 +438,7 @@ def _real_path(order: Order, path: str) -> str:
     return path
 
 
-def _environment(order: Order, spec: KernelSpec | ExecSpec) -> dict[bytes, bytes]:
+def environment(order: Order, spec: KernelSpec | ExecSpec) -> dict[bytes, bytes]:
     """Ours, then the image's, then the user's, which win except over MADANG_*."""
     found: dict[str, str] = {
         "PATH": DEFAULT_PATH,
@@ -451,9 +476,7 @@ def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
 def _kill_descendants() -> None:
     """Without a PID namespace: kill children until none is left; orphans become our children."""
     while True:
-        with open(f"/proc/self/task/{os.getpid()}/children", "rb") as file:
-            children = [int(pid) for pid in file.read().split()]
-        for pid in children:
+        for pid in processes.children(os.getpid()):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         try:

@@ -23,9 +23,11 @@ from madang.agent.launcher import channel, checks, clients, init, scratch, sysca
 from madang.agent.launcher.cgroups import Counters, Group
 from madang.agent.launcher.clients import Client
 from madang.agent.launcher.keeper_guard import LOST, Ward
+from madang.agent.launcher.nest import fork_init
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.program import CLAIMED, ENDED, Program
+from madang.agent.launcher.seat import Seat
 from madang.wire.errors import (
     Conflict,
     InvalidRequest,
@@ -44,11 +46,18 @@ _FULL_BYTES: Final = 1024 * 1024
 _MAX_CLIENTS: Final = 256
 
 
-def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid: int) -> NoReturn:
+def run(
+    launcher: socket.socket,
+    folder: str,
+    group: Group | None,
+    uid: int,
+    gid: int,
+    nest: tuple[int, int] | None = None,
+) -> NoReturn:
     """Life of a keeper, from the fork on: a slot, then a session's keeper.
 
     *folder* becomes the working directory; an order's paths may be relative to it, because folders
-    above may be closed to us.
+    above may be closed to us. *nest*: its user and PID namespaces, if the init shall live there.
     """
     try:
         os.setsid()
@@ -58,7 +67,7 @@ def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         syscalls.set_process_name("madang-keeper")
         gc.disable()
-        claimed = _wait_as_slot(launcher, group, uid, gid)
+        claimed = _wait_as_slot(launcher, group, uid, gid, nest)
         if claimed is not None:
             _Keeper(*claimed, launcher).serve()
     except BaseException as exc:
@@ -69,22 +78,20 @@ def run(launcher: socket.socket, folder: str, group: Group | None, uid: int, gid
 
 
 def _wait_as_slot(
-    launcher: socket.socket, group: Group | None, uid: int, gid: int
+    launcher: socket.socket,
+    group: Group | None,
+    uid: int,
+    gid: int,
+    nest: tuple[int, int] | None,
 ) -> tuple[Order, list[int], int, int, socket.socket] | None:
     """Make the init, drop all privileges, wait to be claimed; None: the launcher has left."""
     ours, theirs = channel.pair()
-    if group is not None:
-        syscalls.unshare(syscalls.CLONE_NEWPID)
-    pid = os.fork()
-    if pid == 0:
-        syscalls.close_all_but(theirs.fileno())
-        init.run(theirs, group)
+    pid = _fork_init(theirs, group, nest)
     theirs.close()
     channel.send(launcher, {"init": pid})
     if group is not None:
         _drop(uid, gid)
-    ready, _ = channel.receive(ours)
-    if ready is None or not channel.send(launcher, ready) or "failed" in ready:
+    if not _pass_on(ours, launcher):
         return None
     claim, fds = channel.receive(launcher)
     if claim is None:
@@ -93,6 +100,36 @@ def _wait_as_slot(
     order = Order.from_json(channel.from_memory(fds[0]))
     os.close(fds[0])
     return order, fds[1:], pid, os.pidfd_open(pid), ours
+
+
+def _fork_init(link: socket.socket, group: Group | None, nest: tuple[int, int] | None) -> int:
+    if nest is not None:
+        assert group is not None
+
+        def begin(joins: list[int]) -> NoReturn:
+            syscalls.close_all_but(link.fileno(), *joins)
+            init.run(link, group, Seat(joins))
+
+        return fork_init(nest, group, begin)
+    if group is not None:
+        syscalls.unshare(syscalls.CLONE_NEWPID)
+    pid = os.fork()
+    if pid == 0:
+        syscalls.close_all_but(link.fileno())
+        init.run(link, group)
+    return pid
+
+
+def _pass_on(link: socket.socket, launcher: socket.socket) -> bool:
+    """What the init says until it is ready; False if it never will be, or the launcher left."""
+    while True:
+        message, fds = channel.receive(link)
+        if message is None or not channel.send(launcher, message, fds):
+            return False
+        for fd in fds:
+            os.close(fd)
+        if "seat" not in message:
+            return "failed" not in message
 
 
 def _drop(uid: int, gid: int) -> None:
@@ -195,7 +232,8 @@ class _Keeper:
         if program.name == init.MAIN:
             limit = self._order.spec.size.time_s
             self._deadline = None if limit is None else program.started_boot + limit
-            channel.send(self._launcher, {"started": program.started_at})
+            missed = message.get("missed", False)
+            channel.send(self._launcher, {"started": program.started_at, "missed": missed})
         elif client := self._asked.pop(program.name, None):
             client.tell({"ok": True, "at": program.started_at})
 

@@ -31,6 +31,7 @@ from madang.agent.launcher.program import CLAIMED, ENDED
 from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Connection, Record
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
+from madang.agent.launcher.warm import Warmth
 from madang.wire.errors import (
     Conflict,
     HostLacks,
@@ -39,7 +40,7 @@ from madang.wire.errors import (
     RuntimeFailed,
     StorageFull,
 )
-from madang.wire.kernel import KernelId, KernelSpec
+from madang.wire.kernel import NATIVE, KernelId, KernelSpec
 from madang.wire.policy import NO_SANDBOX, Sandbox
 
 Answer = Callable[[Any], None]
@@ -96,10 +97,13 @@ class Kernels:
         network: NetworkConfig,
         mark: str,
         rootless: bool,
+        warm_bytes: int,
         changed: Callable[[str], None],
     ) -> None:
         """*owner*: uid and gid of the server. *uids* None: there is one uid only, ours. *mark*:
-        tells this state folder from others."""
+        tells this state folder from others. *warm_bytes*: the most that interpreters may use, 0 for
+        none at all; see ``warm``.
+        """
         self._state = state
         self._folder = f"{state}/kernels"
         self._owner = owner
@@ -136,6 +140,18 @@ class Kernels:
             timers=timers,
         )
         self._guards = Guards(self._slots, selector, timers)
+        self._warmth = Warmth(
+            state=state,
+            budget_bytes=warm_bytes if offers.default == NATIVE else 0,
+            uids=uids,
+            cpus=sorted(cpus),
+            hierarchies=hierarchies,
+            templates=templates,
+            slots=self._slots,
+            helpers=self._helpers,
+            selector=selector,
+            timers=timers,
+        )
         self._boot = processes.boot_id()
 
     # -- what is there -----------------------------------------------------------------------
@@ -147,7 +163,8 @@ class Kernels:
         self._templates.open()
         for kernel_id, folder in registry.folders(self._folder):
             self._adopt(kernel_id, folder)
-        kept = {k.record.slot for k in self._kernels.values() if k.record.slot}
+        records = [kernel.record for kernel in self._kernels.values()]
+        kept = {name for r in records for name in (r.slot, r.nest) if name}
         for name in self._hierarchies.names() - kept:
             self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
         self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
@@ -165,6 +182,8 @@ class Kernels:
             kernel.keeper_fd = _open(record.keeper)
             if self._never_ran(kernel):
                 _forget_start(record)
+        if record.nest:
+            self._warmth.join(record.nest)
         if record.state == STARTED:
             self._processors.adopt(record.cpu, record.cpus)
             kernel.init_fd = _open(record.init)
@@ -196,6 +215,10 @@ class Kernels:
     def list(self) -> list[dict[str, Any]]:
         return [self._describe(kernel) for kernel in self._kernels.values()]
 
+    def warmth(self) -> dict[str, int]:
+        """What is kept warm."""
+        return self._warmth.report()
+
     def _describe(self, kernel: Kernel) -> dict[str, Any]:
         record = kernel.record
         group = record.group
@@ -218,7 +241,7 @@ class Kernels:
         kernel = self._kernels.get(kernel_id)
         if kernel is None:
             try:
-                kernel = self._make_folder(kernel_id)
+                kernel = self._make_folder(kernel_id, spec)
             except OSError as exc:
                 answer(_explain(str(kernel_id), exc))
                 return
@@ -307,9 +330,15 @@ class Kernels:
 
     # -- prepare -----------------------------------------------------------------------------
 
-    def _make_folder(self, kernel_id: KernelId) -> Kernel:
+    def _take_uid(self, spec: KernelSpec) -> int:
+        if self._uids is None:
+            return os.geteuid()
+        warm = self._warmth.take_uid(spec)
+        return self._uids.take() if warm is None else warm
+
+    def _make_folder(self, kernel_id: KernelId, spec: KernelSpec) -> Kernel:
         folder = f"{self._folder}/{kernel_id}"
-        uid = self._uids.take() if self._uids is not None else os.geteuid()
+        uid = self._take_uid(spec)
         try:
             if os.path.lexists(folder):
                 raise FileExistsError(f"{folder} is being removed")
@@ -414,11 +443,15 @@ class Kernels:
         view = self._templates.view(
             image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
         )
-        slot = self._slots.take()
+        warm = self._warmth.take(spec, record.uid)
+        slot = warm or self._slots.take()
         cpus = self._processors.take(spec.size.cpu)
         record.cpu, record.cpus = spec.size.cpu, cpus
         record.slot, record.group, record.template = slot.name, slot.group, view.template
         record.policy, record.runtime = spec.sandbox.label, runtime.name
+        record.nest = slot.nest
+        if record.nest:
+            self._warmth.join(record.nest)
         kernel.slot = slot
         begin = _Begin(kernel=kernel, slot=slot, answer=answer)
         begin.timer = self._timers.after(START_S, partial(self._give_up, begin))
@@ -440,7 +473,7 @@ class Kernels:
             writes=[list(rule.folders) for rule in found.kept.writes],
             guarded=bool(found.kept.live),
             handed_over=sorted(found.kept.handed_over),
-            view=view,
+            view=view.relative(self._state) if warm else view,
         )
         begin.order = order
         begin.kept = found.kept
@@ -561,6 +594,8 @@ class Kernels:
         elif "ready" in message:
             self._connect(begin)
         elif "started" in message and not begin.done:
+            if message.get("missed"):
+                begin.slot.missed()
             self._started(begin)
 
     def _started(self, begin: _Begin) -> None:
@@ -573,6 +608,8 @@ class Kernels:
         timings = {"sandbox": round((time.monotonic() - begin.began) * 1000, 3)}
         begin.answer({"at": kernel.record.started_at, "timings_ms": timings})
         self._changed(kernel.record.kernel)
+        assert begin.order is not None
+        self._warmth.note_start(begin.order.spec)
         self._slots.fill_up()
 
     def _start_failed(self, begin: _Begin) -> None:
@@ -582,10 +619,13 @@ class Kernels:
         words = slot.failure or "its processes were killed while it was started"
         self._processors.free(kernel.record.cpu, kernel.record.cpus)
         record = kernel.record
+        nest = record.nest
         _forget_start(record)
         kernel.slot = None
         _save(kernel)
         self._slots.bury(slot)
+        if nest:
+            self._warmth.leave(nest)
         failed = RuntimeFailed(f"{record.kernel} could not be started: {words}.")
         self._networks.detach(record.kernel, partial(begin.answer, failed))
 
@@ -658,7 +698,10 @@ class Kernels:
         guards.end(record.guard)
         record.state, record.group, record.slot, record.cpus = SETTLED, None, "", []
         record.keeper = record.init = record.connection = record.guard = kernel.slot = None
+        nest, record.nest = record.nest, ""
         _save(kernel)
+        if nest:
+            self._warmth.leave(nest)
         self._unmount(kernel, answer)
 
     def _unmount(self, kernel: Kernel, answer: Answer) -> None:
@@ -697,7 +740,7 @@ class Kernels:
 
     def _forget_templates(self) -> None:
         kept = {kernel.record.template for kernel in self._kernels.values()}
-        self._templates.forget(kept)
+        self._templates.forget(kept | self._warmth.templates())
 
     # -- files -------------------------------------------------------------------------------
 
@@ -745,7 +788,7 @@ def _forget_start(record: Record) -> None:
     """Nothing has run: it may be started again."""
     record.state, record.keeper, record.init, record.started_at = PREPARED, None, None, None
     record.cpus, record.slot, record.group, record.template = [], "", None, ""
-    record.connection = record.guard = None
+    record.connection, record.guard, record.nest = None, None, ""
 
 
 def _network_of(spec: KernelSpec) -> str:

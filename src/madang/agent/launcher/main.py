@@ -57,6 +57,8 @@ class LauncherConfig:
     """Of sessions that don't choose one."""
     runtimes: tuple[str, ...] = RUNTIMES
     """What sessions may choose, where it is installed."""
+    warm_bytes: int = 0
+    """The most that warm interpreters may use; see ``warm``. Root only."""
     accept_unkept: bool = False
     """Start sessions also where a rule of their policy can't be kept, with a warning."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -132,6 +134,7 @@ class _Launcher:
             network=config.network,
             mark=mark_of(config.state),
             rootless=self._rootless,
+            warm_bytes=0 if self._rootless else config.warm_bytes,
             changed=self._push_change,
         )
         self._kernels.open()
@@ -183,6 +186,9 @@ class _Launcher:
             return
         if op == "list":
             answer({"kernels": self._kernels.list()})
+            return
+        if op == "warm":
+            answer(self._kernels.warmth())
             return
         kernel = checks.kernel_id(message.pop("kernel", None))
         kernels = self._kernels

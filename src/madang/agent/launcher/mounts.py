@@ -82,9 +82,13 @@ class Templates:
         self._made: dict[str, str] = {}
 
     def open(self) -> None:
-        """Make our folders; nobody but us may enter them."""
-        for name in ("", "/root", "/private", "/outer"):
-            os.makedirs(self._folder + name, 0o700, exist_ok=True)
+        """Make our folders. What is mounted there is seen in our mount namespace only.
+
+        They can be entered: a nest's root is no owner of theirs.
+        """
+        for name in ("", "/root", "/private", "/outer", "/warm", "/empty"):
+            os.makedirs(self._folder + name, exist_ok=True)
+            os.chmod(self._folder + name, 0o711)  # noqa: S103
 
     def view(self, kind: str, layers: Sequence[str], service: str, *, build: bool) -> View:
         """Of one session. Raises RuntimeFailed if a layer is missing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +26,14 @@ class View:
     """And one for the root that an OCI runtime works in; see ``containers``."""
     service: str
     tools: str | None
+
+    def relative(self, state: str) -> View:
+        """As seen from the folder of kernels, for those whom folders above are closed to."""
+        paths = {
+            key: path and os.path.join("..", os.path.relpath(path, state))
+            for key, path in asdict(self).items()
+        }
+        return View(**paths)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +71,8 @@ class Order:
     """No program runs before its guard says so."""
     handed_over: list[str] = field(default_factory=list)
     """Calls that the guard is asked about."""
+    nest_uids: int = 0
+    """Of a nest's interpreter: how many uids its block has."""
     view: View | None = None
     """None: no isolation at all (the ``process`` runtime)."""
 
@@ -90,7 +101,7 @@ def _spec(value: dict[str, Any]) -> KernelSpec:
         allow=tuple(network["allow"]),
         bandwidth_bits=network["bandwidth_bits"],
     )
-    image["layers"] = tuple(image["layers"])
+    image["layers"], image["warm"] = tuple(image["layers"]), tuple(image["warm"])
     return KernelSpec(
         argv=tuple(argv),
         image=ImageMount(**image),

@@ -64,6 +64,7 @@ def probe(
         _kernel(platform.release(), platform.machine()),
         _user(os.geteuid()),
         _namespaces(),
+        _warm(os.geteuid()),
         _root(),
         *_cgroups(),
         _addresses(),
@@ -113,6 +114,32 @@ def _user(uid: int) -> Finding:
     if uid == 0:
         return _good("user", "root: each session gets a user of its own")
     return _less("user", f"user {uid}: rootless, with what the kernel allows", "sudo madang up")
+
+
+def _warm(uid: int) -> Finding:
+    """A nest's user namespace, and one below it that may mount /proc."""
+    name = "warm starts"
+    if uid != 0:
+        return _less(name, "not root: every session starts cold", "sudo madang up")
+    failure = attempt(_try_nest)
+    if failure is None:
+        return _good(name, "Python sessions are forked from interpreters of their own nests")
+    mend = "Allow root user namespaces: `sysctl user.max_user_namespaces` must not be 0."
+    return _less(name, f"every session starts cold: {failure}", mend)
+
+
+def _try_nest() -> None:
+    syscalls.unshare(syscalls.CLONE_NEWUSER | syscalls.CLONE_NEWPID | syscalls.CLONE_NEWNS)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            syscalls.mount(None, b"/", None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+            syscalls.mount(b"proc", b"/proc", b"proc")
+        except OSError:
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(pid, 0)[1]:
+        raise OSError(errno.EPERM, "/proc can't be mounted in a user namespace here")
 
 
 def _namespaces() -> Finding:

@@ -37,6 +37,22 @@ def stat_fields(pid: int) -> list[bytes] | None:
         os.close(fd)
 
 
+def children(pid: int) -> list[int]:
+    """Of a process with one thread."""
+    with open(f"/proc/{pid}/task/{pid}/children", "rb") as file:
+        return [int(child) for child in file.read().split()]
+
+
+def pss_bytes(pid: int) -> int:
+    """Its memory, with its share of what others map too; slow for a large one."""
+    try:
+        with open(f"/proc/{pid}/smaps_rollup", encoding="ascii") as file:
+            found = [line.split()[1] for line in file if line.startswith("Pss:")]
+    except OSError:
+        return 0
+    return int(found[0]) * 1024 if found else 0
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessId:
     """A process for ever: its number and when it began (clock ticks since boot)."""

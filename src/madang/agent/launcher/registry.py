@@ -50,6 +50,8 @@ class Record:
     cpu: float = 0.0
     cpus: list[int] = field(default_factory=list)
     slot: str = ""
+    nest: str = ""
+    """Name of the nest that it lives in, if it started warm: see ``warm``."""
     group: Group | None = None
     keeper: ProcessId | None = None
     init: ProcessId | None = None
@@ -153,17 +155,50 @@ class Uids:
     def __init__(self, first: int, count: int) -> None:
         self._range = range(first, first + count)
         self._taken: set[int] = set()
+        self._blocks: set[range] = set()
+        """Kept out of ``take``."""
         self._next = first
+
+    def __len__(self) -> int:
+        return len(self._range)
 
     def take(self) -> int:
         """The next free one, in turn: a uid that was given back is used again late."""
         for _ in self._range:
             uid = self._next
             self._next = uid + 1 if uid + 1 in self._range else self._range.start
-            if uid not in self._taken:
+            if uid not in self._taken and not any(uid in block for block in self._blocks):
                 self._taken.add(uid)
                 return uid
         raise RuntimeFailed("every uid for sessions is in use. Remove ended sessions: `madang rm`.")
+
+    def take_from(self, block: range) -> int | None:
+        """One of a block's own; None: all are in use."""
+        uid = next((uid for uid in block if uid not in self._taken), None)
+        if uid is not None:
+            self._taken.add(uid)
+        return uid
+
+    def take_block(self, count: int) -> range | None:
+        """So many that are given to nobody else; None: there are none. Never more than half."""
+        for first in range(
+            self._range.stop - count, self._range.start + len(self._range) // 2, -count
+        ):
+            block = range(first, first + count)
+            if not self._taken.isdisjoint(block) or any(
+                block.start < other.stop and other.start < block.stop for other in self._blocks
+            ):
+                continue
+            self.reserve(block)
+            return block
+        return None
+
+    def reserve(self, block: range) -> None:
+        self._blocks.add(block)
+
+    def give_back(self, block: range) -> None:
+        """Those of it that are in use stay so, each until it is freed."""
+        self._blocks.discard(block)
 
     def adopt(self, uid: int) -> None:
         self._taken.add(uid)

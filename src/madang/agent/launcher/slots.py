@@ -44,6 +44,14 @@ class Slot:
     ready: bool = False
     failure: str = ""
     """Words of a keeper or init that could not go on."""
+    nest: str = ""
+    """Name of the nest that it is in, if it is."""
+    pool: list[Slot] | None = None
+    """Where it waits."""
+    seat: Callable[[Sequence[int]], None] | None = None
+    """In a nest: takes what a fork of the interpreter needs to come in."""
+    missed: Callable[[], None] = lambda: None
+    """Called where none came."""
 
     def claim(self, order: Order, guard: Sequence[int] = ()) -> bool:
         """Hand the session over, and a channel to its guard; False if the keeper has gone."""
@@ -56,17 +64,21 @@ class Slot:
     def hear(self) -> channel.Message | None:
         """The keeper's next message, taken in; None once it is gone."""
         message, fds = channel.receive(self.link)
+        if message is not None:
+            self._note(message, fds)
         for fd in fds:
             os.close(fd)
-        if message is not None:
-            self._note(message)
         return message
 
-    def _note(self, message: channel.Message) -> None:
+    def _note(self, message: channel.Message, fds: Sequence[int]) -> None:
         if isinstance(pid := message.get("init"), int):
             self._find_init(pid)
+        elif "seat" in message and self.seat is not None:
+            self.seat(fds)
         elif "ready" in message:
             self.ready = self.init is not None
+            if self.seat is not None and not message.get("warm"):
+                self.missed()
         elif "failed" in message:
             self.failure = str(message["failed"])[:1000]
 
@@ -78,6 +90,10 @@ class Slot:
         fd = found.open()
         if fd is not None:
             self.init, self.init_fd = found, fd
+
+    def processes(self) -> list[int]:
+        """Keeper, init, and whoever waits inside."""
+        return [self.keeper.pid, *self.group.processes()]
 
     def abandon(self) -> None:
         """Kill both; the group is left to be removed."""
@@ -114,27 +130,45 @@ class Slots:
 
     def take(self) -> Slot:
         """A ready one, or one that will be ready soon. Raises RuntimeFailed."""
-        return self._ready.pop(0) if self._ready else self._make()
+        return self._ready.pop(0) if self._ready else self.make(self._ready)
 
-    def _make(self) -> Slot:
+    def make(
+        self,
+        pool: list[Slot],
+        nest: tuple[int, int] | None = None,
+        seat: Callable[[Sequence[int]], None] | None = None,
+        missed: Callable[[], None] = lambda: None,
+    ) -> Slot:
+        """A new one, for *pool*, into which the caller puts it. Raises RuntimeFailed.
+
+        In a *nest*, given by its user and PID namespaces; *seat* and *missed*: see Slot.
+        """
         try:
             try:
-                slot = self._fork()
+                slot = self._fork(nest)
             except ZygoteLost:
-                slot = self._fork()
+                slot = self._fork(nest)
         except OSError as exc:
             raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
+        slot.pool, slot.seat, slot.missed = pool, seat, missed
         self._selector.register(slot.link, selectors.EVENT_READ, partial(self._hear, slot))
         return slot
 
-    def _fork(self) -> Slot:
+    def fork_nest(self, launcher: socket.socket, interpreter: socket.socket, order: int) -> int:
+        """See ``Zygote.fork_nest``."""
+        try:
+            return self._zygote.fork_nest(launcher, interpreter, order)
+        except ZygoteLost:
+            return self._zygote.fork_nest(launcher, interpreter, order)
+
+    def _fork(self, nest: tuple[int, int] | None) -> Slot:
         """A new slot. Raises OSError if no process or group can be had."""
         name = f"s{next(_numbers)}-{os.urandom(3).hex()}"
         group = self._hierarchies.make(name)
         ours, theirs = channel.pair()
         try:
             with theirs:
-                pid = self._zygote.fork_keeper(name, theirs)
+                pid = self._zygote.fork_keeper(name, theirs, nest)
             keeper = ProcessId.of(pid)
             if keeper is None:
                 os.waitpid(pid, 0)
@@ -159,12 +193,17 @@ class Slots:
     def _hear(self, slot: Slot, _events: int) -> None:
         """News of a slot that waits."""
         if slot.hear() is None:
-            self._selector.unregister(slot.link)
-            slot.link.close()
-            self._ready.remove(slot)
+            if slot.pool is not None and slot in slot.pool:
+                slot.pool.remove(slot)
             say(f"launcher: slot lost: {slot.failure or 'killed'}")
-            self.bury(slot)
+            self.drop(slot)
             self._timers.after(1.0, self.fill_up)
+
+    def drop(self, slot: Slot) -> None:
+        """One that waits and is not wanted."""
+        self._selector.unregister(slot.link)
+        slot.link.close()
+        self.bury(slot)
 
     def bury(self, slot: Slot) -> None:
         """Both processes leave or are killed; then the group goes."""
@@ -192,7 +231,7 @@ class Slots:
         self._filling = False
         if len(self._ready) < self._wanted:
             try:
-                self._ready.append(self._make())
+                self._ready.append(self.make(self._ready))
             except RuntimeFailed as exc:
                 say(f"launcher: {exc.text}")
                 self._timers.after(1.0, self.fill_up)

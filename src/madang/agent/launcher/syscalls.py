@@ -9,12 +9,14 @@ import ctypes
 import errno
 import fcntl
 import os
+import signal
 import socket
 import struct
 from collections.abc import Collection
 from typing import Final
 
 CLONE_NEWTIME: Final = 0x80
+CLONE_PARENT: Final = 0x8000
 CLONE_NEWNS: Final = 0x20000
 CLONE_NEWCGROUP: Final = 0x2000000
 CLONE_NEWUTS: Final = 0x4000000
@@ -50,6 +52,7 @@ PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
 PR_CAP_AMBIENT: Final = 47
+PR_CAP_AMBIENT_RAISE: Final = 2
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
 CLOSE_RANGE_CLOEXEC: Final = 4
@@ -65,8 +68,8 @@ _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
 
 _NUMBERS: Final = {
-    "x86_64": {"pivot_root": 155, "capset": 126},
-    "aarch64": {"pivot_root": 41, "capset": 91},
+    "x86_64": {"clone": 56, "pivot_root": 155, "capset": 126},
+    "aarch64": {"clone": 220, "pivot_root": 41, "capset": 91},
 }
 _COMMON: Final = {"close_range": 436, "openat2": 437, "mount_setattr": 442}
 """Since Linux 5 new calls have one number everywhere."""
@@ -135,39 +138,42 @@ def prctl(option: int, a: int = 0, b: int = 0, c: int = 0, d: int = 0) -> int:
     return check(_libc.prctl(option, a, b, c, d), f"prctl {option}")
 
 
-def die_with_parent(signal: int) -> None:
-    """Get *signal* when the parent dies; cleared by every change of uid."""
-    prctl(PR_SET_PDEATHSIG, signal)
+def die_with_parent(number: int) -> None:
+    """Get signal *number* when the parent dies; cleared by every change of uid."""
+    prctl(PR_SET_PDEATHSIG, number)
 
 
 def sethostname(name: bytes) -> None:
     check(_libc.sethostname(name, len(name)), "sethostname")
 
 
-def drop_bounding_set() -> None:
+def fork_sibling(flags: int) -> int:
+    """Fork a child of our parent; 0 in the child. No handler of a fork runs, in C nor in Python."""
+    flags |= CLONE_PARENT | signal.SIGCHLD
+    return check(_libc.syscall(number("clone"), flags, None, None, None, None), "clone")
+
+
+def drop_bounding_set(kept: Collection[int] = ()) -> None:
     """No program that is executed later can gain a capability; while still privileged."""
     for capability in range(LAST_CAP + 1):
-        if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
+        if capability not in kept and _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) < 0:
             break
 
 
 def drop_capabilities() -> None:
     """Empty the ambient, inheritable, permitted and effective sets."""
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    header = struct.pack("=Ii", _CAPABILITY_V3, 0)
-    check(_libc.syscall(number("capset"), header, bytes(24)), "capset")
+    keep_capabilities(())
 
 
-def keep_capabilities(kept: Collection[int]) -> None:
-    """Drop all others for good, from us and from whatever we execute."""
-    for capability in range(LAST_CAP + 1):
-        if capability not in kept:
-            _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)
-    mask = sum(1 << capability for capability in kept)
-    low, high = mask & 0xFFFFFFFF, mask >> 32
+def keep_capabilities(kept: Collection[int], *, ambient: bool = False) -> None:
+    """No others; the *ambient* ones survive an execution by an ordinary user."""
     header = struct.pack("=Ii", _CAPABILITY_V3, 0)
-    data = struct.pack("=6I", low, low, 0, high, high, 0)
-    check(_libc.syscall(number("capset"), header, data), "capset")
+    low = sum(1 << capability for capability in kept)  # All that we name are below 32.
+    sets = struct.pack("=6I", low, low, low * ambient, 0, 0, 0)
+    check(_libc.syscall(number("capset"), header, sets), "capset")
+    for capability in kept if ambient else ():
+        prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability)
 
 
 def become(uid: int, capability: int) -> None:

@@ -22,8 +22,9 @@ import socket
 import sys
 from typing import Final, NoReturn
 
-from madang.agent.launcher import channel, guard, keeper, syscalls
+from madang.agent.launcher import channel, guard, keeper, nest, syscalls
 from madang.agent.launcher.cgroups import Hierarchies
+from madang.agent.launcher.order import Order
 
 _ANSWER_S: Final = 10.0
 """Who has not forked by then is given up."""
@@ -48,19 +49,29 @@ class Zygote:
         self._link: socket.socket | None = None
         self._pid = 0
 
-    def fork_keeper(self, slot: str, launcher: socket.socket) -> int:
+    def fork_keeper(
+        self, slot: str, launcher: socket.socket, nest: tuple[int, int] | None = None
+    ) -> int:
         """The pid of a keeper, our child. Raises OSError if it can't be had, ZygoteLost among them.
 
-        *slot* names its group, *launcher* is its end of a channel to us.
+        *slot* names its group, *launcher* is its end of a channel to us; *nest*: see
+        ``keeper.run``.
         """
-        return self._fork({"slot": slot}, launcher)
+        return self._fork({"slot": slot}, [launcher.fileno(), *(nest or ())])
 
     def fork_guard(self, launcher: socket.socket) -> int:
         """The same of a guard."""
-        return self._fork({"slot": None}, launcher)
+        return self._fork({"guard": True}, [launcher.fileno()])
 
-    def _fork(self, message: channel.Message, launcher: socket.socket) -> int:
-        answer = self._ask(message, launcher)
+    def fork_nest(self, launcher: socket.socket, interpreter: socket.socket, order: int) -> int:
+        """The same, of a process that makes a nest and leaves; see ``nest.run``.
+
+        *order* is a descriptor of its order.
+        """
+        return self._fork({"nest": True}, [launcher.fileno(), interpreter.fileno(), order])
+
+    def _fork(self, message: channel.Message, fds: list[int]) -> int:
+        answer = self._ask(message, fds)
         if answer is None:
             self._end()
             raise ZygoteLost(errno.ECHILD, "what forks keepers was killed, or hangs")
@@ -68,9 +79,8 @@ class Zygote:
             raise OSError(answer["errno"], os.strerror(answer["errno"]))
         return int(answer["pid"])
 
-    def _ask(self, message: channel.Message, launcher: socket.socket) -> channel.Message | None:
+    def _ask(self, message: channel.Message, fds: list[int]) -> channel.Message | None:
         """None: it was lost after it was asked, and may have forked."""
-        fds = [launcher.fileno()]
         if self._link is None or not channel.send(self._link, message, fds):
             self._end()
             self._link = self._start()
@@ -119,16 +129,17 @@ class Zygote:
         message, fds = channel.receive(link)
         if message is None:
             return False
-        answer = self._fork_twice(message["slot"], fds[0])
-        os.close(fds[0])
+        answer = self._fork_twice(message, fds)
+        for fd in fds:
+            os.close(fd)
         return channel.send(link, answer)
 
-    def _fork_twice(self, slot: str | None, launcher: int) -> channel.Message:
+    def _fork_twice(self, message: channel.Message, fds: list[int]) -> channel.Message:
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             middle = os.fork()
             if middle == 0:
-                self._fork_and_leave(slot, launcher, writer)
+                self._fork_and_leave(message, fds, writer)
             os.waitpid(middle, 0)
             found = os.read(reader, 100)
             return {"pid": int(found)} if found else {"errno": errno.EAGAIN}
@@ -138,21 +149,27 @@ class Zygote:
             os.close(reader)
             os.close(writer)
 
-    def _fork_and_leave(self, slot: str | None, launcher: int, writer: int) -> NoReturn:
+    def _fork_and_leave(self, message: channel.Message, fds: list[int], writer: int) -> NoReturn:
         with contextlib.suppress(OSError):
             pid = os.fork()
-            if pid == 0 and slot is None:
-                syscalls.close_all_but(launcher)
-                guard.run(socket.socket(fileno=launcher))
             if pid == 0:
-                self._become_keeper(str(slot), launcher)
+                self._become(message, fds)
             os.write(writer, str(pid).encode())
         os._exit(0)
 
-    def _become_keeper(self, slot: str, launcher: int) -> NoReturn:
-        syscalls.close_all_but(launcher)
-        group = self._hierarchies.group(slot)
-        keeper.run(socket.socket(fileno=launcher), self._folder, group, *self._owner)
+    def _become(self, message: channel.Message, fds: list[int]) -> NoReturn:
+        syscalls.close_all_but(*fds)
+        launcher, *others = fds
+        link = socket.socket(fileno=launcher)
+        if "guard" in message:
+            guard.run(link)
+        if "nest" in message:
+            interpreter, memory = others
+            order = Order.from_json(channel.from_memory(memory))
+            nest.run(link, socket.socket(fileno=interpreter), self._folder, order)
+        group = self._hierarchies.group(message["slot"])
+        namespaces = (others[0], others[1]) if others else None
+        keeper.run(link, self._folder, group, *self._owner, namespaces)
 
 
 def _close_gaps() -> list[bytes]:

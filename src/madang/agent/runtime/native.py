@@ -116,6 +116,10 @@ class NativeRuntime:
             finally:
                 link.close()
 
+    async def warmth(self) -> dict[str, int]:
+        """What is kept warm; see ``launcher.warm``."""
+        return await self._call("warm")
+
     async def adopt(self) -> list[Found]:
         answer = await self._call("list")
         return [self._found(entry) for entry in answer["kernels"]]

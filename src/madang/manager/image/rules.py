@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from madang.kit.codec import from_json
@@ -18,6 +18,9 @@ from madang.wire.errors import (
     InvalidRequest,
 )
 from madang.wire.image import (
+    MAX_WARM,
+    MODULE,
+    WARM,
     BuildManifest,
     BuildRequest,
     Image,
@@ -63,6 +66,7 @@ def check_request(request: BuildRequest) -> BuildRequest:
         raise InvalidRequest(text, field="requirements")
     for requirement in wanted:
         _check_requirement(requirement)
+    warm_modules(request.labels)
     return BuildRequest(
         name=request.name, requirements=wanted, labels=request.labels, size=request.size
     )
@@ -77,6 +81,19 @@ def _check_requirement(text: str) -> None:
             "git addresses can't be built: each file must have a hash.",
             field="requirements",
         )
+
+
+def warm_modules(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """What the image's interpreters import ahead, out of its label."""
+    found = tuple(filter(None, (name.strip() for name in labels.get(WARM, "").split(","))))
+    for name in found:
+        if not MODULE.fullmatch(name):
+            text = f"labels.{WARM}: {name[:80]!r} is no name of a module."
+            raise InvalidRequest(text, field="labels")
+    if len(found) > MAX_WARM:
+        text = f"labels.{WARM}: {len(found)} modules; the most is {MAX_WARM}."
+        raise InvalidRequest(text, field="labels")
+    return found
 
 
 def id_of_key(owner_id: str, key: str) -> str:
@@ -172,6 +189,7 @@ def mount(row: ImageRow) -> ImageMount:
         kind=row.kind,
         layers=tuple(layer.digest for layer in layers(row)),
         env=_ENVIRONMENT,
+        warm=warm_modules(from_json(dict[str, str], row.labels)),
     )
 
 

@@ -1,0 +1,327 @@
+"""Runs inside an image's own interpreter, as the text of ``python -c``: imports, then forks.
+
+No other module of ours can be seen from there, and whatever the image's code makes of this one
+stays inside of the nest's sandbox (see ``nest``). For each seat that the launcher sends, a child is
+forked that enters the namespaces of a slot and waits there; what it gets from the slot's init makes
+it the program that a new ``python`` would have become. What it can't imitate exactly, it executes.
+
+Arguments: descriptor of the launcher's socket, then the modules to import.
+"""
+# ruff: noqa: E402, S102, S302, SIM115
+
+from __future__ import annotations
+
+import sys
+
+BEFORE = frozenset(sys.modules)
+"""What every interpreter has loaded when it starts."""
+
+import _socket
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:  # ``typing`` itself would be loaded in every session.
+    from typing import Any
+import ctypes
+import gc
+import io
+import marshal
+import os
+import runpy
+import time
+
+NEWNS, NEWPID = 0x20000, 0x20000000
+MAX_FDS = 8
+RIGHTS_BYTES = _socket.CMSG_SPACE(4 * MAX_FDS)
+TOUCH = {
+    "numpy": "import numpy.random; numpy.ones(3).sum()",
+    "torch": "repr(torch.ones(3).sum())",
+}
+"""What is loaded at first use only. Starts no thread, draws no random number."""
+CAPSET = {"x86_64": 126, "aarch64": 91}[os.uname().machine]
+
+libc = ctypes.CDLL(None, use_errno=True)
+libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
+libc.sbrk.restype = ctypes.c_void_p
+
+
+class Unlike(Exception):
+    """The program must be executed: a fork can't do the same."""
+
+
+def check(result: int) -> None:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def receive(link: _socket.socket) -> tuple[bytes, list[int]]:
+    """(message, descriptors); an empty one once the peer has left."""
+    data, found, _, _ = link.recvmsg(64, RIGHTS_BYTES)
+    fds: list[int] = []
+    for _, _, raw in found:
+        fds += [int.from_bytes(raw[i : i + 4], "little") for i in range(0, len(raw) & ~3, 4)]
+    return data, fds
+
+
+# -- the interpreter -----------------------------------------------------------------------------
+
+
+def load(modules: list[str]) -> None:
+    """Import everything. Raises RuntimeError where forks would not be like new processes."""
+    for name in modules:
+        scope: dict[str, Any] = {}
+        exec(f"import {name}\n{TOUCH.get(name, '')}", scope)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if len(os.listdir("/proc/self/task")) > 1:
+        raise RuntimeError("a module starts threads while it is imported")
+    if os.fstat(1).st_size:
+        raise RuntimeError("a module writes output while it is imported")
+    gc.collect()
+    gc.freeze()
+
+
+def serve(link: _socket.socket) -> dict[str, Any]:
+    """Fork for each seat. Returns in the forks alone: the job, and who wants to hear of it."""
+    own = os.open("/proc/self/ns/pid", os.O_RDONLY | os.O_CLOEXEC)
+    while True:
+        data, fds = receive(link)
+        if not data:
+            os._exit(0)
+        if len(os.listdir("/proc/self/task")) > 1:
+            raise RuntimeError("it has threads by now")
+        check(libc.setns(fds[1], NEWPID))  # Of our children, not of us.
+        middle = os.fork()
+        if middle == 0:
+            try:
+                link.close()
+                os.close(own)
+                return take_seat(*fds)
+            except BaseException:
+                os._exit(1)
+        os.waitpid(middle, 0)
+        check(libc.setns(own, NEWPID))
+        for fd in fds:
+            os.close(fd)
+
+
+def take_seat(seat: int, pids: int, *namespaces: int) -> dict[str, Any]:
+    if os.fork():
+        os._exit(0)
+    while os.getppid() != 1:  # Whoever forked us still leaves us to the slot's init.
+        time.sleep(0.0002)
+    os.close(pids)
+    for fd in namespaces:
+        check(libc.setns(fd, 0))
+        os.close(fd)
+    init = _socket.socket(fileno=seat)
+    init.send(b"here")
+    data, fds = receive(init)
+    if not data:
+        os._exit(0)
+    mount, *streams, memory = fds
+    job: dict[str, Any] = marshal.loads(os.pread(memory, os.fstat(memory).st_size, 0))
+    os.close(memory)
+    check(libc.setns(mount, NEWNS))
+    os.close(mount)
+    enter(job, streams)
+    init.send(b"on")
+    init.close()
+    return job
+
+
+def enter(job: dict[str, Any], streams: list[int]) -> None:
+    """Be the session's user, at its terminal, under its filter; nothing is left to gain."""
+    for capability in range(64):
+        if libc.prctl(24, capability, 0, 0, 0) < 0:  # PR_CAPBSET_DROP
+            break
+    libc.prctl(47, 4, 0, 0, 0)  # PR_CAP_AMBIENT, CLEAR_ALL
+    uid = job["uid"]
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    header = (0x20080522).to_bytes(4, "little") + bytes(4)
+    check(libc.syscall(CAPSET, header, bytes(24)))
+    check(libc.prctl(4, 1, 0, 0, 0))  # PR_SET_DUMPABLE, as after an execution
+    os.chdir(job["cwd"])
+    os.setsid()
+    if job["tty"]:
+        os.close(os.open(job["tty"], os.O_RDWR))
+    for number, fd in enumerate(streams):
+        os.dup2(fd, number)
+    for fd in set(streams):
+        os.close(fd)
+    show(job)
+    program = job["filter"]
+    code = ctypes.create_string_buffer(program, len(program))
+    packed = (len(program) // 8).to_bytes(8, "little")
+    packed += ctypes.addressof(code).to_bytes(8, "little")
+    pointer = ctypes.create_string_buffer(packed, 16)
+    check(libc.prctl(22, 2, ctypes.addressof(pointer), 0, 0))  # PR_SET_SECCOMP
+
+
+def show(job: dict[str, Any]) -> None:
+    """``ps`` and ``/proc/PID/environ`` tell the program's own words, where the kernel lets us."""
+    name = ctypes.create_string_buffer(os.path.basename(job["argv"][0])[:15])
+    libc.prctl(15, ctypes.addressof(name), 0, 0, 0)
+    arguments = b"".join(word + b"\0" for word in job["argv"])
+    variables = b"".join(key + b"=" + value + b"\0" for key, value in job["env"].items())
+    job["shown"] = text = ctypes.create_string_buffer(arguments + variables)
+    start = ctypes.addressof(text)
+    middle, end = start + len(arguments), start + len(arguments) + len(variables)
+    with open("/proc/self/stat", "rb") as file:
+        fields = [int(field) for field in file.read().rpartition(b")")[2].split()[1:]]
+    code, stack, data, heap = fields[22:24], fields[24], fields[41:43], fields[43]
+    layout = [*code, *data, heap, libc.sbrk(0), stack, start, middle, middle, end, 0]
+    packed = b"".join(word.to_bytes(8, "little") for word in layout)
+    packed += bytes(4) + b"\xff\xff\xff\xff"  # No vector, no other program.
+    buffer = ctypes.create_string_buffer(packed, len(packed))
+    libc.prctl(35, 14, ctypes.addressof(buffer), len(packed), 0)  # PR_SET_MM, MAP
+
+
+# -- the program ---------------------------------------------------------------------------------
+
+
+def become(job: dict[str, Any]) -> tuple[str | bytes | None, str, dict[str, Any]]:
+    """(text, its name, scope) of the program, in an interpreter that looks newly started.
+
+    Of a module only the name.
+    """
+    argv = [os.fsdecode(word) for word in job["argv"]]
+    os.environb.clear()
+    os.environb.update(job["env"])
+    sys.executable = find(argv[0])
+    sys.orig_argv[:] = argv
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        stream = open_stream(number, mode, getattr(sys, f"__{name}__"))
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
+    renew_randomness()
+    main: Any = type(sys)("__main__")
+    sys.modules["__main__"] = main
+    main.__annotations__ = {}
+    main.__builtins__ = sys.modules["builtins"]
+    main.__loader__ = sys.modules["_frozen_importlib"].BuiltinImporter
+    if argv[1] == "-m":
+        return run_module(argv)
+    if argv[1] == "-c":
+        return run_text(argv, main)
+    return run_script(argv, main)
+
+
+def run_module(argv: list[str]) -> tuple[None, str, dict[str, Any]]:
+    begin(["-m", *argv[3:]], os.getcwd())
+    return None, argv[2], {}
+
+
+def run_text(argv: list[str], main: Any) -> tuple[str, str, dict[str, Any]]:
+    begin(["-c", *argv[3:]], "", os.getcwd())
+    return argv[2] + "\n", "<string>", main.__dict__
+
+
+def run_script(argv: list[str], main: Any) -> tuple[bytes, str, dict[str, Any]]:
+    path = argv[1]
+    try:
+        with open(path, "rb") as file:
+            text = file.read()
+    except OSError as exc:
+        raise Unlike from exc
+    if path.endswith(".pyc") or b"\0" in text or b"PK\5\6" in text[-70_000:]:
+        raise Unlike
+    whole = path
+    if not os.path.isabs(path):
+        if (folder := os.getcwd()) == "/":
+            raise Unlike
+        whole = f"{folder}/{path.removeprefix('./')}"
+    begin(argv[1:], os.path.dirname(os.path.realpath(path)))
+    main.__file__ = whole
+    main.__cached__ = None
+    main.__loader__ = sys.modules["_frozen_importlib_external"].SourceFileLoader("__main__", whole)
+    return text, whole, main.__dict__
+
+
+def begin(argv: list[str], first: str, folder: str = "") -> None:
+    """*first* of ``sys.path``. Raises Unlike where it hides something that is loaded already."""
+    loaded = {name.partition(".")[0] for name in sys.modules.keys() - BEFORE}
+    try:
+        found = {name.partition(".")[0] for name in os.listdir(folder or first)}
+    except OSError as exc:
+        raise Unlike from exc
+    user_site = getattr(sys.modules.get("site"), "USER_SITE", None)
+    if loaded & found or (user_site and os.path.isdir(user_site)):
+        raise Unlike
+    sys.argv = argv
+    sys.path.insert(0, first)
+
+
+def find(program: str) -> str:
+    for folder in os.get_exec_path():
+        path = os.path.join(folder, program)
+        if os.access(path, os.X_OK):
+            return path
+    raise Unlike
+
+
+def open_stream(number: int, mode: str, old: Any) -> io.TextIOWrapper:
+    """As ``create_stdio`` of CPython makes it."""
+    buffer: Any = open(number, mode + "b", -1, closefd=False)
+    buffer.raw.name = old.name
+    stream = io.TextIOWrapper(
+        buffer,
+        encoding=old.encoding,
+        errors=old.errors,
+        newline="\n",
+        line_buffering=buffer.raw.isatty() or number == 2,
+    )
+    stream.mode = mode  # type: ignore[misc]
+    return stream
+
+
+def renew_randomness() -> None:
+    """``random`` does it by itself; torch begins each process with the same seed, and so do we."""
+    if "numpy.random" in sys.modules:
+        sys.modules["numpy.random"].seed()
+    if "multiprocessing.process" in sys.modules:
+        sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
+
+
+def hide_us() -> None:
+    """Of a traceback that is about to be shown: its first frame is ours."""
+    hook = sys.excepthook
+
+    def shown(kind: Any, value: Any, trace: Any) -> None:
+        sys.excepthook = hook
+        trace = trace and trace.tb_next
+        sys.last_traceback = trace
+        hook(kind, value.with_traceback(trace), trace)
+
+    sys.excepthook = shown
+
+
+def main() -> dict[str, Any]:
+    """The job of a fork; the interpreter itself never returns."""
+    link = _socket.socket(fileno=int(sys.argv[1]))
+    del sys.path[0]  # The working directory's place.
+    try:
+        load(sys.argv[2:])
+        link.send(b"R")
+        return serve(link)
+    except Exception as exc:
+        link.send(b"F" + f"{type(exc).__name__}: {exc}".encode("utf-8", "replace")[:500])
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    job = main()
+    try:
+        text, name, scope = become(job)
+    except Unlike:
+        os.execve(find(os.fsdecode(job["argv"][0])), job["argv"], job["env"])
+    try:
+        if text is None:
+            runpy._run_module_as_main(name)  # type: ignore[attr-defined]
+        else:
+            exec(compile(text, name, "exec", dont_inherit=True), scope)
+    except BaseException:
+        hide_us()
+        raise

@@ -1,0 +1,534 @@
+"""Warm starts: like cold ones in all that a program can see, alone, and never needed."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import signal
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from madang.agent import files
+from madang.agent.launcher import cgroups, main
+from madang.agent.launcher.processes import stat_fields
+from madang.agent.launcher.registry import Uids
+from madang.agent.launcher.warm import block_of, key_of, name_of
+from madang.agent.runtime.native import NativeRuntime
+from madang.testing.sessions import (
+    PATIENCE_S,
+    Launcher,
+    Outcome,
+    Sessions,
+    WarmRuntime,
+    open_launcher,
+    spec,
+)
+from madang.testing.sessions import sessions as open_sessions
+from madang.wire.kernel import ImageMount, KernelId
+from madang.wire.policy import Answer, Rule, Sandbox
+from madang.wire.session import Reason
+from madang.wire.size import MIB
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root keeps interpreters warm")
+
+COLD = "/usr/bin/python3"
+WARM = "python3"
+IN_NEST = "print(len(open('/proc/self/uid_map').readlines()) - 1)"
+"""1 in a nest, 0 elsewhere."""
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher]:
+    with open_launcher(warm_bytes=512 * MIB) as found:
+        yield found
+
+
+@pytest.fixture
+def own_launcher() -> Iterator[Launcher]:
+    with open_launcher(warm_bytes=512 * MIB) as found:
+        yield found
+
+
+class _AsTold(WarmRuntime):
+    """Programs are started by the name that the test gives."""
+
+    prepare = NativeRuntime.prepare
+    start = NativeRuntime.start
+
+
+def _runtime(launcher: Launcher) -> NativeRuntime:
+    runtime = launcher.runtime()
+    runtime.__class__ = _AsTold
+    return runtime
+
+
+@pytest.fixture
+async def sessions(launcher: Launcher) -> AsyncIterator[Sessions]:
+    async with open_sessions(_runtime(launcher), launcher) as found:
+        yield found
+
+
+@pytest.fixture
+async def own_sessions(own_launcher: Launcher) -> AsyncIterator[Sessions]:
+    async with open_sessions(_runtime(own_launcher), own_launcher) as found:
+        yield found
+
+
+def _native(sessions: Sessions) -> NativeRuntime:
+    return cast(NativeRuntime, sessions.runtime)
+
+
+async def _starts(sessions: Sessions) -> int:
+    return (await _native(sessions).warmth())["starts"]
+
+
+async def _script(
+    sessions: Sessions, program: str, text: str | None, *argv: str, **more: object
+) -> Outcome:
+    """Run *program* with *argv*; *text* is put into ``work.py`` before."""
+    asked = spec(program, *argv, **more)
+    kernel = await sessions.prepare(asked)
+    if text is not None:
+
+        async def content() -> AsyncIterator[bytes]:
+            yield text.encode()
+
+        await files.write_file(await sessions.runtime.files(kernel), "work.py", content())
+    await sessions.runtime.start(kernel, asked)
+    return await sessions.outcome(kernel)
+
+
+LOOK = """
+import os, signal, sys, threading, warnings
+def show(*things): print(*things, sep="\\n")
+show(sys.argv, sys.orig_argv, sys.path, sys.flags, sys.warnoptions, sys._xoptions)
+show(sys.prefix, sys.exec_prefix, sys.base_prefix)
+show(*((s.name, s.mode, s.encoding, s.errors, s.newlines, s.line_buffering, s.write_through)
+       for s in (sys.stdin, sys.stdout, sys.stderr)))
+show(*(type(s.buffer).__name__ for s in (sys.stdin, sys.stdout, sys.stderr)))
+show(sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__, sys.stdout.buffer.raw.closefd)
+main = sys.modules["__main__"]
+show({k: str(v).partition(" object at")[0] for k, v in vars(main).items()
+      if k.startswith("__") and k != "__builtins__"}, list(vars(main))[:7])
+show(type(__builtins__).__name__, main.__dict__ is globals())
+show(sorted(os.environ.items()), os.getcwd(), os.umask(0o22))
+show([signal.getsignal(n) for n in (2, 13, 15, 25)])
+show(threading.main_thread().name, threading.active_count(), threading.main_thread().ident > 0)
+show(os.getpgrp() == os.getpid() == os.getsid(0), os.getppid(), os.getpriority(0, 0))
+show(sorted(os.listdir("/proc/self/fd"))[:-1], len(os.listdir("/proc/self/task")))
+show(open("/proc/self/cmdline", "rb").read().split(b"\\0")[1:], open("/proc/self/comm").read()[:6])
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+show(*(status[k][-9:] for k in status if k.startswith(("Cap", "Shd", "NoNewPrivs"))))
+show(*(int(status[k], 16) & 0x7FFFFFFF for k in ("SigBlk", "SigIgn", "SigCgt", "SigPnd")))
+show(status["Groups"], status["Seccomp"], status["Umask"], open("/proc/self/oom_score_adj").read())
+show(*(sorted(line.split("=")[0] for line in open("/proc/self/environ").read().split("\\0"))))
+import resource
+show(*(resource.getrlimit(n) for n in range(16)))
+show(*(sorted(os.listdir(path)) for path in ("/", "/work", "/tmp", "/dev/shm")))
+show(open("/proc/self/cgroup").read(), os.sched_getaffinity(0) != set(), os.cpu_count())
+show(sorted(os.readlink(f"/proc/self/ns/{n}").split(":")[0] for n in os.listdir("/proc/self/ns")))
+show(os.path.realpath("/proc/self/exe"), os.path.realpath("/proc/self/cwd"))
+"""
+
+PROGRAMS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "a text": (None, ("-c", LOOK, "one", "--two", "")),
+    "a script": (LOOK, ("work.py", "one")),
+    "a script by its path": (LOOK, ("/work/work.py",)),
+    "a module": (LOOK, ("-m", "work", "one")),
+    "a module of the library": (None, ("-m", "json.tool", "--help")),
+    "no such script": (None, ("missing.py",)),
+    "no such module": (None, ("-m", "missing")),
+    "a folder": (None, ("/work",)),
+    "an error": ("def f():\n    raise KeyError('x')\nf()\n", ("work.py",)),
+    "an error in a text": (None, ("-c", "1/0")),
+    "an error in a module": ("1/0", ("-m", "work")),
+    "no Python": ("x = 1\ny = = 2\n", ("work.py",)),
+    "no Python in a text": (None, ("-c", "for")),
+    "another coding": ("# coding: latin-1\nprint('é', len('é'))\n", ("work.py",)),
+    "a NUL byte": ("x = 1\0\n", ("work.py",)),
+    "an exit code": (None, ("-c", "import sys; sys.exit(7)")),
+    "an exit text": (None, ("-c", "import sys; sys.exit('enough')")),
+    "a signal": (None, ("-c", "import os; os.kill(os.getpid(), 15)")),
+    "an interrupt": (None, ("-c", "import os, time; os.kill(os.getpid(), 2); time.sleep(9)")),
+    "last words": (
+        (
+            "import atexit, sys\natexit.register(print, 'last')\n"
+            "sys.excepthook = lambda kind, value, tb: print(kind, tb.tb_lineno, tb.tb_next)\n1/0\n"
+        ),
+        ("work.py",),
+    ),
+    "the last error": (
+        (
+            "import atexit, sys, traceback\n"
+            "atexit.register(lambda: traceback.print_tb(sys.last_traceback))\n1/0\n"
+        ),
+        ("work.py",),
+    ),
+    "threads": (
+        (
+            "import threading, time\n"
+            "t = threading.Thread(target=lambda: (time.sleep(0.05), print('late')))\n"
+            "t.start(); print('soon')\n"
+        ),
+        ("work.py",),
+    ),
+    "children": (
+        (
+            "import multiprocessing as m, subprocess, sys\n"
+            "def double(x): return 2 * x\n"
+            "if __name__ == '__main__':\n"
+            "    for how in ('fork', 'spawn'):\n"
+            "        with m.get_context(how).Pool(2) as pool: print(pool.map(double, range(3)))\n"
+            "    argv = [sys.executable, '-c', 'print(1)']\n"
+            "    print(subprocess.run(argv, capture_output=True).stdout)\n"
+        ),
+        ("work.py",),
+    ),
+    "a module that hides the library's": (
+        (
+            "import pathlib\nimport os\nos.mkdir('sub')\npathlib.Path('sub/x').write_text('')\n"
+            "print(sorted(os.listdir('.')))"
+        ),
+        ("work.py",),
+    ),
+    "future statements": (None, ("-c", "def f(x: 1 + 1): pass\nprint(f.__annotations__)")),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+async def test_a_warm_program_is_like_a_cold_one(sessions: Sessions, name: str) -> None:
+    text, argv = PROGRAMS[name]
+    cold = await _script(sessions, COLD, text, *argv)
+    before = await _starts(sessions)
+    warm = await _script(sessions, WARM, text, *argv)
+
+    assert await _starts(sessions) == before + 1
+    assert warm.out.decode() == cold.out.decode().replace(f"['{COLD}'", f"['{WARM}'")
+    assert warm.err.decode().replace(COLD, WARM) == cold.err.decode().replace(COLD, WARM)
+    assert (warm.ended.reason, warm.code, warm.ended.signal, warm.ended.text) == (
+        *(cold.ended.reason, cold.code, cold.ended.signal),
+        cold.ended.text,
+    )
+
+
+@pytest.mark.parametrize("name", ["python", "python3"])
+async def test_its_interpreter_is_the_one_that_it_was_started_by(
+    sessions: Sessions, name: str
+) -> None:
+    show = "import sys; print(sys.executable, sys.argv)"
+    shell = await sessions.run("/bin/sh", "-c", f'{name} -c "{show}"')
+    assert (await sessions.run(name, "-c", show)).out == shell.out
+
+
+async def test_a_script_beside_a_module_of_the_library_s_name_gets_that(
+    sessions: Sessions,
+) -> None:
+    """What is loaded already must not hide it."""
+    kernel = await sessions.prepare(asked := spec(WARM, "work.py"))
+
+    async def content(text: str) -> AsyncIterator[bytes]:
+        yield text.encode()
+
+    for path, text in (("work.py", "import struct; print(struct.mine)"), ("struct.py", "mine = 7")):
+        await files.write_file(await sessions.runtime.files(kernel), path, content(text))
+    await sessions.runtime.start(kernel, asked)
+
+    assert (await sessions.outcome(kernel)).out == b"7\n"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        (WARM,), (WARM, "-"), (WARM, "-u", "-c", "pass"), (WARM, "-I", "-c", "pass"),
+        (WARM, "-c"), (WARM, "--version"), (COLD, "-c", "pass"), ("python3.11", "-c", "pass"),
+        ("./python3", "x.py"), ("sh", "-c", "true"), (WARM, ""), (),
+    ],
+)  # fmt: skip
+def test_what_a_fork_can_not_imitate_is_cold(argv: tuple[str, ...]) -> None:
+    assert key_of(spec(*argv)) is None
+
+
+@pytest.mark.parametrize("name", ["PYTHONPATH", "LD_PRELOAD", "OMP_NUM_THREADS", "LC_ALL", "PATH"])
+def test_variables_that_count_while_it_starts_are_cold(name: str) -> None:
+    assert key_of(spec(WARM, "x.py", env={name: "1"})) is None
+    assert key_of(spec(WARM, "x.py", env={"LR": "0.1"})) is not None
+
+
+def test_interpreters_are_shared_by_nobody_else() -> None:
+    rule = Rule(layer="site", line=1, calls=("keyctl",), answer=Answer.ERRNO, code=1)
+    image = ImageMount(name="a", digest="d", kind="layers", layers=("a" * 64,))
+    asked = [
+        spec(WARM, "x.py"),
+        spec(WARM, "x.py", owner="other"),
+        spec(WARM, "x.py", cpu=2.0),
+        spec(WARM, "x.py", sandbox=Sandbox(rules=(rule,))),
+        spec(WARM, "x.py", image=image),
+    ]
+    assert len({key_of(each) for each in asked}) == len(asked)
+    assert key_of(spec(WARM, "-c", "1", hostname="b")) == key_of(
+        spec(WARM, "y.py", mem_bytes=MIB * 99)
+    )
+
+
+# -- nothing is left for the next one --------------------------------------------------------------
+
+LEAVE = """
+import ctypes, os, random, sys
+canary = "canary-" * 9
+for folder in ("/work", "/tmp", "/dev/shm", "/home/user", "/var/tmp", "/outputs"):
+    open(f"{folder}/canary", "w").write(canary)
+os.environ["CANARY"] = sys.canary = canary
+ctypes.CDLL(None).shmget(77, 4096, 0o1666)
+sys.modules["canary"] = sys
+random.seed(1)
+try: open("/proc/self/oom_score_adj", "w").write("999")
+except OSError: pass
+print(os.getuid())
+"""
+FIND = """
+import ctypes, os, re, sys
+found = []
+for folder in ("/work", "/tmp", "/dev/shm", "/home/user", "/var/tmp", "/outputs"):
+    if os.path.exists(f"{folder}/canary"): found.append(folder)
+if "CANARY" in os.environ or hasattr(sys, "canary") or "canary" in sys.modules:
+    found.append("memory")
+if ctypes.CDLL(None).shmget(77, 4096, 0) != -1: found.append("segment")
+for line in open("/proc/self/maps"):
+    low, high = (int(x, 16) for x in line.split()[0].split("-"))
+    if "rw" in line and "[v" not in line:
+        with open("/proc/self/mem", "rb") as memory:
+            memory.seek(low)
+            try: content = memory.read(high - low)
+            except (OSError, OverflowError): continue
+        if re.search(rb"(?:canary-){6}", content): found.append(line)
+print(found, [p for p in os.listdir("/proc") if p.isdecimal()])
+"""
+
+
+async def test_nothing_of_one_session_is_seen_by_the_next(sessions: Sessions) -> None:
+    before = await _starts(sessions)
+    await sessions.run(WARM, "-c", LEAVE, env={"SECRET": "canary-" * 9})
+    done = await sessions.run(WARM, "-c", FIND)
+
+    assert await _starts(sessions) == before + 2
+    assert done.out == b"[] ['1', '3']\n", done
+
+
+async def test_each_fork_draws_other_numbers(sessions: Sessions) -> None:
+    show = (
+        "import random, secrets, uuid, tempfile; print(random.random(), secrets.token_hex(8),"
+        " uuid.uuid4(), tempfile.mktemp(), random.SystemRandom().random())"
+    )
+    seen = [(await sessions.run(WARM, "-c", show)).out.split() for _ in range(3)]
+    assert all(len(set(column)) == 3 for column in zip(*seen, strict=True)), seen
+
+
+# -- images of all kinds ---------------------------------------------------------------------------
+
+
+def _image(launcher: Launcher, name: str, modules: dict[str, str], *warm: str) -> ImageMount:
+    """A layer with *modules*, for the machine's own Python."""
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    folder = launcher.state / "layers" / digest / "site"
+    folder.mkdir(parents=True, exist_ok=True)
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(text)
+    return ImageMount(
+        name=name, digest=digest, kind="layers", layers=(digest,),
+        env={"PYTHONPATH": "/env/site"}, warm=warm,
+    )  # fmt: skip
+
+
+async def _until_warm(sessions: Sessions, image: ImageMount) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (await sessions.run(WARM, "-c", IN_NEST, image=image)).out != b"1\n":
+            pass
+
+
+async def test_modules_of_an_image_are_imported_already(sessions: Sessions) -> None:
+    text = "import os, time\npid = os.getpid()\nuid = os.getuid()\nenviron = dict(os.environ)\n"
+    image = _image(_of(sessions), "slow", {"slow": text}, "slow")
+    await _until_warm(sessions, image)
+
+    show = "import os, slow, sys; print(slow.pid != os.getpid(), slow.__file__, sys.path[1])"
+    done = await sessions.run(WARM, "-c", show, image=image)
+
+    assert done.out == b"True /env/site/slow.py /env/site\n"
+
+
+def _of(sessions: Sessions) -> Launcher:
+    assert sessions.launcher is not None
+    return sessions.launcher
+
+
+# fmt: off
+HOSTILE: dict[str, str] = {
+    "it ends": "import os; os._exit(0)",
+    "it fails": "1/0",
+    "it talks": "import os; os.write(3, b'x' * 1000); os.write(3, b'R')",
+    "it floods": "import os\nfor _ in range(100): os.write(3, b'R')",
+    "it lies about being ready": "import os, time; os.write(3, b'R'); time.sleep(1000)",
+    "it has threads": "import threading, time\n"
+    "threading.Thread(target=time.sleep, args=(1000,), daemon=True).start()",
+    "it writes": "print('hello')",
+    "it forks without end": "import os\nwhile True:\n  try: os.fork()\n  except OSError: pass",
+    "it eats memory": "a = []\nwhile True: a.append(bytearray(1 << 20))",
+    "it sends descriptors": "import socket, os\ns = socket.socket(fileno=3)\n"
+    "for _ in range(50): socket.send_fds(s, [b'R'], [0, 1, 2])",
+    "it ends its forks": "import os; os.register_at_fork(after_in_child=lambda: os._exit(1))",
+    "its forks hang": "import os, time; os.register_at_fork(after_in_child=lambda: time.sleep(99))",
+    "its forks come and hang": "import sys, time, __main__ as m\n"
+    "m.enter = lambda *_: time.sleep(1000)",
+    "its forks lie about who they are": "import os, struct, __main__ as m\n"
+    "import socket\n"
+    "def lie(init_fd, *rest):\n"
+    "    if os.fork(): os._exit(0)\n"
+    "    s = socket.socket(fileno=init_fd)\n"
+    "    for pid in (1, 2, 3):\n"
+    "        c = struct.pack('3i', pid, os.getuid(), os.getgid())\n"
+    "        try: s.sendmsg([b'here'], [(socket.SOL_SOCKET, socket.SCM_CREDENTIALS, c)])\n"
+    "        except OSError: pass\n"
+    "m.take_seat = lie",
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_a_hostile_image_harms_its_own_warmth_alone(sessions: Sessions, name: str) -> None:
+    """Whatever its code does when it is imported: sessions of it start, and so do all others."""
+    image = _image(_of(sessions), name, {"evil": HOSTILE[name]}, "evil")
+    for _ in range(4):
+        done = await sessions.run(WARM, "-c", "print(1)", image=image)
+        assert (done.out, done.code) == (b"1\n", 0), done
+        other = await sessions.run(WARM, "-c", IN_NEST)
+        assert other.out in {b"0\n", b"1\n"}
+    process = _of(sessions).process
+    assert process is not None
+    assert process.poll() is None
+
+
+# -- whoever is killed -----------------------------------------------------------------------------
+
+
+def _named(launcher: Launcher, name: str) -> list[int]:
+    """Processes of this launcher's groups."""
+    groups = cgroups.detect(main._group_name(str(launcher.state)))
+    pids = {pid for each in groups.names() for pid in groups.group(each).processes()}
+    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n"]
+
+
+async def _started(sessions: Sessions) -> tuple[KernelId, int]:
+    """A warm session that waits for input, and the pid of its holder."""
+    program = f"{IN_NEST}\nimport sys; sys.stdout.flush(); print(sys.stdin.readline(), flush=True)"
+    kernel = await sessions.start(WARM, "-c", program, stdin=True)
+    assert await sessions.until(kernel, b"\n") == b"1\n"
+    (holder,) = _named(_of(sessions), "madang-nest")
+    return kernel, holder
+
+
+async def _answers(sessions: Sessions, kernel: KernelId) -> bool:
+    writer = await sessions.keepers.stdin(sessions.io(kernel))
+    await writer.write(b"on\n")
+    done = await sessions.outcome(kernel)
+    await writer.close()
+    return done.out == b"1\non\n\n"
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+async def _gone(pid: int) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while (fields := stat_fields(pid)) is not None and fields[0] != b"Z":
+            await asyncio.sleep(0.01)
+
+
+async def test_an_interpreter_is_killed_and_its_sessions_go_on(own_sessions: Sessions) -> None:
+    kernel, holder = await _started(own_sessions)
+    (interpreter,) = _children(holder)
+    os.kill(interpreter, signal.SIGKILL)
+    await _gone(interpreter)
+
+    next_one = await own_sessions.run(WARM, "-c", "print(2)")
+
+    assert next_one.out == b"2\n"
+    assert await _answers(own_sessions, kernel)
+    await own_sessions.close()
+    await _gone(holder)
+
+
+async def test_a_holder_is_killed_and_its_sessions_end(own_sessions: Sessions) -> None:
+    kernel, holder = await _started(own_sessions)
+    os.kill(holder, signal.SIGKILL)
+    done = await own_sessions.outcome(kernel)
+
+    assert done.ended.reason is not Reason.EXIT
+    assert (await own_sessions.run(WARM, "-c", "print(2)")).out == b"2\n"
+
+
+async def test_a_launcher_is_killed_and_its_warm_sessions_go_on(own_sessions: Sessions) -> None:
+    launcher = _of(own_sessions)
+    kernel, holder = await _started(own_sessions)
+    (interpreter,) = _children(holder)
+    launcher.kill()
+    await _gone(interpreter)
+    launcher.start()
+
+    assert (await own_sessions.run(WARM, "-c", "print(2)")).out == b"2\n"
+    assert await _answers(own_sessions, kernel)
+    await own_sessions.runtime.remove(kernel)
+    await _gone(holder)
+
+
+async def test_a_fork_that_waits_is_killed_and_the_session_starts(own_sessions: Sessions) -> None:
+    runtime = _native(own_sessions)
+    for _ in range(3):
+        async with asyncio.timeout(PATIENCE_S):
+            while (await runtime.warmth())["forks"] < 1:
+                await asyncio.sleep(0.01)
+        for pid in _named(_of(own_sessions), "python3"):
+            if _is_fork(pid):
+                os.kill(pid, signal.SIGKILL)
+        assert (await own_sessions.run(WARM, "-c", "print(2)")).out == b"2\n"
+
+
+def _is_fork(pid: int) -> bool:
+    """Whose parent is an init: of ours, in a test that has the machine's processes to itself."""
+    try:
+        fields = stat_fields(pid)
+        assert fields is not None
+        return Path(f"/proc/{int(fields[1])}/comm").read_text() == "madang-init\n"
+    except (OSError, AssertionError):
+        return False
+
+
+# -- uids ------------------------------------------------------------------------------------------
+
+
+def test_a_nest_s_name_tells_its_uids() -> None:
+    assert block_of(name_of(range(5_000, 5_100))) == range(5_000, 5_100)
+
+
+def test_blocks_of_uids_are_shared_with_nobody() -> None:
+    uids = Uids(1_000, 100)
+    block = uids.take_block(10)
+    other = uids.take_block(10)
+    assert block is not None and other is not None
+    assert set(block).isdisjoint(other)
+    own = uids.take_from(block[2:])
+    assert own == block.start + 2
+
+    taken = {uids.take() for _ in range(80)}
+
+    assert taken.isdisjoint({*block, *other})
+    uids.give_back(block)
+    assert own not in {uids.take() for _ in range(9)}, "it is in use still"
+
+
+def test_blocks_never_take_more_than_half() -> None:
+    uids = Uids(1_000, 100)
+    assert sum(uids.take_block(10) is not None for _ in range(10)) <= 5
