@@ -75,8 +75,9 @@ def load(modules: list[str]) -> None:
     sys.stderr.flush()
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a module starts threads while it is imported")
-    if os.fstat(1).st_size:
-        raise RuntimeError("a module writes output while it is imported")
+    if said := os.pread(1, 300, 0):
+        text = said.decode("utf-8", "replace")
+        raise RuntimeError(f"a module writes output while it is imported: {text}")
     gc.collect()
     gc.freeze()
 
