@@ -139,6 +139,6 @@ def test_a_label_names_what_is_kept_warm(label: str, modules: tuple[str, ...]) -
 
 @pytest.mark.parametrize("label", ["a b", "os; evil()", "a..b", "-c", "é", ",".join("ab" * 20)])
 def test_what_is_no_module_is_never_imported(label: str) -> None:
-    request = BuildRequest(name="a", requirements=("numpy",), labels={"warm": label})
+    request = replace(_request("numpy"), labels={"warm": label})
     with pytest.raises(InvalidRequest, match="warm"):
         rules.check_request(request)
