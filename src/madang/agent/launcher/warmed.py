@@ -279,9 +279,11 @@ def open_stream(number: int, mode: str, old: Any) -> io.TextIOWrapper:
 
 
 def renew_randomness() -> None:
-    """``random`` does it by itself; torch begins each process with the same seed, and so do we."""
+    """``random`` does it by itself."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     if "multiprocessing.process" in sys.modules:
         sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
