@@ -35,13 +35,19 @@ def session_warm(bench: Bench) -> Iterator[Row]:
 
 
 def session_warm_torch(bench: Bench) -> Iterator[Row]:
-    """The same with PyTorch imported and used; its image is built first."""
+    """The same with PyTorch imported and used; its image is built first.
+
+    With NumPy: without, PyTorch warns while it is imported, and a warning would be lost.
+    """
     known = {image.name for image in bench.client.list_images()}
     if TORCH_IMAGE not in known:
         requirement = f"torch=={TORCH_VERSION}"
         begin = time.perf_counter()
         subprocess.run(
-            bench.command("image", "build", TORCH_IMAGE, "--pip", requirement, "--warm", "torch"),
+            bench.command(
+                *("image", "build", TORCH_IMAGE, "--pip", requirement, "--pip", "numpy"),
+                *("--warm", "torch", "--warm", "numpy"),
+            ),
             check=True, stdin=subprocess.DEVNULL, capture_output=True, cwd=bench.folder,
             env=bench.platform.environment,
         )  # fmt: skip

@@ -127,3 +127,18 @@ def test_a_manifest_is_checked_again_by_the_manager() -> None:
     ):
         with pytest.raises(BuildFailed):
             rules.check_manifest(BuildManifest(python="3.11", layers=layers))
+
+
+@pytest.mark.parametrize(
+    ("label", "modules"),
+    [("", ()), ("torch", ("torch",)), (" torch, numpy.random ,", ("torch", "numpy.random"))],
+)
+def test_a_label_names_what_is_kept_warm(label: str, modules: tuple[str, ...]) -> None:
+    assert rules.warm_modules({"warm": label}) == modules
+
+
+@pytest.mark.parametrize("label", ["a b", "os; evil()", "a..b", "-c", "é", ",".join("ab" * 20)])
+def test_what_is_no_module_is_never_imported(label: str) -> None:
+    request = replace(_request("numpy"), labels={"warm": label})
+    with pytest.raises(InvalidRequest, match="warm"):
+        rules.check_request(request)

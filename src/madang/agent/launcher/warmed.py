@@ -75,8 +75,9 @@ def load(modules: list[str]) -> None:
     sys.stderr.flush()
     if len(os.listdir("/proc/self/task")) > 1:
         raise RuntimeError("a module starts threads while it is imported")
-    if os.fstat(1).st_size:
-        raise RuntimeError("a module writes output while it is imported")
+    if said := os.pread(1, 300, 0):
+        text = said.decode("utf-8", "replace")
+        raise RuntimeError(f"a module writes output while it is imported: {text}")
     gc.collect()
     gc.freeze()
 
@@ -278,9 +279,11 @@ def open_stream(number: int, mode: str, old: Any) -> io.TextIOWrapper:
 
 
 def renew_randomness() -> None:
-    """``random`` does it by itself; torch begins each process with the same seed, and so do we."""
+    """``random`` does it by itself."""
     if "numpy.random" in sys.modules:
         sys.modules["numpy.random"].seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     if "multiprocessing.process" in sys.modules:
         sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
 
