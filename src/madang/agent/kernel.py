@@ -34,6 +34,7 @@ from madang.wire.errors import (
     ImageUnknown,
     LauncherUnavailable,
     PlatformError,
+    PolicyInvalid,
     RuntimeFailed,
     SessionNotRunning,
     StorageFull,
@@ -472,6 +473,10 @@ class Kernel:
             )
         except Conflict:  # it has ended: its watch tells
             await self._clock.wait(self.changed.next(), _PAUSE_S)
+            return
+        except PolicyInvalid as exc:
+            text = "stopped: its changed sandbox policy, with rules of its own, can't be kept"
+            self.condemn(Reason.GUARD, f"{text}: {exc.text}")
             return
         self._report = replace(self._report, guarded=guarded)
         self.changed.notify()

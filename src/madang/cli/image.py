@@ -9,7 +9,7 @@ import click
 from madang.cli.config import load
 from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.follow import Follower
-from madang.cli.options import parse_labels
+from madang.cli.options import parse_labels, read_policy
 from madang.cli.phases import show_end
 from madang.cli.printable import print_error_text, printable
 from madang.cli.terminal import Notes, count
@@ -82,6 +82,7 @@ def _facts(image: Image) -> list[tuple[str, str]]:
         ("built by", image.build or ""),
         ("made", made if image.created_at else ""),
         ("sessions", str(image.used_by)),
+        ("policy", f"{len(image.policy.splitlines())} lines" if image.policy else ""),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(image.labels.items()))),
     ]
 
@@ -111,12 +112,14 @@ def rm(names: tuple[str, ...], force: bool) -> int:
 @click.option("-r", "--requirement", "files", multiple=True, type=click.Path(dir_okay=False),
               help="File with one requirement a line.")  # fmt: skip
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
+@click.option("--policy", metavar="FILE", help="Sandbox policy of all sessions from this image.")
 @click.option("-d", "--detach", is_flag=True, help="Start the build and print its session's name.")
 def build(
     name: str,
     requirements: tuple[str, ...],
     files: tuple[str, ...],
     labels: tuple[str, ...],
+    policy: str | None,
     detach: bool,
 ) -> int:
     """Build an image from Python packages, one shared layer for each.
@@ -132,7 +135,8 @@ def build(
     config = load()
     notes = Notes(plain=config.plain)
     with connect(config) as client:
-        session = client.build_image(name, wanted, labels=parse_labels(labels))
+        text = "" if policy is None else read_policy(policy)
+        session = client.build_image(name, wanted, labels=parse_labels(labels), policy=text)
         if detach:
             print(session.name)
             return 0
