@@ -2,7 +2,7 @@
 PYTHON ?= .venv/bin/python
 BIN := $(dir $(PYTHON))
 
-.PHONY: fmt check test docs bench requirements
+.PHONY: fmt check test fuzz docs bench requirements
 
 fmt:
 	$(BIN)ruff format .
@@ -16,6 +16,12 @@ check:
 
 test:
 	./test.sh
+
+# The launcher's socket, the policy's reader and compiler, for as long as it takes (half an hour).
+fuzz:
+	HYPOTHESIS_PROFILE=long $(PYTHON) scripts/contained.py $(PYTHON) -m pytest -q --timeout 7200 \
+		tests/agent/launcher/test_socket.py tests/agent/launcher/test_policy.py \
+		tests/agent/launcher/test_seccomp.py tests/kit/test_policy.py tests/kit/test_lines.py
 
 docs:
 	$(BIN)sphinx-build -W -q -b html docs docs/_build/html

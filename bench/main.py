@@ -17,6 +17,7 @@ import machine
 import madang
 import rows
 from policy_edit import policy_edit
+from policy_import import policy_import
 from rows import Bench, Row
 from soak import soak
 
@@ -33,6 +34,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "submit_rate": rows.submit_rate,
     "restart": rows.restart,
     "blas_truth": rows.blas_truth,
+    "policy_import": policy_import,
     "policy_connect": rows.policy_connect,
     "policy_edit": policy_edit,
     "soak": soak,

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 # How long an example takes says more about the machine than about the code; pytest has a limit.
 settings.register_profile("madang", deadline=None)
-settings.load_profile("madang")
+settings.register_profile("long", deadline=None, max_examples=5000)  # `make fuzz`
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "madang"))
 
 # Processes that tests start find the package, installed or not.
 os.environ["PYTHONPATH"] = str(ROOT / "src")

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from madang.agent.runtime.contract import Runtime
-from madang.agent.runtime.native import NativeRuntime
-from madang.agent.runtime.process import ProcessRuntime
-from madang.agent.settings import AgentSettings
-from madang.kit.clock import SystemClock
-from madang.testing.nodes import PATIENCE_S, NodeUnderTest, node
-from madang.testing.sessions import Launcher, open_launcher, spec
+from madang.testing.nodes import PATIENCE_S, NodeFolder, NodeUnderTest, node
+from madang.testing.sessions import spec
 from madang.testing.simulation import NoBlobs, assignment
 from madang.wire.kernel import Assignment, ExecSpec, KernelId, KernelReport
 from madang.wire.link import (
@@ -40,47 +32,8 @@ from madang.wire.session import Reason
 ECHO = "echo ready; while read line; do echo got $line; done"
 
 
-class State:
-    """A state folder with what runs on it."""
-
-    def __init__(self, folder: str, launcher: Launcher | None) -> None:
-        self.folder = folder
-        self.launcher = launcher
-        self.settings = AgentSettings(
-            node="n1", state_dir=folder, disk_reserve_bytes=0, heartbeat_s=0.5, audit_s=1.0
-        )
-
-    def runtime(self) -> Runtime:
-        if self.launcher is None:
-            return ProcessRuntime(self.folder)
-        return NativeRuntime(self.launcher.socket, self.folder, SystemClock())
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher | None]:
-    if os.geteuid() != 0:
-        yield None
-        return
-    with open_launcher() as started:
-        yield started
-
-
-@pytest.fixture(params=["process", pytest.param("native", marks=pytest.mark.root)])
-def state(
-    request: pytest.FixtureRequest, launcher: Launcher | None, tmp_path: Path
-) -> Iterator[State]:
-    if request.param == "process":
-        yield State(str(tmp_path), None)
-        return
-    if launcher is None:
-        pytest.skip("needs root; the rootless launcher has its own suite")
-    yield State(str(launcher.state), launcher)
-    shutil.rmtree(launcher.state / "server")
-    assert launcher.leftovers() == []
-
-
 @pytest.fixture
-async def it(state: State) -> AsyncIterator[NodeUnderTest]:
+async def it(state: NodeFolder) -> AsyncIterator[NodeUnderTest]:
     async with node(state.runtime, state.settings, NoBlobs()) as found:
         yield found
 
@@ -110,7 +63,7 @@ async def frozen(it: NodeUnderTest, wanted: Assignment) -> KernelReport:
     return await order(it, wanted.kernel, frozen=True)
 
 
-async def stands_still(state: State, kernel: KernelId) -> bool:
+async def stands_still(state: NodeFolder, kernel: KernelId) -> bool:
     """As the runtime sees it."""
     runtime = state.runtime()
     await runtime.open()
@@ -149,7 +102,7 @@ def awake(it: NodeUnderTest, kernel: KernelId) -> bool:
 
 
 async def test_input_wakes_and_the_same_order_does_not_freeze_again(
-    it: NodeUnderTest, state: State
+    it: NodeUnderTest, state: NodeFolder
 ) -> None:
     wanted = shell(ECHO, stdin=True)
     order_of = (await frozen(it, wanted)).freeze_revision
@@ -205,7 +158,7 @@ async def test_an_exec_wakes(it: NodeUnderTest) -> None:
     await it.until(lambda: awake(it, wanted.kernel))
 
 
-async def test_readers_and_files_do_not_wake(it: NodeUnderTest, state: State) -> None:
+async def test_readers_and_files_do_not_wake(it: NodeUnderTest, state: NodeFolder) -> None:
     wanted = shell("echo text > note; echo ready; sleep 1000")
     since = (await frozen(it, wanted)).frozen_since
     kernel = wanted.kernel
@@ -275,7 +228,7 @@ async def test_a_frozen_session_can_be_forgotten(it: NodeUnderTest) -> None:
             await it.agent.kernels_changed.wait()
 
 
-async def test_a_frozen_session_outlives_the_agent(it: NodeUnderTest, state: State) -> None:
+async def test_a_frozen_session_outlives_the_agent(it: NodeUnderTest, state: NodeFolder) -> None:
     wanted = shell(ECHO, stdin=True)
     since = (await frozen(it, wanted)).frozen_since
 
@@ -289,7 +242,7 @@ async def test_a_frozen_session_outlives_the_agent(it: NodeUnderTest, state: Sta
 
 
 async def test_what_was_thawed_behind_our_back_is_frozen_again(
-    it: NodeUnderTest, state: State
+    it: NodeUnderTest, state: NodeFolder
 ) -> None:
     wanted = shell("echo ready; sleep 1000")
     since = (await frozen(it, wanted)).frozen_since
@@ -305,7 +258,7 @@ async def test_what_was_thawed_behind_our_back_is_frozen_again(
     assert it.reports[wanted.kernel].frozen_since == since
 
 
-async def test_what_nobody_uses_is_frozen_by_itself_and_woken_by_input(state: State) -> None:
+async def test_what_nobody_uses_is_frozen_by_itself_and_woken_by_input(state: NodeFolder) -> None:
     if state.launcher is None:
         pytest.skip("plain processes have no counters")
     settings = replace(state.settings, freeze_idle_after_s=1.0)

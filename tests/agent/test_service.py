@@ -5,23 +5,17 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-import shutil
 import signal
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from madang.agent.runtime.contract import Runtime
-from madang.agent.runtime.native import NativeRuntime
-from madang.agent.runtime.process import ProcessRuntime
-from madang.agent.settings import AgentSettings
-from madang.kit.clock import SystemClock
 from madang.storage import BlobStore
-from madang.testing.nodes import NodeUnderTest, node
-from madang.testing.sessions import Launcher, open_launcher, spec
+from madang.testing.nodes import NodeFolder, NodeUnderTest, node
+from madang.testing.sessions import spec
 from madang.testing.simulation import assignment
 from madang.wire.api import WorkspaceFile, WorkspaceManifest
 from madang.wire.errors import (
@@ -51,50 +45,6 @@ from madang.wire.session import Ended, Reason
 SH = "/bin/sh"
 
 
-class State:
-    """A state folder with what runs on it."""
-
-    def __init__(self, folder: str, launcher: Launcher | None) -> None:
-        self.folder = folder
-        self.launcher = launcher
-        self.settings = AgentSettings(
-            node="n1",
-            state_dir=folder,
-            disk_reserve_bytes=0,
-            heartbeat_s=0.5,
-            audit_s=1.0,
-            stream_patience_s=0.5,
-        )
-
-    def runtime(self) -> Runtime:
-        if self.launcher is None:
-            return ProcessRuntime(self.folder)
-        return NativeRuntime(self.launcher.socket, self.folder, SystemClock())
-
-
-@pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher | None]:
-    if os.geteuid() != 0:
-        yield None
-        return
-    with open_launcher() as started:
-        yield started
-
-
-@pytest.fixture(params=["process", pytest.param("native", marks=pytest.mark.root)])
-def state(
-    request: pytest.FixtureRequest, launcher: Launcher | None, tmp_path: Path
-) -> Iterator[State]:
-    if request.param == "process":
-        yield State(str(tmp_path), None)
-        return
-    if launcher is None:
-        pytest.skip("this launcher needs root; the rootless one has its own suite")
-    yield State(str(launcher.state), launcher)
-    shutil.rmtree(launcher.state / "server")
-    assert launcher.leftovers() == []
-
-
 @pytest.fixture
 async def blobs(tmp_path: Path) -> BlobStore:
     store = BlobStore(str(tmp_path / "blobs"))
@@ -103,7 +53,7 @@ async def blobs(tmp_path: Path) -> BlobStore:
 
 
 @pytest.fixture
-async def it(state: State, blobs: BlobStore) -> AsyncIterator[NodeUnderTest]:
+async def it(state: NodeFolder, blobs: BlobStore) -> AsyncIterator[NodeUnderTest]:
     async with node(state.runtime, state.settings, blobs) as found:
         yield found
 
@@ -287,7 +237,7 @@ async def test_what_ended_is_never_started_again(it: NodeUnderTest) -> None:
     assert await it.output(wanted.kernel) == b"once\n"
 
 
-async def test_a_lost_journal_costs_no_session(it: NodeUnderTest, state: State) -> None:
+async def test_a_lost_journal_costs_no_session(it: NodeUnderTest, state: NodeFolder) -> None:
     running, over = shell("sleep 60"), shell("echo over")
     await it.want(running, over)
     started = await it.running(running.kernel)
@@ -583,7 +533,7 @@ async def test_streams_end_with_the_link(it: NodeUnderTest) -> None:
     assert it.is_in(wanted.kernel, KernelState.RUNNING)
 
 
-async def test_usage_comes_with_the_heartbeat(it: NodeUnderTest, state: State) -> None:
+async def test_usage_comes_with_the_heartbeat(it: NodeUnderTest, state: NodeFolder) -> None:
     if state.launcher is None:
         pytest.skip("plain processes have no counters")
     wanted = shell("sleep 60")

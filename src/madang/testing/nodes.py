@@ -11,11 +11,14 @@ from typing import Any, Final
 
 from madang.agent.keepers import Keepers
 from madang.agent.runtime.contract import Runtime
+from madang.agent.runtime.native import NativeRuntime
+from madang.agent.runtime.process import ProcessRuntime
 from madang.agent.service import Agent
 from madang.agent.settings import AgentSettings
 from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock, SystemClock
 from madang.kit.link import MemoryManagerEnd, memory_link
+from madang.testing.sessions import Launcher
 from madang.wire.kernel import (
     Assignment,
     Desired,
@@ -32,6 +35,27 @@ from madang.wire.session import Ended
 PATIENCE_S: Final = 20.0
 _LATER: Final = 1_000_000
 """A revision after all that the manager of an earlier agent used."""
+
+
+class NodeFolder:
+    """A node's state folder, and the launcher that runs on it; None: plain processes."""
+
+    def __init__(self, folder: str, launcher: Launcher | None) -> None:
+        self.folder = folder
+        self.launcher = launcher
+        self.settings = AgentSettings(
+            node="n1",
+            state_dir=folder,
+            disk_reserve_bytes=0,
+            heartbeat_s=0.5,
+            audit_s=1.0,
+            stream_patience_s=0.5,
+        )
+
+    def runtime(self) -> Runtime:
+        if self.launcher is None:
+            return ProcessRuntime(self.folder)
+        return NativeRuntime(self.launcher.socket, self.folder, SystemClock())
 
 
 class NodeUnderTest:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from madang.agent import files
 from madang.agent.keepers import StdinWriter
 from madang.agent.launcher import fanotify, landlock
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.codec import to_builtins
 from madang.kit.policy import parse
-from madang.testing.sessions import PYTHON, Outcome, Sessions
+from madang.testing.sessions import PATIENCE_S, PYTHON, Outcome, Sessions
 from madang.wire.errors import Conflict
 from madang.wire.kernel import KernelId
 from madang.wire.policy import SITE, Refusal, Sandbox, merge
@@ -52,9 +54,9 @@ async def guard(sessions: Sessions, kernel: KernelId, sandbox: Sandbox) -> list[
     return later
 
 
-def guards_of(sessions: Sessions, kernel: KernelId) -> int:
+def guards_of(sessions: Sessions, kernel: KernelId, whose: str = "guard") -> int:
     record = json.loads(Path(sessions.runtime.kernel_dir(kernel), "kernel.json").read_text())
-    pid: int = record["guard"]["pid"]
+    pid: int = record[whose]["pid"]
     return pid
 
 
@@ -329,3 +331,42 @@ for line in sys.stdin:
     os.kill(guards_of(sessions, kernel), signal.SIGKILL)
     launcher.start()
     assert (await sessions.outcome(kernel)).ended.reason is Reason.GUARD
+
+
+async def test_a_guard_leaves_with_its_session(sessions: Sessions) -> None:
+    rules = policy("[[count]]\nof='exec'\nlimit=9")
+    kernel = await sessions.start("/bin/sleep", "60", sandbox=rules)
+    pidfd = os.pidfd_open(guards_of(sessions, kernel))
+    try:
+        await sessions.runtime.kill(kernel)
+        await sessions.outcome(kernel)
+        assert select.select([pidfd], [], [], PATIENCE_S)[0]
+    finally:
+        os.close(pidfd)
+
+
+@needs_fanotify
+async def test_nothing_passes_when_the_keeper_is_killed(sessions: Sessions) -> None:
+    code = (
+        TRY
+        + """
+print("up", flush=True)
+while attempt("/usr/bin/env") != "passed":
+    pass
+open("/outputs/leaked", "w").close()
+"""
+    )
+    rules = policy('[[files]]\ndeny = ["/usr/bin/env"]')
+    kernel = await sessions.start(*PYTHON, code, sandbox=rules)
+    await sessions.until(kernel, b"up")
+    fds = [os.pidfd_open(guards_of(sessions, kernel, whose)) for whose in ("guard", "init")]
+    try:
+        os.kill(guards_of(sessions, kernel, "keeper"), signal.SIGKILL)
+        for fd in fds:
+            assert select.select([fd], [], [], PATIENCE_S)[0]
+    finally:
+        for fd in fds:
+            os.close(fd)
+    async with aclosing(files.list_files(await sessions.runtime.files(kernel), "/outputs")) as left:
+        assert [entry.path async for entry in left] == []
+    await sessions.runtime.settle(kernel)

@@ -271,6 +271,9 @@ async def test_links_in_the_server_s_folders_lead_nowhere(
     assert victim.stat().st_mode & 0o777 == 0o755
 
 
+ROUNDS = settings().max_examples // 100
+"""1, or more with `make fuzz`."""
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: (
@@ -290,7 +293,7 @@ specs = json_values | st.builds(
 
 
 @settings(
-    max_examples=150,
+    max_examples=150 * ROUNDS,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -326,7 +329,7 @@ near_specs = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300 * ROUNDS, deadline=None)
 @given(near_specs)
 def test_a_spec_that_is_nearly_right_is_refused_or_can_be_carried_out(
     asked: dict[str, Any],
@@ -346,7 +349,7 @@ def test_a_spec_that_is_nearly_right_is_refused_or_can_be_carried_out(
 
 
 @settings(
-    max_examples=25,
+    max_examples=25 * ROUNDS,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -372,7 +375,7 @@ def test_any_order_of_real_requests_gets_an_answer_each(
         left -= {message.get("id") for message in fuzzed.hear()}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60 * ROUNDS, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_frames_or_an_error(data: bytes) -> None:
     try:

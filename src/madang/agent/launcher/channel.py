@@ -31,13 +31,24 @@ def send(link: socket.socket, message: Message, fds: Sequence[int] = ()) -> bool
 
 
 def receive(link: socket.socket) -> tuple[Message | None, list[int]]:
-    """The next message, or None once the peer is gone."""
+    """The next message, or None once the peer is gone, or says what is none."""
     try:
         data, fds, _flags, _peer = socket.recv_fds(link, _MAX_MESSAGE, _MAX_FDS)
     except ConnectionResetError:
         return None, []
-    message: Message | None = json.loads(data) if data else None
+    if (message := _read(data)) is None:
+        for fd in fds:
+            os.close(fd)
+        return None, []
     return message, fds
+
+
+def _read(data: bytes) -> Message | None:
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+    return message if isinstance(message, dict) else None
 
 
 def to_memory(value: Message) -> int:

@@ -474,7 +474,11 @@ class _Keeper:
         """Of a session that began without one."""
         if self._ward is not None:
             raise Conflict("the session has a guard.")
-        link = socket.socket(fileno=client.attached.pop())
+        try:
+            link = socket.socket(fileno=client.attached[0])
+        except OSError as exc:
+            raise InvalidRequest("guard: what came with it is no channel.") from exc
+        client.attached.clear()
         self._take_guard(link)
         client.tell({"ok": True})
 

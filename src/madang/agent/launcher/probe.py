@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from madang.agent.launcher import cgroups, mounts, scratch, seccomp, syscalls
+from madang.agent.launcher import cgroups, fanotify, landlock, mounts, scratch, seccomp, syscalls
 from madang.agent.launcher.fence import Fence
 from madang.wire.errors import PolicyUnkept
 from madang.wire.policy import SITE, Act, NetRule
@@ -58,6 +58,7 @@ def probe(state_dir: str, *, server_uid: int = 2_000_000_000) -> list[Finding]:
         _root(),
         *_cgroups(),
         _addresses(),
+        _files(),
         _overlay(where),
         _scratch(where),
         _seccomp(),
@@ -160,6 +161,17 @@ def _cgroups() -> Iterator[Finding]:
         yield _less(
             "process limit", "no pids controller: a fork bomb is not held", _delegation_mend()
         )
+
+
+def _files() -> Finding:
+    """What rules about files take."""
+    if not fanotify.possible():
+        text = "policies can't refuse to open files: no fanotify"
+        return _less("files", text, "Root, and a kernel with fanotify's permission events.")
+    if landlock.abi() < landlock.LEAST_ABI:
+        text = "policies can't say where files are changed: no Landlock, or an old one"
+        return _less("files", text, "Linux 6.2 or newer with `landlock` among its lsm modules.")
+    return _good("files", "policies can refuse to open and to change files")
 
 
 def _addresses() -> Finding:

@@ -63,8 +63,8 @@ class Slot:
         return message
 
     def _note(self, message: channel.Message) -> None:
-        if "init" in message:
-            self._find_init(int(message["init"]))
+        if isinstance(pid := message.get("init"), int):
+            self._find_init(pid)
         elif "ready" in message:
             self.ready = self.init is not None
         elif "failed" in message:

@@ -234,6 +234,8 @@ class _Link:
             answer = await future
         finally:
             self._waiting.pop(number, None)
+            if future.done() and not future.cancelled():
+                future.exception()  # Else asyncio complains of one that nobody asked for.
         return _opened(answer)
 
     async def _send(self, data: bytes) -> None:

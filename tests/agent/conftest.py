@@ -1,0 +1,36 @@
+"""Fixtures of agents on real runtimes."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from madang.testing.nodes import NodeFolder
+from madang.testing.sessions import Launcher, open_launcher
+
+
+@pytest.fixture(scope="module")
+def launcher() -> Iterator[Launcher | None]:
+    if os.geteuid() != 0:
+        yield None
+        return
+    with open_launcher() as started:
+        yield started
+
+
+@pytest.fixture(params=["process", pytest.param("native", marks=pytest.mark.root)])
+def state(
+    request: pytest.FixtureRequest, launcher: Launcher | None, tmp_path: Path
+) -> Iterator[NodeFolder]:
+    if request.param == "process":
+        yield NodeFolder(str(tmp_path), None)
+        return
+    if launcher is None:
+        pytest.skip("this launcher needs root; the rootless one has its own suite")
+    yield NodeFolder(str(launcher.state), launcher)
+    shutil.rmtree(launcher.state / "server")
+    assert launcher.leftovers() == []
