@@ -19,7 +19,7 @@ from madang.agent.keepers import Keepers
 from madang.agent.logs import LOG, end_offset
 from madang.agent.names import Names
 from madang.agent.reconcile import Actual, Phase, Step, plan
-from madang.agent.refusals import Counting
+from madang.agent.refusals import REFUSALS, Counting
 from madang.agent.runtime.contract import Found, Prepared, Runtime, Started
 from madang.agent.settings import AgentSettings
 from madang.agent.watch import Watch
@@ -542,7 +542,8 @@ class Kernel:
 
     async def _settle(self) -> None:
         ended = await self._seen_end()
-        await self._count_refusals()
+        if os.path.exists(os.path.join(self.folder(), REFUSALS)):  # Most have none: no thread.
+            await self._count_refusals()
         if ended.reason is Reason.LOST and self._sent is not None:
             ended = replace(ended, reason=_reason(self._sent.reason), text=self._sent.text)
         hook = self._around.hook
