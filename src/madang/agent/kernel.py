@@ -19,7 +19,7 @@ from madang.agent.keepers import Keepers
 from madang.agent.logs import LOG, end_offset
 from madang.agent.names import Names
 from madang.agent.reconcile import Actual, Phase, Step, plan
-from madang.agent.refusals import REFUSALS, Counting
+from madang.agent.refusals import Counting, were_any
 from madang.agent.runtime.contract import Found, Prepared, Runtime, Started
 from madang.agent.settings import AgentSettings
 from madang.agent.watch import Watch
@@ -452,13 +452,16 @@ class Kernel:
             counted = -1
             while self.watch is not None and counted < self.watch.refusals:
                 counted = self.watch.refusals
-                if self._counts is None:
-                    self._counts = Counting(self.folder())
-                refused = await asyncio.to_thread(self._counts.now)
-                self._report = replace(self._report, refused=refused)
-                self._around.touched(self, _REFUSALS_WITHIN_S)
+                await self._count_once()
         finally:
             self._counting = False
+
+    async def _count_once(self) -> None:
+        if self._counts is None:
+            self._counts = Counting(self.folder())
+        refused = await asyncio.to_thread(self._counts.now)
+        self._report = replace(self._report, refused=refused)
+        self._around.touched(self, _REFUSALS_WITHIN_S)
 
     def _be_stopping(self) -> None:
         self._stopping = True
@@ -542,8 +545,8 @@ class Kernel:
 
     async def _settle(self) -> None:
         ended = await self._seen_end()
-        if os.path.exists(os.path.join(self.folder(), REFUSALS)):  # Most have none: no thread.
-            await self._count_refusals()
+        if were_any(self.folder()):
+            await self._count_once()
         if ended.reason is Reason.LOST and self._sent is not None:
             ended = replace(ended, reason=_reason(self._sent.reason), text=self._sent.text)
         hook = self._around.hook
