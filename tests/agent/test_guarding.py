@@ -19,10 +19,11 @@ from madang.kit.codec import to_json
 from madang.testing.nodes import NodeUnderTest, node
 from madang.testing.runtime import FakeMachine, FakeRuntime
 from madang.testing.simulation import NoBlobs, assignment, sandbox_of
-from madang.wire.errors import HostLacks, PlatformError, RuntimeFailed
+from madang.wire.errors import HostLacks, InvalidRequest, PlatformError, RuntimeFailed
 from madang.wire.kernel import Assignment, KernelId
 from madang.wire.link import BulkStream, StreamItem
-from madang.wire.policy import NO_SANDBOX, Refusal, Sandbox
+from madang.wire.policy import NO_SANDBOX, SESSION, Act, NetRule, Refusal, Sandbox
+from madang.wire.session import Reason
 
 
 @dataclass
@@ -147,6 +148,34 @@ async def test_a_failure_that_may_pass_is_tried_again(it: NodeUnderTest, on: Mac
     await it.want(last)
     await has(it, last)
     assert it.reports[wanted.kernel].guarded.error == "for good"
+
+
+async def test_who_adds_so_many_rules_that_no_more_fit_is_ended(
+    it: NodeUnderTest, on: Machine
+) -> None:
+    own = NetRule(layer=SESSION, line=2, act=Act.CONNECT, targets=("10.0.0.0/8",))
+    wanted = with_rules(assignment("a"), Sandbox(nets=(own,), label="session"))
+    await it.want(wanted)
+    await it.running(wanted.kernel)
+    on.failures = [InvalidRequest("sandbox: has more than 256 rules.")]
+    site = replace(own, layer="site")
+    await it.want(with_rules(wanted, Sandbox(nets=(site, own), label="site 1, session")))
+    ended = await it.ended(wanted.kernel)
+    assert ended.reason is Reason.GUARD
+    assert "more than 256 rules" in ended.text
+
+
+async def test_an_administrator_s_rules_that_can_t_be_taken_end_nobody(
+    it: NodeUnderTest, on: Machine
+) -> None:
+    wanted = assignment("a")
+    await it.want(wanted)
+    await it.running(wanted.kernel)
+    on.failures = [InvalidRequest("sandbox: has more than 256 rules.")]
+    changed = with_rules(wanted, sandbox_of(1))
+    await it.want(changed)
+    await has(it, changed)
+    assert "more than 256" in it.reports[wanted.kernel].guarded.error
 
 
 async def test_rules_whose_meaning_has_changed_are_given_again(

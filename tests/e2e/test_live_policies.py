@@ -117,6 +117,17 @@ def test_it_outlives_the_launcher_and_the_server(
     assert "open" not in said(client)[2:]
 
 
+def test_who_stands_still_wakes_with_the_new_rules(client: Client, watcher: Session) -> None:
+    client.freeze(watcher.id)
+    before = len(said(client))
+    effect = client.apply_policy(PolicyDraft(text=DENY)).effect
+    assert effect is not None
+    assert effect.changed == 1
+    client.thaw(watcher.id)
+    until_says(client, "shut")
+    assert said(client)[before:] == ["shut"], "it never met the former ones again"
+
+
 def test_what_is_refused_is_told_where_it_happens(platform: Platform, tmp_path: Path) -> None:
     own = write(tmp_path, "own.toml", DENY.replace("/work/secret/**", "/etc/hostname"))
     program = "import time\ntry:\n open('/etc/hostname')\nexcept OSError as e:\n print(e.errno)\n"

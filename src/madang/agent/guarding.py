@@ -6,7 +6,9 @@ says which digest the runtime was told last. Where the two differ, the runtime i
 message, restart or crash can lose a change, and telling it twice changes nothing.
 
 A change that this machine can't hold is told once, and reported with the reason; the former rules
-stay in force. Failures that may pass are tried a few times.
+stay in force. Failures that may pass are tried a few times. But where rules of the session's own
+stand beside the administrator's, their sum may be what is too much: whoever starts a session could
+so keep later rules off it. Then the session ends.
 """
 
 from __future__ import annotations
@@ -16,8 +18,17 @@ from typing import Final
 
 from madang.agent.names import Names
 from madang.agent.runtime.contract import Runtime
-from madang.wire.errors import Conflict, LauncherUnavailable, PlatformError, RuntimeFailed
+from madang.wire.errors import (
+    Conflict,
+    HostLacks,
+    LauncherUnavailable,
+    PlatformError,
+    PolicyInvalid,
+    PolicyUnkept,
+    RuntimeFailed,
+)
 from madang.wire.kernel import Assignment, Guarded, KernelReport
+from madang.wire.policy import IMAGE, SESSION, Sandbox
 
 UNKNOWN: Final = Guarded(live="unknown")
 """Of a kernel that may have been started with rules which the manager has changed since."""
@@ -42,7 +53,9 @@ class Guarding:
     async def tell(
         self, runtime: Runtime, names: Names, wanted: Assignment, former: Guarded
     ) -> Guarded:
-        """Give the runtime the rules. Raises what is to be tried again; Conflict: it has ended."""
+        """Give the runtime the rules. Raises what is to be tried again; Conflict: it has ended;
+        PolicyInvalid: it must end.
+        """
         renewed, self._renew = self._renew, False
         sandbox = (await names.filled(wanted.spec)).sandbox
         try:
@@ -55,8 +68,16 @@ class Guarding:
             if isinstance(exc, RuntimeFailed) and self._tries < _TRIES:
                 self._renew |= renewed
                 raise
+            if not isinstance(exc, PolicyUnkept | HostLacks) and _adds_rules(sandbox):
+                raise PolicyInvalid(exc.text) from exc
             guarded = replace(former, live=wanted.live, error=exc.text)
         else:
             guarded = Guarded(live=wanted.live, label=sandbox.label, later=later)
         self._tries = 0
         return guarded
+
+
+def _adds_rules(sandbox: Sandbox) -> bool:
+    """Whether any of its rules are of who started the session, or built its image."""
+    rules = (*sandbox.rules, *sandbox.writes, *sandbox.live)
+    return any(rule.layer in {IMAGE, SESSION} for rule in rules)

@@ -19,7 +19,7 @@ from madang.agent.keepers import Keepers
 from madang.agent.logs import LOG, end_offset
 from madang.agent.names import Names
 from madang.agent.reconcile import Actual, Phase, Step, plan
-from madang.agent.refusals import Counting
+from madang.agent.refusals import Counting, were_any
 from madang.agent.runtime.contract import Found, Prepared, Runtime, Started
 from madang.agent.settings import AgentSettings
 from madang.agent.watch import Watch
@@ -34,6 +34,7 @@ from madang.wire.errors import (
     ImageUnknown,
     LauncherUnavailable,
     PlatformError,
+    PolicyInvalid,
     RuntimeFailed,
     SessionNotRunning,
     StorageFull,
@@ -451,13 +452,16 @@ class Kernel:
             counted = -1
             while self.watch is not None and counted < self.watch.refusals:
                 counted = self.watch.refusals
-                if self._counts is None:
-                    self._counts = Counting(self.folder())
-                refused = await asyncio.to_thread(self._counts.now)
-                self._report = replace(self._report, refused=refused)
-                self._around.touched(self, _REFUSALS_WITHIN_S)
+                await self._count_once()
         finally:
             self._counting = False
+
+    async def _count_once(self) -> None:
+        if self._counts is None:
+            self._counts = Counting(self.folder())
+        refused = await asyncio.to_thread(self._counts.now)
+        self._report = replace(self._report, refused=refused)
+        self._around.touched(self, _REFUSALS_WITHIN_S)
 
     def _be_stopping(self) -> None:
         self._stopping = True
@@ -472,6 +476,10 @@ class Kernel:
             )
         except Conflict:  # it has ended: its watch tells
             await self._clock.wait(self.changed.next(), _PAUSE_S)
+            return
+        except PolicyInvalid as exc:
+            text = "stopped: its changed sandbox policy, with rules of its own, can't be kept"
+            self.condemn(Reason.GUARD, f"{text}: {exc.text}")
             return
         self._report = replace(self._report, guarded=guarded)
         self.changed.notify()
@@ -537,7 +545,8 @@ class Kernel:
 
     async def _settle(self) -> None:
         ended = await self._seen_end()
-        await self._count_refusals()
+        if were_any(self.folder()):
+            await self._count_once()
         if ended.reason is Reason.LOST and self._sent is not None:
             ended = replace(ended, reason=_reason(self._sent.reason), text=self._sent.text)
         hook = self._around.hook

@@ -63,6 +63,10 @@ def read_refusals(folder: str) -> list[Refusal]:
     return list({key_of(each): each for each in Reading(folder).news()}.values())
 
 
+def were_any(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, REFUSALS))
+
+
 class Counting:
     """How often each rule has refused anything."""
 

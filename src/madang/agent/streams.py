@@ -226,10 +226,12 @@ class _Refusals:
     def due(self) -> bool:
         return self._watch is not None and self._watch.refusals > self._looked
 
-    async def tell(self, stream: BulkStream) -> None:
-        if self._watch is None or not self.due:
+    async def tell(self, stream: BulkStream, *, at_end: bool = False) -> None:
+        """*at_end*: also what nobody told of, because the keeper has left."""
+        if not self.due and not at_end:
             return
-        self._looked = self._watch.refusals
+        if self._watch is not None:
+            self._looked = self._watch.refusals
         for refusal in await asyncio.to_thread(self._reading.news):
             if refusal.answer != Answer.LOG and key_of(refusal) not in self._told:
                 self._told.add(key_of(refusal))
@@ -256,6 +258,8 @@ async def _pump(
             for record in news:
                 await stream.send(record)
         elif gone or watch is None or not follow:
+            if refusals is not None:
+                await refusals.tell(stream, at_end=True)
             return
         elif not watch.gone and watch.end <= reader.offset and not (refusals and refusals.due):
             await watch.changed.wait()

@@ -9,7 +9,7 @@ import click
 from madang.cli.config import load
 from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.follow import Follower
-from madang.cli.options import parse_labels
+from madang.cli.options import parse_labels, read_policy
 from madang.cli.phases import show_end
 from madang.cli.printable import print_error_text, printable
 from madang.cli.terminal import Notes, count
@@ -82,6 +82,7 @@ def _facts(image: Image) -> list[tuple[str, str]]:
         ("built by", image.build or ""),
         ("made", made if image.created_at else ""),
         ("sessions", str(image.used_by)),
+        ("policy", f"{len(image.policy.splitlines())} lines" if image.policy else ""),
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(image.labels.items()))),
     ]
 
@@ -113,6 +114,7 @@ def rm(names: tuple[str, ...], force: bool) -> int:
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("--warm", multiple=True, metavar="MODULE",
               help="Keep it imported, for sessions to start at once; may be repeated.")  # fmt: skip
+@click.option("--policy", metavar="FILE", help="Sandbox policy of all sessions from this image.")
 @click.option("-d", "--detach", is_flag=True, help="Start the build and print its session's name.")
 def build(
     name: str,
@@ -120,6 +122,7 @@ def build(
     files: tuple[str, ...],
     labels: tuple[str, ...],
     warm: tuple[str, ...],
+    policy: str | None,
     detach: bool,
 ) -> int:
     """Build an image from Python packages, one shared layer for each.
@@ -137,7 +140,8 @@ def build(
     config = load()
     notes = Notes(plain=config.plain)
     with connect(config) as client:
-        session = client.build_image(name, wanted, labels=marks)
+        text = "" if policy is None else read_policy(policy)
+        session = client.build_image(name, wanted, labels=marks, policy=text)
         if detach:
             print(session.name)
             return 0

@@ -575,14 +575,22 @@ class AsyncClient:
         await self.call(calls.remove_image(name, force=force))
 
     async def build_image(
-        self, name: str, requirements: Sequence[str], *, labels: Mapping[str, str] | None = None
+        self,
+        name: str,
+        requirements: Sequence[str],
+        *,
+        labels: Mapping[str, str] | None = None,
+        policy: str = "",
     ) -> Session:
         """Start a build: a session whose output is the build log and whose end is the build's.
 
         Stopping it cancels the build.
         """
         request = BuildRequest(
-            name=name, requirements=tuple(requirements), labels=dict(labels or {})
+            name=name,
+            requirements=tuple(requirements),
+            labels=dict(labels or {}),
+            policy=policy,
         )
         return await self.call(calls.build_image(request, new_key()))
 

@@ -430,7 +430,12 @@ class Client:
         self.call(calls.remove_image(name, force=force))
 
     def build_image(
-        self, name: str, requirements: Sequence[str], *, labels: Mapping[str, str] | None = None
+        self,
+        name: str,
+        requirements: Sequence[str],
+        *,
+        labels: Mapping[str, str] | None = None,
+        policy: str = "",
     ) -> Session:
         """Start a build: a session whose output is the build log and whose end is the build's.
 
@@ -439,7 +444,10 @@ class Client:
         from madang.wire.image import BuildRequest
 
         request = BuildRequest(
-            name=name, requirements=tuple(requirements), labels=dict(labels or {})
+            name=name,
+            requirements=tuple(requirements),
+            labels=dict(labels or {}),
+            policy=policy,
         )
         return self.call(calls.build_image(request, new_key()))
 

@@ -16,6 +16,7 @@ from madang.kit.policy_keys import COMMON, answer, only_keys, quoted, render_com
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
     BASE,
+    IMAGE,
     MAX_RULES,
     MAX_TEXT_BYTES,
     MAX_VALUES,
@@ -92,7 +93,7 @@ def _parse(tables: list[Table], layer: str) -> Layer:
 def _widen(item: Item | None, layer: str) -> tuple[Widening, ...]:
     if item is None:
         return ()
-    if layer in {SESSION, BASE}:
+    if layer in {SESSION, IMAGE, BASE}:
         raise BadLine(item.line, "only an administrator's layer can widen rules of the base")
     found = []
     for name in texts(item, "widen"):

@@ -27,6 +27,7 @@ from madang.agent import files
 from madang.agent.keepers import KeeperNews
 from madang.agent.launcher import registry
 from madang.agent.launcher.offers import RAW_ARGUMENTS
+from madang.agent.refusals import read_refusals
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Found
 from madang.testing.sessions import HOST, PATIENCE_S, PYTHON, Sessions, read_output, spec
@@ -37,12 +38,14 @@ from madang.wire.errors import (
     InvalidRequest,
     NetworkRefused,
     PlatformError,
+    PolicyUnkept,
     RuntimeFailed,
     SessionNotRunning,
 )
 from madang.wire.kernel import ExecSpec, KernelId
 from madang.wire.link import Resize, StdinEnd
 from madang.wire.network import Network, NetworkMode
+from madang.wire.policy import NO_SANDBOX, FileRule, Sandbox
 from madang.wire.session import Reason
 from madang.wire.size import KIB, MIB
 
@@ -555,6 +558,42 @@ class RuntimeConformance:
         asked = spec("/bin/true", network=Network(mode=NetworkMode.FULL))
         with pytest.raises((NetworkRefused, HostLacks), match="network"):
             await sessions.prepare(asked)
+
+    # -- live rules ------------------------------------------------------------------------------
+
+    async def test_live_rules_come_and_go_while_it_runs(self, sessions: Sessions) -> None:
+        look = "if cat secret 2> error > seen; then echo open; else echo shut; fi"
+        script = f"echo x > secret; while sleep 0.02; do {look}; done"
+        kernel = await sessions.start("/bin/sh", "-c", script)
+        await sessions.until(kernel, b"open")
+        rule = FileRule(layer="site", line=3, patterns=("/work/secret",))
+
+        try:
+            later = await sessions.runtime.guard(kernel, Sandbox(files=(rule,), label="site 1"))
+        except (PolicyUnkept, HostLacks) as exc:
+            assert await running(sessions, kernel)
+            pytest.skip(exc.text)
+        assert later == ()
+        before = sessions.output(kernel)[0].count(b"open")
+        await sessions.until(kernel, b"shut")
+        assert sessions.output(kernel)[0].count(b"open") <= before + 1, "it was in force at once"
+        assert await sessions.runtime.guard(kernel, NO_SANDBOX) == ()
+        await sessions.until(kernel, b"shut\nopen")
+
+        await sessions.runtime.kill(kernel)
+        await sessions.outcome(kernel)
+        (found,) = read_refusals(sessions.io(kernel))
+        assert (found.layer, found.line, found.object) == ("site", 3, "/work/secret")
+
+    async def test_no_live_rules_are_kept_anywhere_and_none_once_it_has_ended(
+        self, sessions: Sessions
+    ) -> None:
+        kernel = await sessions.start(*SLEEP)
+        assert await sessions.runtime.guard(kernel, NO_SANDBOX) == ()
+        await sessions.runtime.kill(kernel)
+        await sessions.outcome(kernel)
+        with pytest.raises(Conflict):
+            await sessions.runtime.guard(kernel, NO_SANDBOX)
 
     async def test_many_at_once_all_come_through(self, sessions: Sessions) -> None:
         done = await asyncio.gather(

@@ -65,6 +65,8 @@ class Image:
     used_by: int = 0
     """Live sessions that run from it."""
     labels: dict[str, str] = field(default_factory=dict)
+    policy: str = ""
+    """Its layer of the sandbox policy of all sessions that start from it."""
     reason: str = ""
     """Why the build failed, in words."""
 
@@ -78,6 +80,8 @@ class BuildRequest:
     labels: dict[str, str] = field(default_factory=dict)
     size: SizeRequest = field(default_factory=SizeRequest)
     """Of the build session; builds have defaults of their own."""
+    policy: str = ""
+    """Text of a sandbox policy that sessions from this image shall have; kept with it."""
 
 
 BUILD_MANIFEST: Final = "image.json"

@@ -15,7 +15,7 @@ from madang.manager.db.migrate import head, script_to
 from madang.manager.session import store
 from madang.testing.database import PostgresCluster
 from madang.testing.manager import ScriptedAgent, manager_box
-from madang.wire.kernel import KernelId, KernelReport, KernelState
+from madang.wire.kernel import Guarded, KernelId, KernelReport, KernelState
 from madang.wire.session import SessionStatus
 
 SESSION: Final = "01jd0000000000000000000001"
@@ -71,6 +71,7 @@ async def test_sessions_of_the_first_version_are_kept_and_not_frozen(old_url: st
             "old-owl", SessionStatus.RUNNING, "secret", 17,
         )  # fmt: skip
         assert (row.frozen_at, row.freeze_revision, row.version) == (None, 0, 4)
+        assert (row.refused, row.image_policy) == ("{}", "")
         assert [entry.cause for entry in entries] == ["started"]
 
 
@@ -87,3 +88,23 @@ async def test_a_session_of_the_first_version_can_be_frozen(old_url: str) -> Non
         assert told.freeze_revision > 17
         await agent.running(told, frozen_since=50.0, freeze_revision=told.freeze_revision)
         assert (await call)["frozen_since"] == 50.0
+
+
+async def test_policies_of_the_first_version_s_sessions_can_change(old_url: str) -> None:
+    agent = ScriptedAgent()
+    agent.incarnation = 3
+    report = KernelReport(kernel=KernelId(SESSION, 1), nonce="secret", state=KernelState.RUNNING)
+    async with manager_box(ManagerSettings(database_url=old_url)) as box:
+        box.connect(agent, (report,))
+        assert (await agent.assigned(SESSION)).live == ""
+        text = "version = 1\n[[connect]]\nonly = []\n"
+        call = asyncio.create_task(box.call("PUT", "/v1/policies/site", {"text": text}))
+        await agent.until(lambda: agent.wanted[report.kernel].live != "")
+        told = agent.wanted[report.kernel]
+        guarded = Guarded(live=told.live, label="site 1")
+        await agent.running(told, guarded=guarded, refused={"site line 2": 3})
+        assert (await call)["effect"]["changed"] == 1
+        async with asyncio.timeout(10):
+            while not (await box.call("GET", "/v1/policies/site"))["refused"]:
+                await asyncio.sleep(0.01)
+        assert (await box.call("GET", "/v1/policies/site"))["refused"] == {"2": 3}

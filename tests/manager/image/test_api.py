@@ -65,6 +65,42 @@ async def test_an_image_is_built_used_and_removed(either_box: ManagerBox) -> Non
     assert problem["code"] == "image.unknown"
 
 
+async def test_the_policy_of_an_image_counts_in_sessions_that_start_from_it(
+    either_box: ManagerBox,
+) -> None:
+    box, agent = either_box, await either_box.add_agent()
+    agent.serve = _serve
+    own = "version = 1\n\n[[connect]]\nonly = []\n"
+    session = await _build(box, policy=own)
+    await agent.running(assignment := await agent.assigned(session["id"]))
+    assert assignment.spec.sandbox.nets == (), "it is not built under it"
+    await agent.ended(assignment)
+    await box.until(session["id"], "TERMINATED")
+    assert (await box.call("GET", "/v1/images/digits"))["policy"] == own
+
+    more = "version = 1\n[[bind]]\nonly = []\n"
+    body = {"argv": ["true"], "image": "digits", "policy": more}
+    run = await box.call("POST", "/v1/sessions", body)
+    told = await agent.assigned(run["id"])
+    places = [rule.place for rule in told.spec.sandbox.nets]
+    assert places == ["image line 3", "session line 2"]
+    assert told.spec.sandbox.label == "image, session"
+    assert told.live
+    other = await box.call("POST", "/v1/sessions", {"argv": ["true"]})
+    assert not (await agent.assigned(other["id"])).spec.sandbox
+
+
+async def test_an_image_s_policy_is_checked_and_widens_nothing(box: ManagerBox) -> None:
+    for text, words in (
+        ("version = 1\n[[connect]]\ndeny = ['x y']\n", "line 2"),
+        ("version = 1\nwiden = ['perf']\n", "only an administrator's layer"),
+    ):
+        body = {"name": "digits", "requirements": ["numpy"], "policy": text}
+        problem = await box.call("POST", "/v1/images", body, status=400)
+        assert problem["code"] == "policy.invalid"
+        assert words in problem["detail"]
+
+
 async def test_an_image_is_made_though_nobody_asks(box: ManagerBox) -> None:
     agent = await box.add_agent()
     agent.serve = _serve

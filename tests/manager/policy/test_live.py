@@ -269,6 +269,15 @@ async def test_a_session_s_own_layer_is_checked(box: ManagerBox, text: str) -> N
     assert problem["code"] == "policy.invalid"
 
 
+async def test_an_own_layer_leaves_no_less_room_than_there_is(box: ManagerBox) -> None:
+    agent = await box.add_agent()
+    await apply(box, NOTHING + "[[connect]]\ndeny = ['10.0.0.1']\n" * 200)
+    await running(box, agent, "one")
+    text = NOTHING + "[[bind]]\nonly = []\n" * 57
+    problem = await box.call("PUT", "/v1/sessions/one/policy", {"text": text}, status=400)
+    assert "would have 257 rules" in problem["detail"]
+
+
 async def test_one_that_has_ended_keeps_its_layer(box: ManagerBox) -> None:
     agent = await box.add_agent()
     _, told = await running(box, agent, "one")

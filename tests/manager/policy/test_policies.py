@@ -146,7 +146,7 @@ def row(text: str) -> PolicyRow:
 
 
 def test_a_text_that_can_not_be_read_any_more_starts_no_session() -> None:
-    sandbox = rules.sandbox_of([row("version = 2")], "")
+    sandbox = rules.sandbox_of([row("version = 2")], "", "")
     assert "line 1" in sandbox.broken
     assert sandbox.rules == ()
     assert sandbox

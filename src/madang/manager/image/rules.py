@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
+from madang.kit import policy
 from madang.kit.codec import from_json
 from madang.manager.db import seconds
 from madang.manager.image.types import ImageRow, ImageSettings
@@ -29,6 +31,7 @@ from madang.wire.image import (
     Layer,
 )
 from madang.wire.kernel import TOOLS_DIR, ImageMount
+from madang.wire.policy import IMAGE
 from madang.wire.session import HOST_IMAGE, Reason, Result, Session, SessionSpec, SizeRequest
 
 BUILD_SCRIPT: Final = f"{TOOLS_DIR}/build.pyz"
@@ -67,9 +70,9 @@ def check_request(request: BuildRequest) -> BuildRequest:
     for requirement in wanted:
         _check_requirement(requirement)
     warm_modules(request.labels)
-    return BuildRequest(
-        name=request.name, requirements=wanted, labels=request.labels, size=request.size
-    )
+    if request.policy:
+        policy.parse(request.policy, IMAGE)
+    return replace(request, requirements=wanted)
 
 
 def _check_requirement(text: str) -> None:
@@ -105,7 +108,8 @@ def id_of_key(owner_id: str, key: str) -> str:
 
 def check_repeated(known: ImageRow, row: ImageRow) -> None:
     """Raises IdempotencyMismatch if one key came with two requests."""
-    if (known.name, known.requirements, known.size) != (row.name, row.requirements, row.size):
+    asked = (row.name, row.requirements, row.size, row.policy)
+    if (known.name, known.requirements, known.size, known.policy) != asked:
         raise IdempotencyMismatch("this Idempotency-Key came before with another build.")
 
 
@@ -224,5 +228,6 @@ def to_image(row: ImageRow, used_by: int) -> Image:
         build=row.build_name or None,
         used_by=used_by,
         labels=from_json(dict[str, str], row.labels),
+        policy=row.policy,
         reason=row.reason,
     )

@@ -74,6 +74,11 @@ class ImageService:
             raise rules.not_ready(name, row)
         return rules.mount(row)
 
+    async def policy_of(self, name: str) -> str:
+        """The text of its layer of the sandbox policy; empty: none."""
+        row = None if name == HOST_IMAGE else await self._current(name)
+        return "" if row is None else row.policy
+
     async def wanted_layers(self) -> tuple[str, ...]:
         """Layers that nodes shall keep."""
         async with self._database.read() as tx:
@@ -207,6 +212,7 @@ class ImageService:
             created_at=now,
             requirements=to_json(request.requirements).decode(),
             labels=to_json(request.labels).decode(),
+            policy=request.policy,
             size=to_json(request.size).decode(),
             digest="",
             python="",

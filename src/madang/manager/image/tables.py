@@ -22,6 +22,7 @@ images: Final = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("requirements", sa.Text, nullable=False),
     sa.Column("labels", sa.Text, nullable=False),
+    sa.Column("policy", sa.Text, nullable=False, server_default=""),
     sa.Column("size", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False, index=True),
     sa.Column("python", sa.Text, nullable=False),

@@ -63,6 +63,7 @@ class ImageRow:
     created_at: int
     requirements: str
     labels: str
+    policy: str
     size: str
     digest: str
     python: str

@@ -16,6 +16,8 @@ from madang.wire.errors import Forbidden, InvalidRequest, NotFound, PolicyInvali
 from madang.wire.policies import PolicyReview, PolicyVerdict, ReplayVerdict
 from madang.wire.policy import (
     BASE,
+    IMAGE,
+    MAX_RULES,
     NODE,
     SESSION,
     SITE,
@@ -45,7 +47,7 @@ _NO_VERSION: Final = "version = 1\n"
 
 def layer_of(target: str) -> str:
     """Which layer a target's text is. Raises NotFound."""
-    if target in {BASE, SITE, SESSION}:
+    if target in {BASE, SITE, IMAGE, SESSION}:
         return target
     if _NODE.fullmatch(target):
         return NODE
@@ -79,8 +81,8 @@ def check_note(note: str) -> str:
     return note
 
 
-def sandbox_of(rows: Sequence[PolicyRow], session: str) -> Sandbox:
-    """What a session gets: the administrator's layers, then its own text.
+def sandbox_of(rows: Sequence[PolicyRow], image: str, session: str) -> Sandbox:
+    """What a session gets: the administrator's layers, its image's text, then its own.
 
     A text that can't be read any more is passed on as broken: such a session does not start.
     """
@@ -90,16 +92,19 @@ def sandbox_of(rows: Sequence[PolicyRow], session: str) -> Sandbox:
             layers.append(policy.parse(row.text, layer_of(row.target)))
             if layers[-1]:
                 labels.append(f"{layers[-1].layer} {row.version}")
-        if session:
-            layers.append(policy.parse(session, SESSION))
-            labels.append(SESSION)
+        for layer, text in ((IMAGE, image), (SESSION, session)):
+            if text:
+                layers.append(policy.parse(text, layer))
+                labels.append(layer)
     except PolicyInvalid as exc:
         return Sandbox(broken=exc.text[:200])
     return merge(layers, ", ".join(labels))
 
 
 def live_digest(sandbox: Sandbox) -> str:
-    """Names the live rules of *sandbox*; none: empty."""
+    """Names the live rules of *sandbox*; none: empty. A broken one has some that nobody knows."""
+    if sandbox.broken:
+        return "broken"
     return hashlib.sha256(to_json(sandbox.live)).hexdigest()[:16] if sandbox.live else ""
 
 
@@ -143,6 +148,14 @@ def check_stricter(before: Layer, after: Layer) -> None:
                 f"a session's policy can only get more rules while it lives: {text}. "
                 "An administrator may replace it."
             )
+
+
+def check_total(sandbox: Sandbox) -> None:
+    """Raises PolicyInvalid where the layers together have more than a machine takes."""
+    count = len(sandbox.rules) + len(sandbox.writes) + len(sandbox.live)
+    if count > MAX_RULES:
+        text = f"all layers together would have {count} rules; the most is {MAX_RULES}."
+        raise PolicyInvalid(f"policy: {text}", line=1)
 
 
 def versions_of(label: str) -> dict[str, int]:

@@ -25,7 +25,7 @@ from madang.wire.policies import (
     ReplayQuestion,
     ReplayVerdict,
 )
-from madang.wire.policy import BASE, LAYERS, SESSION, SITE, Layer, Sandbox, merge
+from madang.wire.policy import BASE, IMAGE, LAYERS, SESSION, SITE, Layer, Sandbox, merge
 
 HISTORY: Final = 100
 """Versions that are listed."""
@@ -108,7 +108,7 @@ class PolicyService:
         """
         if not caller.sees_all:
             raise Forbidden("only an administrator puts a sandbox policy in force.")
-        if rules.layer_of(draft.target) in {BASE, SESSION}:
+        if rules.layer_of(draft.target) in {BASE, IMAGE, SESSION}:
             text = f"the {draft.target} layer can't be put in force; give site or node:NAME."
             raise InvalidRequest(text, field="target")
         layer = self._parse(draft)
@@ -232,13 +232,13 @@ class Sandboxes:
     def __init__(self, rows: list[PolicyRow]) -> None:
         self._rows: Final = rows
 
-    def of(self, session: str) -> Sandbox:
-        """*session*: the text of its own layer."""
-        return rules.sandbox_of(self._rows, session)
+    def of(self, image: str, session: str) -> Sandbox:
+        """*image*, *session*: the texts of these layers; empty: none."""
+        return rules.sandbox_of(self._rows, image, session)
 
-    def live_of(self, session: str) -> str:
+    def live_of(self, image: str, session: str) -> str:
         """Names the live rules of that sandbox; none: empty."""
-        return rules.live_digest(self.of(session))
+        return rules.live_digest(self.of(image, session))
 
 
 def _refused(row: PolicyRow, counts: Sequence[CountRow]) -> dict[str, int]:

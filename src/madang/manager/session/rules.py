@@ -192,7 +192,9 @@ def assignment_of(row: SessionRow, settings: SessionSettings, sandboxes: Sandbox
     """What the node that holds the session shall do with it."""
     wanted = _WANTED[S(row.status)]
     live = (
-        "" if wanted is Wanted.KEEP else sandboxes.live_of(from_json(SessionSpec, row.spec).policy)
+        ""
+        if wanted is Wanted.KEEP
+        else sandboxes.live_of(row.image_policy, from_json(SessionSpec, row.spec).policy)
     )
     return Assignment(
         kernel=row.kernel,
@@ -238,7 +240,7 @@ def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxe
         log_limit_bytes=settings.log_limit_bytes,
         build=row.kind == SessionKind.BUILD,
         owner=row.owner_id,
-        sandbox=sandboxes.of(spec.policy),
+        sandbox=sandboxes.of(row.image_policy, spec.policy),
         runtime=spec.runtime,
         network=spec.network,
     )

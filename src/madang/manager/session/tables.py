@@ -25,6 +25,7 @@ sessions: Final = sa.Table(
     sa.Column("image", sa.Text, nullable=False),
     sa.Column("image_digest", sa.Text, nullable=False),
     sa.Column("image_mount", sa.Text, nullable=False),
+    sa.Column("image_policy", sa.Text, nullable=False, server_default=""),
     sa.Column("cpu_milli", sa.BigInteger, nullable=False),
     sa.Column("mem_bytes", sa.BigInteger, nullable=False),
     sa.Column("pids", sa.BigInteger, nullable=False),

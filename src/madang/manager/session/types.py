@@ -55,6 +55,7 @@ class SessionRow:
     image: str
     image_digest: str
     image_mount: str
+    image_policy: str
     cpu_milli: int
     mem_bytes: int
     pids: int
@@ -126,6 +127,10 @@ class Images(Protocol):
         """A ready image. Raises ImageUnknown."""
         ...
 
+    async def policy_of(self, name: str) -> str:
+        """The text of its layer of the sandbox policy; empty: none."""
+        ...
+
     async def wanted_layers(self) -> tuple[str, ...] | None:
         """Layers that nodes shall keep; None: no opinion."""
         ...
@@ -134,11 +139,11 @@ class Images(Protocol):
 class Sandboxes(Protocol):
     """What the policies in force on one node make of a session."""
 
-    def of(self, session: str) -> Sandbox:
-        """*session*: the text of its own layer."""
+    def of(self, image: str, session: str) -> Sandbox:
+        """*image*, *session*: the texts of these layers; empty: none."""
         ...
 
-    def live_of(self, session: str) -> str:
+    def live_of(self, image: str, session: str) -> str:
         """Names the live rules of that sandbox; none: empty."""
         ...
 

@@ -20,7 +20,7 @@ from madang.manager.db.events import EventFeed
 from madang.manager.fleet import store as ledger
 from madang.manager.fleet.service import FleetService
 from madang.manager.http import Caller
-from madang.manager.policy.rules import check_note, check_stricter, later
+from madang.manager.policy.rules import check_note, check_stricter, check_total, later
 from madang.manager.policy.service import PolicyService, Sandboxes
 from madang.manager.session import store
 from madang.manager.session.service.agents import AgentService
@@ -116,6 +116,8 @@ class SessionPolicies:
         waiting, failed, done, places = [], {}, 0, dict.fromkeys(later)
         for each in concerned:
             guarded = self._guarded(each.row)
+            if guarded is None and each.row.held_by in self._fleet.online():
+                continue  # it has ended
             if guarded is None or guarded.live != each.wanted:
                 waiting.append(each.row.name)
             elif guarded.error:
@@ -169,6 +171,9 @@ class SessionPolicies:
             before = policy.parse(known.text or _NOTHING, SESSION)
             if not caller.sees_all:
                 check_stricter(before, layer)
+            if row.held_by is not None:
+                sandboxes = await self._policies.sandboxes(tx, row.held_by)
+                check_total(sandboxes.of(row.image_policy, draft.text))
             if known.text != draft.text:
                 row, known = await self._replace(tx, caller, row, draft)
         return replace(known, effect=await self._effect_on(row, later(before, layer)))
@@ -204,12 +209,12 @@ def _concerned(
     rows: Iterable[SessionRow], before: Mapping[str, Guarded], sandboxes: Sandboxes
 ) -> list[_Concerned]:
     """Those that had other live rules *before*, or could not have these."""
-    known: dict[str, str] = {}
+    known: dict[tuple[str, str], str] = {}
     found = []
     for row in rows:
-        own = _own(row)
+        own = row.image_policy, _own(row)
         if own not in known:
-            known[own] = sandboxes.live_of(own)
+            known[own] = sandboxes.live_of(*own)
         guarded = before.get(row.id)
         if guarded is None or guarded.error or guarded.live != known[own]:
             found.append(_Concerned(row, known[own]))

@@ -145,6 +145,7 @@ class SessionService:
         check_spec(spec)
         size = resolve_size(spec, self._settings)
         mount = await self._images.resolve(spec.image)
+        image_policy = await self._images.policy_of(spec.image)
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
             raise WorkspaceIncomplete(text, workspace=spec.workspace)
@@ -152,7 +153,8 @@ class SessionService:
         await self._refuse_missing(spec.runtime)
         if kind is None:
             kind = SessionKind.RUN if spec.argv else SessionKind.IDLE
-        return self._row(caller, spec, body, kind, size, mount)
+        row = self._row(caller, spec, body, kind, size, mount)
+        return replace(row, image_policy=image_policy)
 
     def _row(
         self,
@@ -179,6 +181,7 @@ class SessionService:
             image=spec.image,
             image_digest=mount.digest,
             image_mount=to_json(mount).decode(),
+            image_policy="",
             cpu_milli=slots.cpu_milli,
             mem_bytes=slots.mem_bytes,
             pids=slots.pids,

@@ -1,4 +1,4 @@
-"""What rules of sandbox policies have refused.
+"""What rules of sandbox policies have refused; policies that are kept with images.
 
 Revision ID: 0007
 """
@@ -24,3 +24,5 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("target", "version", "line", name=op.f("pk_policy_counts")),
     )
     op.add_column("sessions", sa.Column("refused", sa.Text(), server_default="{}", nullable=False))
+    for table, column in (("sessions", "image_policy"), ("images", "policy")):
+        op.add_column(table, sa.Column(column, sa.Text(), server_default="", nullable=False))
