@@ -35,7 +35,7 @@ from madang.wire.link import ManagerEnd
 from madang.wire.policy import NO_SANDBOX, Act, NetRule, Sandbox
 from madang.wire.size import GIB, MIB, Size
 
-_RULES: Final = 0.1
+_RULES: Final = 0.8
 """How often a session that something is done to gets other rules, too; in a third of the runs."""
 SPEC: Final = KernelSpec(
     argv=("true",),
