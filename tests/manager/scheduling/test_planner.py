@@ -295,6 +295,22 @@ def test_room_is_kept_where_it_comes_first() -> None:
     assert places == {"small": ["b"]}
 
 
+def test_an_end_elsewhere_in_between_does_not_hide_where_room_comes_first() -> None:
+    rooms = (room("a", free={"cpu_milli": 1000}), room("b", free={"cpu_milli": 1000}))
+    runs = (
+        held("a", "x", 1000, ends_at=10.0),
+        held("b", "y", 1000, ends_at=20.0),
+        held("a", "z", 2000, ends_at=30.0),
+        held("b", "w", 2000, ends_at=900.0),
+    )
+    large, small = ask("large", slots={"cpu_milli": 4000}), ask("small", created_at=1.0)
+    both = (small, replace(small, session="other"))
+    policy = Policy(reserve_after_s=0.0)
+    places, codes = run(large, *both, rooms=rooms, held=runs, now=5.0, policy=policy)
+    assert list(places.values()) == [["b"]]
+    assert codes["large"] == "capacity.cpu"
+
+
 def test_a_gang_keeps_room_on_several_machines_until_its_time() -> None:
     rooms = tuple(room(node, free={"cpu_milli": 1000}) for node in ("a", "b"))
     runs = (held("a", "x", 3000, ends_at=10.0), held("b", "y", 3000, ends_at=60.0))
