@@ -151,6 +151,7 @@ def _environment(folder: StateFolder) -> dict[str, str]:
         "PATH": os.environ.get("PATH", os.defpath),
         "HOME": folder.join("server"),
         "MALLOC_ARENA_MAX": "2",  # threads would else reserve and keep memory of their own
+        "OPENBLAS_NUM_THREADS": "1",  # numpy's: a thread for each processor, and no use for them
     }
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
-from madang.manager.scheduling.planner import plan
+from madang.manager.scheduling.planner import plan, plugins
+from madang.manager.scheduling.planner.book import Floats
 from madang.manager.scheduling.planner.order import decayed, mean_share
+from madang.manager.scheduling.planner.placement import Pack
 from madang.manager.scheduling.planner.plugins import UnknownPlugin
 from madang.manager.scheduling.types import Ask, Held, Place, Policy, Reservation, Room, Snapshot
 from madang.testing.planners import PlannerSuite
@@ -180,10 +183,34 @@ def test_a_gang_is_placed_whole_or_leaves_everything_as_it_was() -> None:
     assert run(ask("g", members=3), rooms=rooms)[0] == {"g": ["b", "a", "a"]}
 
 
+class Picky(Pack):
+    """A plugin that wants nothing on machine b."""
+
+    def row(self, shape: int) -> Floats:
+        return np.where([room.node == "b" for room in self._book.rooms], np.inf, super().row(shape))
+
+    def column(self, node: int, slack: Floats) -> Floats:
+        found = super().column(node, slack)
+        return found + np.inf if self._book.rooms[node].node == "b" else found
+
+
+def test_a_gang_that_a_plugin_stops_half_way_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(plugins.PLACEMENTS, "picky", Picky)
+    rooms = (room("a", 2000), room("b", 1000))
+    policy = Policy(placement="picky")
+    two = ask("s", created_at=1, slots={"cpu_milli": 2000})
+    places, codes = run(ask("g", members=3), two, rooms=rooms, policy=policy)
+    assert places == {"s": ["a"]}
+    assert codes == {"g": "capacity.gang"}
+
+
 def test_members_that_must_be_apart_are() -> None:
     rooms = (room("a"), room("b"))
     places, _ = run(ask("g", members=2, apart="db"), rooms=rooms)
     assert sorted(places["g"]) == ["a", "b"]
+    assert run(ask("g", members=3, apart="db"), rooms=rooms)[1] == {"g": "size.impossible"}
     beside = (held("a", "x", 0, apart="db"),)
     assert run(ask("s", apart="db"), rooms=rooms, held=beside)[0] == {"s": ["b"]}
 
@@ -293,6 +320,22 @@ def test_room_is_kept_where_it_comes_first() -> None:
         large, small, rooms=rooms, held=runs, now=5.0, policy=Policy(reserve_after_s=0.0)
     )
     assert places == {"small": ["b"]}
+
+
+def test_an_end_elsewhere_in_between_does_not_hide_where_room_comes_first() -> None:
+    rooms = (room("a", free={"cpu_milli": 1000}), room("b", free={"cpu_milli": 1000}))
+    runs = (
+        held("a", "x", 1000, ends_at=10.0),
+        held("b", "y", 1000, ends_at=20.0),
+        held("a", "z", 2000, ends_at=30.0),
+        held("b", "w", 2000, ends_at=900.0),
+    )
+    large, small = ask("large", slots={"cpu_milli": 4000}), ask("small", created_at=1.0)
+    both = (small, replace(small, session="other"))
+    policy = Policy(reserve_after_s=0.0)
+    places, codes = run(large, *both, rooms=rooms, held=runs, now=5.0, policy=policy)
+    assert list(places.values()) == [["b"]]
+    assert codes["large"] == "capacity.cpu"
 
 
 def test_a_gang_keeps_room_on_several_machines_until_its_time() -> None:

@@ -61,6 +61,9 @@ class State:
     amounts: Ints
     devices: Ints
 
+    def copy(self) -> State:
+        return State(self.node, self.amounts.copy(), self.devices.copy())
+
 
 @dataclass(slots=True)
 class Kept:
@@ -70,9 +73,6 @@ class Kept:
     until: float
     """When it will start at the latest; inf: nobody knows."""
     really: State
-
-    def copy(self) -> State:
-        return State(self.really.node, self.really.amounts.copy(), self.really.devices.copy())
 
     def take(self, need: Ints, devices: Sequence[tuple[int, int]]) -> None:
         """Another got a place there."""

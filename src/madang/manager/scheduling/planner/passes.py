@@ -217,7 +217,7 @@ class Pass:
         found: list[tuple[int, Devices]] = []
         while len(found) < members and (node := self._best(shape)) is not None:
             if members > 1:
-                really = self._kept[node].copy() if node in self._kept else None
+                really = self._kept[node].really.copy() if node in self._kept else None
                 saved.append((book.save(node), book.allowed[:, node].copy(), really))
             devices = self._placement.pick(node, shape)
             self._take(node, shape, devices)
@@ -304,17 +304,19 @@ class Pass:
 
     def _insist(self, ask: Ask, shape: int, wait: Wait) -> Wait:
         """Have others end for it, or keep room for it."""
+        if self._keepers >= self._policy.reserve_at_most:
+            return wait
         closed = np.zeros(len(self._book.rooms), np.bool_)
         closed[list(self._kept)] = True
         if ask.preempts and (found := self._victims.find(ask, shape, closed)) is not None:
             new = [one for one in found.sessions if one not in self._victims.leaving]
             self._victims.leaving.update(found.sessions)
+            self._keepers += 1
             self._preempts.extend(Preempt(one, ask.session, self._policy.grace_s) for one in new)
             for node, count in found.counts:
                 self._keep(ask, shape, node, count, NEVER, None)
             return self._reasons.preempting(ask, found.names, self._policy.grace_s)
-        if self._keepers < self._policy.reserve_at_most:
-            self._keepers += self._reserve(ask, shape, closed)
+        self._keepers += self._reserve(ask, shape, closed)
         return wait
 
     def _reserve(self, ask: Ask, shape: int, closed: Bools) -> bool:

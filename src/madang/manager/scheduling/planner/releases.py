@@ -66,15 +66,15 @@ class Releases:
         final = now.copy()
         for node, event in last.items():
             final[node] = after[event]
-        return self._choose(at, final, last, members, amounts, devices)
+        newest = int(where[order[enough]])
+        return self._choose(at, final, newest, last, members, amounts, devices)
 
     def _choose(
-        self, at: float, final: Ints, last: dict[int, int], members: int,
+        self, at: float, final: Ints, newest: int, last: dict[int, int], members: int,
         amounts: Ints, devices: Ints,
     ) -> Chance:  # fmt: skip
         """The machine that completes it first, then those with most room."""
         book = self._book
-        newest = next(reversed(last))
         counts: list[tuple[int, int]] = []
         rooms: list[tuple[Ints, Ints]] = []
         order = [newest, *[n for n in np.argsort(-final, kind="stable").tolist() if n != newest]]
