@@ -43,6 +43,7 @@ def _session(number: int, spec: SessionSpec, owner: Owner, at: float) -> Session
             "owner": owner.user,
             "status": "RUNNING",
             "result": None,
+            "runtime": "native",
             "image": spec.image,
             "image_digest": "",
             "argv": spec.argv,

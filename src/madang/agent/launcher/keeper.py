@@ -91,10 +91,10 @@ def _wait_as_slot(
     channel.send(launcher, {"init": pid})
     if group is not None:
         _drop(uid, gid)
-    if not _pass_on(ours, launcher):
-        return None
-    claim, fds = channel.receive(launcher)
+    claim, fds = channel.receive(launcher) if _pass_on(ours, launcher) else (None, [])
     if claim is None:
+        ours.close()  # Which ends the init; nobody but us may be there to bury it.
+        os.waitpid(pid, 0)
         return None
     channel.send(ours, {}, fds[:1])  # First of all: the init has the longer way to go.
     order = Order.from_json(channel.from_memory(fds[0]))

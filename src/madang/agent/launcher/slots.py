@@ -26,6 +26,8 @@ from madang.wire.errors import PlatformError, RuntimeFailed
 _RETRY_S: Final = 0.005
 _REFILL_S: Final = 0.03
 """Slots are made so long after the last start, not to be in its way."""
+_LEAVE_S: Final = 5.0
+"""A keeper that was told to leave is killed after so long."""
 _EMPTY_S: Final = 10.0
 """Groups must be empty so long after the last process was killed."""
 
@@ -200,17 +202,25 @@ class Slots:
             self._timers.after(1.0, self.fill_up)
 
     def drop(self, slot: Slot) -> None:
-        """One that waits and is not wanted."""
+        """One that waits and is not wanted. If we don't know its init yet, its keeper buries it."""
         self._selector.unregister(slot.link)
+        with contextlib.suppress(BlockingIOError):
+            while slot.init is None and slot.hear() is not None:
+                pass
         slot.link.close()
-        self.bury(slot)
+        self.bury(slot, at_once=slot.init is not None)
 
-    def bury(self, slot: Slot) -> None:
+    def bury(self, slot: Slot, *, at_once: bool = True) -> None:
         """Both processes leave or are killed; then the group goes."""
-        slot.abandon()
+        timer = -1
+        if at_once:
+            slot.abandon()
+        else:
+            timer = self._timers.after(_LEAVE_S, slot.abandon)
         pid, keeper_fd = slot.keeper.pid, slot.keeper_fd
 
         def left(_events: int) -> None:
+            self._timers.cancel(timer)
             self._selector.unregister(keeper_fd)
             os.waitpid(pid, 0)
             os.close(keeper_fd)

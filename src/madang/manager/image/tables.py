@@ -22,7 +22,6 @@ images: Final = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("requirements", sa.Text, nullable=False),
     sa.Column("labels", sa.Text, nullable=False),
-    sa.Column("policy", sa.Text, nullable=False, server_default=""),
     sa.Column("size", sa.Text, nullable=False),
     sa.Column("digest", sa.Text, nullable=False, index=True),
     sa.Column("python", sa.Text, nullable=False),
@@ -31,6 +30,7 @@ images: Final = sa.Table(
     sa.Column("build", sa.Text, nullable=False),
     sa.Column("build_name", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
+    sa.Column("policy", sa.Text, nullable=False, server_default=""),
 )
 
 sa.Index(
