@@ -531,7 +531,7 @@ class RuntimeConformance:
     async def test_the_time_limit_goes_on_while_frozen_and_is_told(
         self, sessions: Sessions
     ) -> None:
-        kernel = await sessions.start(*SLEEP, time_s=0.5, grace_s=5)
+        kernel = await sessions.start(*SLEEP, time_s=2, grace_s=20)
         await freeze(sessions, kernel)
 
         async with asyncio.timeout(PATIENCE_S):

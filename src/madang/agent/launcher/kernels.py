@@ -500,16 +500,21 @@ class Kernels:
                 kernel.record.connection = result
                 self._hand_over(begin)
 
-        self._networks.attach(
-            kernel.record.kernel,
-            order.spec.network,
-            folder=kernel.folder,
-            uid=kernel.record.uid,
-            init=slot.init,
-            init_fd=slot.init_fd,
-            noted=partial(_save, kernel),
-            done=connected,
-        )
+        try:
+            self._networks.attach(
+                kernel.record.kernel,
+                order.spec.network,
+                folder=kernel.folder,
+                uid=kernel.record.uid,
+                init=slot.init,
+                init_fd=slot.init_fd,
+                noted=partial(_save, kernel),
+                done=connected,
+            )
+        except RuntimeFailed as exc:
+            connected(exc)
+        except OSError as exc:
+            connected(RuntimeFailed(f"its network can't be made: {exc}"))
 
     def _hand_over(self, begin: _Begin) -> None:
         kernel, slot, order = begin.kernel, begin.slot, begin.order
@@ -592,7 +597,7 @@ class Kernels:
                 ran = os.path.exists(f"{begin.kernel.io}/main/{ENDED}")
                 (self._started if ran else self._start_failed)(begin)
         elif "ready" in message:
-            self._connect(begin)
+            self._connect(begin) if begin.slot.ready else begin.slot.abandon()
         elif "started" in message and not begin.done:
             if message.get("missed"):
                 begin.slot.missed()

@@ -63,7 +63,6 @@ class ImageRow:
     created_at: int
     requirements: str
     labels: str
-    policy: str
     size: str
     digest: str
     python: str
@@ -73,6 +72,7 @@ class ImageRow:
     """Id of the build session; empty until it is known."""
     build_name: str
     reason: str
+    policy: str
 
 
 class Caller(Protocol):

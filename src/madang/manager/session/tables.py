@@ -25,7 +25,6 @@ sessions: Final = sa.Table(
     sa.Column("image", sa.Text, nullable=False),
     sa.Column("image_digest", sa.Text, nullable=False),
     sa.Column("image_mount", sa.Text, nullable=False),
-    sa.Column("image_policy", sa.Text, nullable=False, server_default=""),
     sa.Column("cpu_milli", sa.BigInteger, nullable=False),
     sa.Column("mem_bytes", sa.BigInteger, nullable=False),
     sa.Column("pids", sa.BigInteger, nullable=False),
@@ -53,6 +52,7 @@ sessions: Final = sa.Table(
     sa.Column("warnings", sa.Text, nullable=False),
     sa.Column("log_end", sa.BigInteger),
     sa.Column("refused", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("image_policy", sa.Text, nullable=False, server_default=""),
     sa.Column("version", sa.BigInteger, nullable=False),
 )
 sa.Index("ix_sessions_status", sessions.c.status, sessions.c.priority, sessions.c.created_at)

@@ -55,7 +55,6 @@ class SessionRow:
     image: str
     image_digest: str
     image_mount: str
-    image_policy: str
     cpu_milli: int
     mem_bytes: int
     pids: int
@@ -83,6 +82,7 @@ class SessionRow:
     warnings: str
     log_end: int | None
     refused: str
+    image_policy: str
     version: int
 
     @property
