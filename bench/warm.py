@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 import subprocess
-import threading
 import time
 from collections.abc import Iterator
 from typing import Final
 
 import machine
-from rows import ROUNDS, Bench, Row, interleaved, ms
+from rows import ROUNDS, SMALL, Bench, Row, burst_s, interleaved, ms
 
 PLAIN: Final = ("-c", "print(1)")
 TORCH: Final = ("-c", "import torch; print(torch.ones(3).sum().item())")
@@ -65,50 +63,20 @@ def session_warm_torch(bench: Bench) -> Iterator[Row]:
 
 def burst_warm(bench: Bench, count: int) -> Iterator[Row]:
     """Python sessions created at once: the last one's first output."""
-    size = {"cpu": 0.05, "mem": "32m"}
-    bench.first_output_s("python3", *PLAIN, **size)
+    bench.first_output_s("python3", *PLAIN, **SMALL)
     time.sleep(WARM_UP_S)
-
-    def once() -> float:
-        barrier = threading.Barrier(count + 1)
-        done: list[float] = []
-        ids: list[str] = []
-
-        def one() -> None:
-            with bench.platform.client() as client:
-                client.get_info()
-                barrier.wait()
-                run = client.run(["python3", *PLAIN], **size)  # type: ignore[arg-type]
-                next(iter(run))
-                done.append(time.perf_counter())
-                ids.append(run.wait().id)
-
-        threads = [threading.Thread(target=one) for _ in range(count)]
-        for thread in threads:
-            thread.start()
-        barrier.wait()
-        begin = time.perf_counter()
-        for thread in threads:
-            thread.join()
-        if len(done) != count:
-            raise RuntimeError(f"{count - len(done)} of {count} sessions failed")
-        for session in ids:
-            bench.client.remove(session)
-        time.sleep(1)
-        return max(done) - begin
-
-    values = [once() for _ in range(4)][1:]
-    yield Row(name=f"burst_warm_{count}", value=statistics.median(values), unit="s", goal="≤ 2")
+    last = burst_s(bench, count, "python3", *PLAIN)
+    yield Row(name=f"burst_warm_{count}", value=last, unit="s", goal="≤ 2")
 
 
 def warm_session_memory(bench: Bench) -> Iterator[Row]:
     """What an idle forked session adds: its program, init and keeper."""
     count = 20
-    bench.first_output_s("python3", *PLAIN, cpu=0.05, mem="32m")
+    bench.first_output_s("python3", *PLAIN, **SMALL)
     time.sleep(WARM_UP_S)
     launcher = bench.platform.child("launcher")
     before = machine.pss_bytes(machine.tree(launcher))
-    runs = [bench.client.run(["python3", "-c", IDLE], cpu=0.05, mem="32m") for _ in range(count)]
+    runs = [bench.client.run(["python3", "-c", IDLE], **SMALL) for _ in range(count)]
     for run in runs:
         next(iter(run))
     time.sleep(2)

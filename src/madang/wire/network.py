@@ -187,7 +187,9 @@ def check(network: Network) -> Network:
     if network.allow and network.mode is not NetworkMode.ALLOW:
         raise NetworkInvalid(f"targets are named, but the mode is {network.mode}; use allow.")
     if network.mode is NetworkMode.ALLOW and not network.allow:
-        raise NetworkInvalid("the mode is allow, but no target is named, such as data.example.org:443.")
+        raise NetworkInvalid(
+            "the mode is allow, but no target is named, such as data.example.org:443."
+        )
     if len(network.allow) > MAX_TARGETS:
         raise NetworkInvalid(f"{len(network.allow)} targets; the most is {MAX_TARGETS}.")
     for text in network.allow:

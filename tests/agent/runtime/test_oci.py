@@ -245,7 +245,7 @@ async def _ended(sessions: Sessions, kernel: KernelId) -> None:
 
 
 @pytest.mark.skipif(not IS_ROOT, reason="OCI runtimes need a launcher with root's powers")
-async def test_a_runtime_that_hangs_is_given_up(
+async def test_a_runtime_without_room_fails_and_the_session_goes_on(
     launcher: Launcher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its own processes use up what the session may have: it can't go on, the session can."""
