@@ -69,9 +69,11 @@ class Launcher:
         nested_uid: int = mounts.NESTED_UID,
         warm_bytes: int = 0,
         network: dict[str, Any] | None = None,
+        docker_socket: str = "",
     ) -> None:
         """*nested_uid*: what sessions of an ordinary user's launcher take themselves for.
         *network*: fields of ``NetworkConfig``, and the ``namespace`` that is its machine's."""
+        self.docker_socket = docker_socket
         self.state = state
         self.nested_uid = nested_uid
         self.network = network or {}
@@ -96,6 +98,7 @@ class Launcher:
             "scratch_pool": 2,
             "scratch_default_bytes": SMALL.disk_bytes,
             "network": self.network,
+            "docker_socket": self.docker_socket,
         }
         with open(f"{self.state}/launcher.log", "ab") as log:
             argv = [sys.executable, "-c", _LAUNCHER, json.dumps(config), str(self.nested_uid)]
@@ -427,6 +430,7 @@ def open_launcher(
     nested_uid: int = mounts.NESTED_UID,
     warm_bytes: int = 0,
     network: dict[str, Any] | None = None,
+    docker_socket: str = "",
 ) -> Iterator[Launcher]:
     """A launcher on a new state folder that others may pass: keepers and sessions are others.
 
@@ -445,6 +449,7 @@ def open_launcher(
                 nested_uid=nested_uid,
                 warm_bytes=warm_bytes,
                 network=network,
+                docker_socket=docker_socket,
             )
             launcher.start()
             try:

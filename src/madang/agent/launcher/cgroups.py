@@ -21,8 +21,6 @@ UNIFIED: Final = "unified"
 limit is set there, but programs that judge addresses can be attached (``fence``)."""
 _V2: Final[tuple[str, ...]] = ("memory", "cpu", "cpuset", "pids")
 _PERIOD_US: Final = 100_000
-_EXTRA_PIDS: Final = 1
-"""The session's init."""
 _PART: Final = 64 * 1024
 
 
@@ -77,6 +75,8 @@ class Group:
 
     version: int
     paths: dict[str, str] = field(default_factory=dict)
+    own: int = 1
+    """How many processes of ours are in it, beside the session's: its init, or two."""
 
     @property
     def folders(self) -> list[str]:
@@ -87,10 +87,10 @@ class Group:
         """The folder of version 2; None where there is none."""
         return next(iter(self.folders), None) if self.version == 2 else self.paths.get(UNIFIED)
 
-    def join(self) -> None:
-        """Move the calling process in."""
+    def join(self, pid: int = 0) -> None:
+        """Move a process in, by default the one that calls."""
         for folder in self.folders:
-            write(f"{folder}/cgroup.procs", 0)
+            write(f"{folder}/cgroup.procs", pid)
 
     def limit(self, size: Size, cpus: list[int]) -> None:
         """Write the limits. Raises OSError if a controller that we have refuses."""
@@ -98,7 +98,7 @@ class Group:
         if "cpuset" in self.paths and cpus:
             write(f"{self.paths['cpuset']}/cpuset.cpus", ",".join(map(str, cpus)))
         if "pids" in self.paths:
-            write(f"{self.paths['pids']}/pids.max", size.pids + _EXTRA_PIDS)
+            write(f"{self.paths['pids']}/pids.max", size.pids + self.own)
 
     def _limit_v1(self, size: Size) -> None:
         if memory := self.paths.get("memory"):
@@ -120,7 +120,7 @@ class Group:
         """Cheap; works as an ordinary user."""
         pids = self.paths.get("pids", "")
         common = {
-            "pids": _number(read(f"{pids}/pids.current"), -_EXTRA_PIDS),
+            "pids": _number(read(f"{pids}/pids.current"), -self.own),
             "pids_denied": _entry(read(f"{pids}/pids.events"), "max"),
         }
         folder = self.paths.get("memory", "")

@@ -8,7 +8,7 @@ import os
 import selectors
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
 from madang.agent.launcher import files, seccomp, syscalls
@@ -27,8 +27,11 @@ class Helpers:
     def __init__(self, selector: selectors.BaseSelector) -> None:
         self._selector = selector
 
-    def run(self, work: Callable[[], Any], done: Done) -> None:
-        """*work* in a helper that shares our mount namespace; its result must fit JSON."""
+    def run(self, work: Callable[[], Any], done: Done, kept: Sequence[int] = ()) -> None:
+        """*work* in a helper that shares our mount namespace; its result must fit JSON.
+
+        *kept*: descriptors that it needs.
+        """
         reader, writer = os.pipe2(os.O_CLOEXEC)
         try:
             pid = os.fork()
@@ -38,7 +41,7 @@ class Helpers:
             done(RuntimeFailed(f"no process can be had for a helper: {exc.strerror}."))
             return
         if pid == 0:
-            _work(work, writer)
+            _work(work, writer, kept)
         os.close(writer)
 
         def heard(_events: int) -> None:
@@ -79,9 +82,9 @@ class Helpers:
         return ours, pidfd
 
 
-def _work(work: Callable[[], Any], writer: int) -> NoReturn:
+def _work(work: Callable[[], Any], writer: int, kept: Sequence[int]) -> NoReturn:
     try:
-        begin("madang-helper", writer)
+        begin("madang-helper", writer, *kept)
         tell(writer, work)
     finally:
         os._exit(0)

@@ -27,6 +27,7 @@ from functools import cache
 from typing import Final, NoReturn
 
 from madang.agent.launcher import (
+    box,
     channel,
     checks,
     containers,
@@ -79,7 +80,9 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
         if message is not None:
             order = Order.from_json(channel.from_memory(fds[0]))
             os.close(fds[0])
-            if _set_up(link, order):
+            if order.box:
+                box.run(link, order)
+            elif _set_up(link, order):
                 _Init(link, order, seat).serve()
     except BaseException as exc:
         say(f"madang init: {exc!r}")
@@ -123,6 +126,26 @@ def _set_up(link: socket.socket, order: Order) -> bool:
         channel.send(link, {"failed": f"the sandbox can't be set up: {exc}"})
         return False
     return guarded.wait(link, order, listener)
+
+
+def settle_in(order: Order) -> None:
+    """What is left to be done in a box, where Docker has done the rest. Raises OSError."""
+    for number in CHANGED_SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    syscalls.set_process_name("madang-init")
+    gc.disable()
+    os.chdir("/")
+    limit_resources()
+    os.umask(0o022)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.close_on_exec_from(3)
+    _forget_standard_files()
+    seccomp.install(_filter(order))
+
+
+def serve(link: socket.socket, order: Order, lifeline: int) -> None:
+    """Be the init of a session in a box until it is over, or *lifeline* is closed."""
+    _Init(link, order, None, lifeline).serve()
 
 
 @cache
@@ -206,15 +229,19 @@ def limit_resources() -> None:
 
 
 class _Init:
-    def __init__(self, link: socket.socket, order: Order, seat: Seat | None) -> None:
+    def __init__(
+        self, link: socket.socket, order: Order, seat: Seat | None, lifeline: int = -1
+    ) -> None:
+        """*lifeline*: where it is readable, the session is over."""
         self._link = link
+        self._lifeline = lifeline
         self._order = order
         self._seat = seat
         self._programs: dict[int, str] = {}
         """pid → ``main`` or an exec's id"""
         self._selector = selectors.DefaultSelector()
         self._containers: Containers | None = None
-        if order.runtime != NATIVE:
+        if order.runtime != NATIVE and not order.box:
             self._containers = Containers(order, filter_program())
         self._wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_writer = wake_writer
@@ -224,6 +251,8 @@ class _Init:
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._selector.register(self._link, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
+        if self._lifeline >= 0:
+            self._selector.register(self._lifeline, selectors.EVENT_READ)
         spec = self._order.spec
         if not spec.argv:
             if self._seat is not None:
@@ -241,6 +270,8 @@ class _Init:
             if key.fileobj is self._link:
                 if not self._obey(*channel.receive(self._link)):
                     return False
+            elif key.fileobj == self._lifeline:
+                return False
             else:
                 with contextlib.suppress(BlockingIOError):
                     os.read(self._wake, 4096)

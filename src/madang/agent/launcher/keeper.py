@@ -204,6 +204,10 @@ class _Keeper:
         elif "set" in message:
             assert self._ward is not None
             self._ward.set(fds)
+        elif "guest" in message:
+            channel.send(self._launcher, message, fds)
+            for fd in fds:
+                os.close(fd)
         else:
             self._hear_of_program(message, fds)
         return True

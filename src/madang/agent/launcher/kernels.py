@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from madang.agent.launcher import channel, guards, processes, registry, scratch
+from madang.agent.launcher.boxes import Boxes, Word
 from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.guard import Post
@@ -24,7 +25,7 @@ from madang.agent.launcher.guards import Guards
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.network.networks import NetworkConfig, Networks
-from madang.agent.launcher.offers import Offers
+from madang.agent.launcher.offers import DOCKER, Offers
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.program import CLAIMED, ENDED
@@ -126,6 +127,7 @@ class Kernels:
             timers=timers,
             helpers=self._helpers,
         )
+        self._boxes = Boxes(state, mark, self._helpers, offers.programs.get(DOCKER))
         cpus = os.sched_getaffinity(0) if "cpuset" in hierarchies.bases else ()
         self._processors = registry.Processors(cpus)
         self._kernels: dict[KernelId, Kernel] = {}
@@ -168,6 +170,7 @@ class Kernels:
         for name in self._hierarchies.names() - kept:
             self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
         self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
+        self._boxes.sweep(kept)
         self._networks.sweep()
 
     def _adopt(self, kernel_id: KernelId, folder: str) -> None:
@@ -455,6 +458,10 @@ class Kernels:
         kernel.slot = slot
         begin = _Begin(kernel=kernel, slot=slot, answer=answer)
         begin.timer = self._timers.after(START_S, partial(self._give_up, begin))
+        boxed = runtime.name == DOCKER
+        if boxed:
+            record.group = slot.group = replace(slot.group, own=2)
+            slot.admit = partial(self._admit, begin)
         order = Order(
             kernel=record.kernel,
             spec=spec,
@@ -470,6 +477,7 @@ class Kernels:
             runtime=runtime.name,
             runtime_program=runtime.program,
             profile=runtime.profile,
+            box=self._boxes.name(slot.name) if boxed else "",
             writes=[list(rule.folders) for rule in found.kept.writes],
             guarded=bool(found.kept.live),
             handed_over=sorted(found.kept.handed_over),
@@ -479,14 +487,39 @@ class Kernels:
         begin.kept = found.kept
         self._selector.modify(slot.link, selectors.EVENT_READ, partial(self._starting, begin))
         if slot.ready:
-            self._connect(begin)
+            self._ready(begin)
 
-    def _connect(self, begin: _Begin) -> None:
+    def _ready(self, begin: _Begin) -> None:
+        """Its slot is; a box gets its network later, see ``_admit``."""
+        assert begin.order is not None
+        hand_over = partial(self._hand_over, begin)
+        hand_over() if begin.order.box else self._connect(begin, hand_over)
+
+    def _admit(self, begin: _Begin, guest: int, told: int) -> None:
+        """The session's box is there, and waits for what Docker could not give it."""
+        kernel, order = begin.kernel, begin.order
+        assert order is not None
+
+        def admitted(result: Any) -> None:
+            if isinstance(result, PlatformError) and not begin.done:
+                begin.slot.failure = result.text.rstrip(".")
+                begin.slot.abandon()
+            elif not begin.done:
+                self._connect(begin, connected)
+
+        def connected() -> None:
+            _save(kernel)
+            assert begin.word is not None
+            begin.word.give()
+
+        begin.word = self._boxes.admit(order, guest, told, admitted)
+
+    def _connect(self, begin: _Begin, then: Callable[[], None]) -> None:
         """Its network is there before any program of it runs."""
         kernel, slot, order = begin.kernel, begin.slot, begin.order
         assert order is not None
         if not order.spec.network:
-            self._hand_over(begin)
+            then()
             return
         assert slot.init is not None
 
@@ -498,7 +531,7 @@ class Kernels:
                 slot.abandon()
             else:
                 kernel.record.connection = result
-                self._hand_over(begin)
+                then()
 
         try:
             self._networks.attach(
@@ -597,7 +630,7 @@ class Kernels:
                 ran = os.path.exists(f"{begin.kernel.io}/main/{ENDED}")
                 (self._started if ran else self._start_failed)(begin)
         elif "ready" in message:
-            self._connect(begin) if begin.slot.ready else begin.slot.abandon()
+            self._ready(begin) if begin.slot.ready else begin.slot.abandon()
         elif "started" in message and not begin.done:
             if message.get("missed"):
                 begin.slot.missed()
@@ -625,6 +658,10 @@ class Kernels:
         self._processors.free(kernel.record.cpu, kernel.record.cpus)
         record = kernel.record
         nest = record.nest
+        if begin.order is not None:
+            self._boxes.forget(begin.order)
+        if begin.word is not None:
+            begin.word.withdraw()
         _forget_start(record)
         kernel.slot = None
         _save(kernel)
@@ -784,6 +821,7 @@ class _Begin:
     answer: Answer
     order: Order | None = None
     kept: Sandbox = NO_SANDBOX
+    word: Word | None = None
     timer: int = -1
     began: float = field(default_factory=time.monotonic)
     done: bool = False

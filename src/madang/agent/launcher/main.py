@@ -19,7 +19,7 @@ from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.network.networks import NetworkConfig
-from madang.agent.launcher.offers import RUNTIMES, Offers
+from madang.agent.launcher.offers import DOCKER_SOCKET, RUNTIMES, Offers
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.protocol import Frames, frame
 from madang.agent.launcher.registry import Uids
@@ -57,6 +57,7 @@ class LauncherConfig:
     """Of sessions that don't choose one."""
     runtimes: tuple[str, ...] = RUNTIMES
     """What sessions may choose, where it is installed."""
+    docker_socket: str = DOCKER_SOCKET
     warm_bytes: int = 0
     """The most that warm interpreters may use; see ``warm``. Root only."""
     accept_unkept: bool = False
@@ -112,7 +113,12 @@ class _Launcher:
         images = not self._rootless and os.path.exists("/dev/loop-control")
         images = images and scratch.mkfs_path() is not None
         self._images = images
-        self._offers = Offers(config.runtime, config.runtimes, rootless=self._rootless)
+        self._offers = Offers(
+            config.runtime,
+            config.runtimes,
+            rootless=self._rootless,
+            docker_socket=config.docker_socket,
+        )
         self._listener = _listen(f"{config.state}/run", owner)
         self._kernels = Kernels(
             state=config.state,

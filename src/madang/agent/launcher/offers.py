@@ -10,16 +10,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from madang.agent.launcher import profile
+from madang.agent.launcher import engine, profile
 from madang.wire.errors import PolicyInvalid, RuntimeNotOffered, SizeInvalid
 from madang.wire.kernel import NATIVE, KernelSpec
+from madang.wire.policy import Sandbox
 from madang.wire.size import MIB, format_bytes
 
 PACKAGES: Final = {"crun": "crun", "runc": "runc"}
 """Runtime → the Debian package that has its program."""
-RUNTIMES: Final = (NATIVE, *PACKAGES)
+DOCKER: Final = "docker"
+DOCKER_SOCKET: Final = "/run/docker.sock"
+RUNTIMES: Final = (NATIVE, *PACKAGES, DOCKER)
 SEARCHED: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-NEEDS_ROOT: Final = "OCI runtimes need `madang up` as root"
+NEEDS_ROOT: Final = "other runtimes need `madang up` as root"
 _NOT_ALLOWED: Final = "`node.runtimes` does not name it"
 
 
@@ -38,10 +41,13 @@ LEAST: Final[Mapping[str, Least]] = {"runc": Least(pids=16, mem_bytes=24 * MIB)}
 RAW_ARGUMENTS: Final = "raw arguments"
 OTHER_NUMBERS: Final = "other numbers"
 _JSON: Final = {RAW_ARGUMENTS: "arguments must be UTF-8: OCI configurations are JSON"}
+_LIBSECCOMP: Final = {
+    OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"
+}
 LACKS: Final[Mapping[str, Mapping[str, str]]] = {
     "crun": _JSON,
-    "runc": _JSON
-    | {OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"},
+    "runc": _JSON | _LIBSECCOMP,
+    DOCKER: _LIBSECCOMP,
 }
 """Promises of ``runtime.contract`` that a runtime can't keep, and why."""
 
@@ -63,15 +69,28 @@ class Offer:
 class Offers:
     """What there is, decided when the launcher starts."""
 
-    def __init__(self, wanted: str, allowed: Collection[str], *, rootless: bool) -> None:
+    def __init__(
+        self,
+        wanted: str,
+        allowed: Collection[str],
+        *,
+        rootless: bool,
+        docker_socket: str = DOCKER_SOCKET,
+    ) -> None:
         """*wanted*: for sessions that don't choose. *allowed*: what they may choose."""
         self.default = wanted
         self.programs: dict[str, str] = {NATIVE: ""}
+        """Name → the runtime's program; of Docker, the engine's socket."""
         self.missing: dict[str, str] = {}
-        for name in PACKAGES:
-            program, why = ("", NEEDS_ROOT) if rootless else find(name)
+        for name in RUNTIMES[1:]:
             if name not in {*allowed, wanted}:
-                why = _NOT_ALLOWED
+                program, why = "", _NOT_ALLOWED
+            elif rootless:
+                program, why = "", NEEDS_ROOT
+            elif name == DOCKER:
+                program, why = docker_socket, engine.find(docker_socket)
+            else:
+                program, why = find(name)
             if why:
                 self.missing[name] = why
             else:
@@ -91,6 +110,9 @@ class Offers:
         if name == NATIVE:
             return Offer()
         _check_size(name, spec)
+        if name == DOCKER:  # For the start alone: its init installs the session's own.
+            found = profile.profile(Sandbox(widen=spec.sandbox.widen))
+            return Offer(name, self.programs[name], json.dumps(found))
         if name == "crun":  # It takes the filter as it is.
             return Offer(name, self.programs[name])
         found = profile.profile(spec.sandbox)

@@ -65,6 +65,8 @@ class Order:
     """That one's program, absolute."""
     profile: str = ""
     """The seccomp filter again, as the JSON that OCI runtimes read."""
+    box: str = ""
+    """Name of the container that Docker makes for the session; see ``box``."""
     writes: list[list[str]] = field(default_factory=list)
     """Of each rule about changing files, where they may be changed."""
     guarded: bool = False

@@ -54,6 +54,8 @@ class Slot:
     """In a nest: takes what a fork of the interpreter needs to come in."""
     missed: Callable[[], None] = lambda: None
     """Called where none came."""
+    admit: Callable[[int, int], None] | None = None
+    """Takes a pidfd of the first process of its box, and where word of it is waited for."""
 
     def claim(self, order: Order, guard: Sequence[int] = ()) -> bool:
         """Hand the session over, and a channel to its guard; False if the keeper has gone."""
@@ -77,6 +79,9 @@ class Slot:
             self._find_init(pid)
         elif "seat" in message and self.seat is not None:
             self.seat(fds)
+        elif "guest" in message and self.admit is not None and len(fds) == 2:
+            admit, self.admit = self.admit, None
+            admit(*map(os.dup, fds))
         elif "ready" in message:
             self.ready = self.init is not None
             if self.seat is not None and not message.get("warm"):

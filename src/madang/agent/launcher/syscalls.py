@@ -63,6 +63,8 @@ _ARG_START, _ARG_END = 45, 46
 """Fields of ``/proc/PID/stat`` after the name."""
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
+_OPEN_TREE_CLONE: Final = 0x1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 _CAPABILITY_V3: Final = 0x20080522
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
@@ -71,7 +73,9 @@ _NUMBERS: Final = {
     "x86_64": {"clone": 56, "pivot_root": 155, "capset": 126},
     "aarch64": {"clone": 220, "pivot_root": 41, "capset": 91},
 }
-_COMMON: Final = {"close_range": 436, "openat2": 437, "mount_setattr": 442}
+_COMMON: Final = {
+    "open_tree": 428, "move_mount": 429, "close_range": 436, "openat2": 437, "mount_setattr": 442,
+}  # fmt: skip
 """Since Linux 5 new calls have one number everywhere."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -120,6 +124,20 @@ def mount_setattr(path: bytes, attributes: int, *, recursive: bool = True) -> No
     flags = _AT_RECURSIVE if recursive else 0
     result = _libc.syscall(number("mount_setattr"), _AT_FDCWD, path, flags, data, len(data))
     check(result, f"mount_setattr {os.fsdecode(path)}")
+
+
+def open_tree(path: bytes) -> int:
+    """A copy of the mounts at *path* and below, attached nowhere."""
+    flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
+    result: int = _libc.syscall(number("open_tree"), _AT_FDCWD, path, flags)
+    return check(result, f"open_tree {os.fsdecode(path)}")
+
+
+def attach_tree(tree: int, target: bytes) -> None:
+    """Mount what ``open_tree`` gave, in whatever mount namespace we are in now."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH
+    result = _libc.syscall(number("move_mount"), tree, b"", _AT_FDCWD, target, flags)
+    check(result, f"move_mount {os.fsdecode(target)}")
 
 
 def pivot_root(new: bytes, old: bytes) -> None:
