@@ -9,8 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from madang.testing.docker import Docker, docker_daemon, missing
 from madang.testing.nodes import NodeFolder
 from madang.testing.sessions import Launcher, open_launcher
+
+
+@pytest.fixture(scope="session")
+def docker() -> Iterator[Docker]:
+    """One for all tests: it takes a while to come up. Those that kill it have their own."""
+    if why := missing():
+        pytest.skip(why)
+    with docker_daemon() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

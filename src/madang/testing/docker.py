@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import shutil
@@ -80,6 +81,13 @@ class Docker:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
+
+    async def wait_empty(self) -> None:
+        """Fails if a container is left; the engine removes them in its own time."""
+        late = time.monotonic() + END_S
+        while left := self.containers():
+            assert time.monotonic() < late, left
+            await asyncio.sleep(_POLL_S)
 
     def containers(self) -> list[dict[str, Any]]:
         """All of them, of whoever."""

@@ -14,9 +14,11 @@ from typing import ClassVar, cast
 import pytest
 
 from madang.agent.launcher import offers
+from madang.agent.launcher.offers import DOCKER
 from madang.agent.runtime.native import NativeRuntime
 from madang.agent.runtime.process import ProcessRuntime
 from madang.kit.clock import SystemClock
+from madang.testing.docker import Docker
 from madang.testing.runtimes import RuntimeConformance
 from madang.testing.sessions import (
     ChosenRuntime,
@@ -103,6 +105,23 @@ class TestRunc(OciConformance):
     """Programs started by runc."""
 
     chosen = "runc"
+
+
+@pytest.fixture(scope="module")
+def docker_launcher(docker: Docker) -> Iterator[Launcher]:
+    with open_launcher(docker_socket=docker.socket) as started:
+        yield started
+
+
+class TestDocker(RuntimeConformance):
+    """Sessions in boxes that Docker makes."""
+
+    @pytest.fixture
+    async def sessions(self, docker_launcher: Launcher, docker: Docker) -> AsyncIterator[Sessions]:
+        runtime = ChosenRuntime(docker_launcher, DOCKER)
+        async with open_sessions(runtime, docker_launcher) as found:
+            yield found
+        await docker.wait_empty()
 
 
 class TestProcess(RuntimeConformance):
