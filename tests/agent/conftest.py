@@ -23,6 +23,12 @@ def docker() -> Iterator[Docker]:
         yield found
 
 
+@pytest.fixture(scope="session")
+def docker_socket(request: pytest.FixtureRequest) -> str:
+    """Of the engine; empty where there is none, for suites of all runtimes."""
+    return "" if missing() else str(request.getfixturevalue("docker").socket)
+
+
 @pytest.fixture(scope="module")
 def launcher() -> Iterator[Launcher | None]:
     if os.geteuid() != 0:

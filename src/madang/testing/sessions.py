@@ -25,12 +25,13 @@ import pytest
 
 from madang.agent.keepers import SocketKeepers
 from madang.agent.launcher import cgroups, main, mounts, nest, syscalls, warm
-from madang.agent.launcher.offers import LACKS, LEAST, NEEDS_ROOT, PACKAGES, Least, find
+from madang.agent.launcher.offers import DOCKER, LACKS, LEAST, NEEDS_ROOT, PACKAGES, Least, find
 from madang.agent.launcher.scratch import remove_tree
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Prepared, Runtime, RuntimeFacts, Started
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.clock import SystemClock
+from madang.testing import docker
 from madang.wire.kernel import NATIVE, ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.log import unpack
 from madang.wire.session import Ended
@@ -207,11 +208,16 @@ class ChosenRuntime(NativeRuntime):
 
 def choices() -> list[Any]:
     """Runtimes that can be tried here; the others are printed skips."""
-    found: list[Any] = [NATIVE]
-    for name in PACKAGES:
-        why = find(name)[1] if os.geteuid() == 0 else NEEDS_ROOT
-        found.append(pytest.param(name, marks=pytest.mark.skipif(bool(why), reason=why)))
-    return found
+    return [NATIVE, *oci_choices(), _choice(DOCKER, docker.missing())]
+
+
+def oci_choices() -> list[Any]:
+    root = os.geteuid() == 0
+    return [_choice(name, find(name)[1] if root else NEEDS_ROOT) for name in PACKAGES]
+
+
+def _choice(name: str, why: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.skipif(bool(why), reason=why))
 
 
 @dataclass(frozen=True, slots=True)

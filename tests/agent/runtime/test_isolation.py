@@ -29,6 +29,7 @@ from typing import Any
 import pytest
 
 from madang.agent import files
+from madang.agent.launcher.offers import DOCKER
 from madang.agent.runtime.native import NativeRuntime
 from madang.testing import attacks, evasions
 from madang.testing.sessions import (
@@ -140,10 +141,11 @@ def chosen(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def launcher(chosen: str) -> Iterator[Launcher]:
+def launcher(chosen: str, request: pytest.FixtureRequest) -> Iterator[Launcher]:
+    docker = request.getfixturevalue("docker").socket if chosen == DOCKER else ""
     warm_bytes = 512 * MIB if chosen == WARM else 0
     nested_uid = int(os.environ.get(NESTED_UID, "1000"))
-    with open_launcher(nested_uid=nested_uid, warm_bytes=warm_bytes) as found:
+    with open_launcher(nested_uid=nested_uid, warm_bytes=warm_bytes, docker_socket=docker) as found:
         for name in ("token", "madang.db", "journal"):
             (found.state / name).write_text("secret")
             (found.state / name).chmod(0o644)

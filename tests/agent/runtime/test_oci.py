@@ -23,7 +23,7 @@ from madang.testing.sessions import (
     ChosenRuntime,
     Launcher,
     Sessions,
-    choices,
+    oci_choices,
     open_launcher,
     spec,
 )
@@ -34,7 +34,7 @@ from madang.wire.session import Reason
 from madang.wire.size import MIB
 
 IS_ROOT = os.geteuid() == 0
-OCI = choices()[1:]
+OCI = oci_choices()
 
 SPY = """
 import os, time

@@ -56,8 +56,8 @@ def session_policy(text: str) -> Sandbox:
 
 
 @pytest.fixture(scope="module")
-def launcher() -> Iterator[Launcher]:
-    with open_launcher() as found:
+def launcher(docker_socket: str) -> Iterator[Launcher]:
+    with open_launcher(docker_socket=docker_socket) as found:
         yield found
 
 

@@ -25,14 +25,17 @@ def main() -> NoReturn:
         channel.send(link, {"guest": True}, [os.pidfd_open(os.getpid())])
         message, fds = channel.receive(link)
         if message is not None:
-            _serve(link, *fds)
+            keeper, lifeline, memory = fds
+            _serve(link, socket.socket(fileno=keeper), lifeline, memory)
     finally:
         os._exit(0)
 
 
-def _serve(link: socket.socket, keeper: int, lifeline: int, memory: int) -> None:
+def _serve(link: socket.socket, keeper: socket.socket, lifeline: int, memory: int) -> None:
+    # After the filter, which may allow next to nothing, no call is made that native's init makes not.
     try:
         order = Order.from_json(channel.from_memory(memory))
+        os.close(memory)
         if wrong := unkept(order.uid):
             raise PermissionError(f"Docker did not do what it was asked for: {wrong}")
         init.settle_in(order)
@@ -41,8 +44,7 @@ def _serve(link: socket.socket, keeper: int, lifeline: int, memory: int) -> None
         return
     channel.send(link, {"ready": True})
     link.close()
-    os.close(memory)
-    init.serve(socket.socket(fileno=keeper), order, lifeline)
+    init.serve(keeper, order, lifeline)
 
 
 def unkept(uid: int, status: str | None = None) -> str:
