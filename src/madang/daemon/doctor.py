@@ -77,7 +77,12 @@ def _versions() -> Finding:
 
 def _runtimes(node: NodeSettings) -> Iterator[Finding]:
     """What sessions can choose here, and how to get the others."""
-    found = Offers(node.runtime, node.runtimes, rootless=os.geteuid() != 0)
+    found = Offers(
+        node.runtime,
+        node.runtimes,
+        rootless=os.geteuid() != 0,
+        docker_socket=node.docker_socket,
+    )
     text = f"sessions can choose {', '.join(found.names)}"
     wanted = found.missing.get(node.runtime, "there is no such runtime")
     if node.runtime not in found.programs:

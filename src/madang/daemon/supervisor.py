@@ -222,6 +222,7 @@ def launcher_config(settings: dict[str, Any], state: str, user: Owner) -> Launch
         host_paths=tuple(node["host_paths"]),
         runtime=node["runtime"],
         runtimes=tuple(node["runtimes"]),
+        docker_socket=node["docker_socket"],
         widen=tuple(settings["sandbox"]["widen"]),
         accept_unkept=settings["sandbox"]["accept_unkept"],
         network=NetworkConfig.of(settings["network"]),

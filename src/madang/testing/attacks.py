@@ -33,6 +33,8 @@ WIRED: dict[str, Callable[[], str | None]] = {}
 """Of a session that has a network: see ``test_network_attacks``."""
 NEEDS: dict[str, str] = {}
 """Attack or bomb → the limit that holds it (``RuntimeFacts``), where not every machine has it."""
+PROMISES: dict[str, str] = {"see_its_place_among_control_groups": "own place"}
+"""Attack → the promise (``offers.LACKS``) that holds it, where not every runtime makes it."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 NUMBERS = {
     "x86_64": {
@@ -1063,6 +1065,12 @@ def change_the_control_group() -> str | None:
         with contextlib.suppress(OSError):
             os.mkdir(f"{folder}/mine")
             return f"made {folder}/mine"
+    return None
+
+
+@attack
+def see_its_place_among_control_groups() -> str | None:
+    """Names of the host's tree: how many sessions there were, where else to look."""
     with open("/proc/self/cgroup", encoding="utf-8") as file:
         paths = {line.strip().split(":", 2)[2] for line in file}
     ours = {path for path in paths if FACTS["groups"] in path}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from madang.agent.launcher import syscalls
 from madang.agent.launcher.engine import Engine, EngineFailed
 
 DAEMON: Final = "dockerd"
@@ -105,4 +106,11 @@ def docker_daemon() -> Iterator[Docker]:
     finally:
         if docker.process is not None and docker.process.poll() is None:
             docker.stop()
+        for target in _mounted_below(folder):  # By one that was killed.
+            syscalls.umount(os.fsencode(target))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _mounted_below(folder: Path) -> list[str]:
+    targets = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    return [target for target in reversed(targets) if target.startswith(f"{folder}/")]

@@ -29,7 +29,7 @@ from typing import Any
 import pytest
 
 from madang.agent import files
-from madang.agent.launcher.offers import DOCKER
+from madang.agent.launcher.offers import DOCKER, LACKS
 from madang.agent.runtime.native import NativeRuntime
 from madang.testing import attacks, evasions
 from madang.testing.sessions import (
@@ -225,10 +225,12 @@ def alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("name", attacks.ATTACKS)
-def test_an_attack_gains_nothing(battle: Battle, name: str) -> None:
+def test_an_attack_gains_nothing(battle: Battle, chosen: str, name: str) -> None:
     assert name in battle.gained, f"it was never tried: {battle.attacker}"
     if (limit := attacks.NEEDS.get(name)) and limit not in battle.held:
         pytest.skip(f"this machine does not hold {limit}, and says so")
+    if why := LACKS.get(chosen, {}).get(attacks.PROMISES.get(name, "")):
+        pytest.skip(f"{chosen} can't promise that: {why}")
     gained = battle.gained[name]
     assert gained is None, f"{attacks.ATTACKS[name].__doc__}\ngained: {gained}"
 

@@ -96,7 +96,7 @@ class Engine:
                 if len(answer) > _MOST_BYTES:
                     raise ValueError("an answer without end")
         head, _, body = bytes(answer).partition(b"\r\n\r\n")
-        return int(head.split(b" ", 2)[1]), body
+        return int(head[len("HTTP/1.0 ") :][:3]), body
 
 
 def find(path: str) -> str:

@@ -32,7 +32,7 @@ def main() -> NoReturn:
 
 
 def _serve(link: socket.socket, keeper: socket.socket, lifeline: int, memory: int) -> None:
-    # After the filter, which may allow next to nothing, no call is made that native's init makes not.
+    # The session's filter may allow next to nothing: after it no call but those of any init.
     try:
         order = Order.from_json(channel.from_memory(memory))
         os.close(memory)
@@ -53,7 +53,7 @@ def unkept(uid: int, status: str | None = None) -> str:
         with open("/proc/self/status", encoding="ascii", errors="replace") as file:
             status = file.read()
     found = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
-    if os.getpid() != 1:
+    if found["Pid"] != "1":
         return "it is not the first process"
     if any(found[name].split() != [str(uid)] * 4 for name in ("Uid", "Gid")):
         return f"it runs as {found['Uid'].split()[0]}:{found['Gid'].split()[0]}"

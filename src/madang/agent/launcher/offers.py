@@ -40,6 +40,7 @@ LEAST: Final[Mapping[str, Least]] = {"runc": Least(pids=16, mem_bytes=24 * MIB)}
 
 RAW_ARGUMENTS: Final = "raw arguments"
 OTHER_NUMBERS: Final = "other numbers"
+OWN_PLACE: Final = "own place"
 _JSON: Final = {RAW_ARGUMENTS: "arguments must be UTF-8: OCI configurations are JSON"}
 _LIBSECCOMP: Final = {
     OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"
@@ -47,7 +48,8 @@ _LIBSECCOMP: Final = {
 LACKS: Final[Mapping[str, Mapping[str, str]]] = {
     "crun": _JSON,
     "runc": _JSON | _LIBSECCOMP,
-    DOCKER: _LIBSECCOMP,
+    DOCKER: _LIBSECCOMP
+    | {OWN_PLACE: "a session reads the name that its control group has, as Docker made its own"},
 }
 """Promises of ``runtime.contract`` that a runtime can't keep, and why."""
 
