@@ -50,7 +50,7 @@ def start_exit(bench: Bench) -> Iterator[Row]:
 
 async def _measure(bench: Bench) -> dict[str, list[tuple[float, float]]]:
     async with AsyncExitStack() as stack:
-        launcher = stack.enter_context(open_launcher())
+        launcher = stack.enter_context(open_launcher(docker_socket=bench.docker.socket))
         ways: dict[str, Measure] = {"bare": _command([TRUE])}
         if shutil.which("bwrap"):
             ways["bwrap"] = _command(list(_BWRAP))
@@ -60,7 +60,8 @@ async def _measure(bench: Bench) -> dict[str, list[tuple[float, float]]]:
 
         ways["runc"] = runc
         ways["docker"] = _command(bench.docker.run(TRUE))
-        for name in (NATIVE, *(each for each in offers.PACKAGES if offers.find(each)[0])):
+        oci = (each for each in offers.PACKAGES if offers.find(each)[0])
+        for name in (NATIVE, *oci, offers.DOCKER):
             runtime = ChosenRuntime(launcher, name)
             sessions = await stack.enter_async_context(open_sessions(runtime))
             ways[f"session_{name}"] = _session(launcher, sessions)

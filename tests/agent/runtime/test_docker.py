@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -32,7 +33,7 @@ from madang.testing.sessions import (
 )
 from madang.testing.sessions import sessions as open_sessions
 from madang.wire.errors import RuntimeFailed, RuntimeNotOffered
-from madang.wire.kernel import KernelId
+from madang.wire.kernel import NATIVE, KernelId
 from madang.wire.session import Reason
 from madang.wire.size import MIB
 
@@ -113,24 +114,38 @@ async def test_none_of_its_processes_has_powers_and_all_are_in_its_group(
         assert len(seen) == 1, name
 
 
-async def test_nothing_of_the_box_s_beginning_is_left_in_it(
-    sessions: Sessions, launcher: Launcher
-) -> None:
-    done = await sessions.run("/bin/sh", "-c", "cat /proc/self/mountinfo; ls -A /mnt /madang")
+async def test_its_programs_see_what_native_s_see(sessions: Sessions, launcher: Launcher) -> None:
+    """And nothing of what the box began with."""
+    look = ("/bin/sh", "-c", "cat /proc/self/mountinfo; ls -A / /mnt /madang /dev; id; env | sort")
+    done = await sessions.run(*look)
+    async with open_sessions(ChosenRuntime(launcher, NATIVE)) as native:
+        other = await native.run(*look)
 
-    assert str(launcher.state).encode() not in done.out.replace(b"/kernels", b"")
-    assert b"door" not in done.out and b"code" not in done.out and b"docker" not in done.out
+    assert done.code == other.code == 0
+    assert plain(done.out) == plain(other.out)
     assert not list((launcher.state / "mounts" / box.FOLDER).iterdir())
+
+
+def plain(text: bytes) -> list[str]:
+    """Without numbers of mounts and devices, the session's own uid and folders."""
+    mount = re.compile(r"^\d+ \d+ \d+:\d+ \S+ (.*) - (\S+).*$", re.MULTILINE)
+    found = mount.sub(r"\1 \2", text.decode())
+    return sorted(re.sub(r"20\d{8}|s\d+-\w{6}|MADANG_SESSION=\w*", "N", found).splitlines())
 
 
 async def test_a_small_session_has_all_of_its_size(sessions: Sessions) -> None:
     """The engine's own processes, and our guest's beginning, are not the session's."""
-    show = "open('x', 'w').write('y' * 4096); import os; print(os.fork() >= 0)"
-    done = await sessions.python(show, mem_bytes=16 * MIB, pids=2)
-    more = await sessions.python("import os; os.fork(); os.fork()", mem_bytes=16 * MIB, pids=2)
+    code = """
+import os, time
+for _ in range(3):
+    if not os.fork(): time.sleep(1000)
+print("three")
+os.fork()
+"""
+    done = await sessions.python(code, mem_bytes=16 * MIB, pids=4)
 
-    assert done.out == b"True\nTrue\n"
-    assert more.ended.pids_denied > 0
+    assert (done.out, done.code) == (b"three\n", 1)
+    assert done.ended.reason is Reason.PIDS
 
 
 # -- whom it believes ----------------------------------------------------------------------------

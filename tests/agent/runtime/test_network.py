@@ -17,14 +17,24 @@ import pytest
 
 from madang.agent.launcher import registry
 from madang.agent.launcher.network import rules
+from madang.agent.launcher.offers import DOCKER
 from madang.agent.runtime import layout
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.clock import SystemClock
 from madang.testing import world as places
-from madang.testing.sessions import PATIENCE_S, PYTHON, Launcher, Sessions, open_launcher, sessions
+from madang.testing.docker import missing
+from madang.testing.sessions import (
+    PATIENCE_S,
+    PYTHON,
+    ChosenRuntime,
+    Launcher,
+    Sessions,
+    open_launcher,
+    sessions,
+)
 from madang.testing.world import World, open_world
 from madang.wire.errors import HostLacks, NetworkRefused, RuntimeFailed
-from madang.wire.kernel import KernelId
+from madang.wire.kernel import NATIVE, KernelId
 from madang.wire.network import Network, NetworkMode, NetworkUse
 
 pytestmark = pytest.mark.skipif(bool(places.missing()), reason=places.missing() or "it can")
@@ -78,8 +88,8 @@ def config(world: World, **more: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def launcher(world: World) -> Iterator[Launcher]:
-    with open_launcher(network=config(world)) as found:
+def launcher(world: World, docker_socket: str) -> Iterator[Launcher]:
+    with open_launcher(network=config(world), docker_socket=docker_socket) as found:
         yield found
 
 
@@ -94,6 +104,17 @@ async def own(world: World) -> AsyncIterator[Sessions]:
 @pytest.fixture
 async def net(launcher: Launcher) -> AsyncIterator[Sessions]:
     async with opened(launcher) as found:
+        yield found
+
+
+@pytest.fixture(params=[NATIVE, DOCKER])
+async def each(
+    launcher: Launcher, docker_socket: str, request: pytest.FixtureRequest
+) -> AsyncIterator[Sessions]:
+    """Docker's own networks are not used: a session's is the same in every runtime."""
+    if request.param == DOCKER and not docker_socket:
+        pytest.skip(missing())
+    async with sessions(ChosenRuntime(launcher, request.param), launcher) as found:
         yield found
 
 
@@ -146,9 +167,9 @@ async def warden_of(found: Sessions, kernel: KernelId, *, but: int = 0) -> int:
 # -- full ----------------------------------------------------------------------------------------
 
 
-async def test_a_full_network_reaches_the_internet_by_the_machines_address(net: Sessions) -> None:
+async def test_a_full_network_reaches_the_internet_by_the_machines_address(each: Sessions) -> None:
     got = await tries(
-        net,
+        each,
         FULL,
         f"connect={GOOD}:80",
         f"connect={OTHER}:443",
@@ -168,10 +189,10 @@ async def test_a_full_network_reaches_the_internet_by_the_machines_address(net: 
     }
 
 
-async def test_what_no_session_may_reach_is_refused_at_once(net: Sessions) -> None:
+async def test_what_no_session_may_reach_is_refused_at_once(each: Sessions) -> None:
     began = time.monotonic()
     got = await tries(
-        net,
+        each,
         FULL,
         f"connect={MACHINE}:{places.MACHINE_PORT}",
         f"connect={PRIVATE}:80",
@@ -194,15 +215,15 @@ async def test_refusals_are_told_with_the_end(net: Sessions) -> None:
     assert ended.network.refused_count == 1
 
 
-async def test_the_machines_rules_hold_without_the_sessions(net: Sessions, world: World) -> None:
+async def test_the_machines_rules_hold_without_the_sessions(each: Sessions, world: World) -> None:
     """Whatever became of the table in the session's namespace."""
-    kernel = await net.start("/bin/sleep", "1000", network=FULL)
-    init = record_of(net, kernel).init
+    kernel = await each.start("/bin/sleep", "1000", network=FULL)
+    init = record_of(each, kernel).init
     assert init is not None
 
     with world.inside(f"/proc/{init.pid}/ns/net"):
         rules.load("flush ruleset\n")
-        connection = record_of(net, kernel).connection
+        connection = record_of(each, kernel).connection
         assert connection is not None
         gateway = f"10.213.0.{2 * connection.number}"
         for host in (MACHINE, gateway, PRIVATE):
@@ -255,16 +276,16 @@ async def test_a_false_source_is_dropped_by_the_machine(net: Sessions, world: Wo
                 link.recv(10)
 
 
-async def test_nobody_connects_to_a_session(net: Sessions, world: World) -> None:
+async def test_nobody_connects_to_a_session(each: Sessions, world: World) -> None:
     code = """
 import socket
 listener = socket.create_server(("0.0.0.0", 8888))
 print("listens", flush=True)
 listener.accept()
 """
-    server = await net.start(*PYTHON, code, network=FULL)
-    await net.until(server, b"listens")
-    connection = record_of(net, server).connection
+    server = await each.start(*PYTHON, code, network=FULL)
+    await each.until(server, b"listens")
+    connection = record_of(each, server).connection
     assert connection is not None
     address = f"10.213.0.{2 * connection.number + 1}"
 
@@ -273,16 +294,16 @@ listener.accept()
             link.settimeout(0.5)
             with pytest.raises(OSError, match="timed out"):
                 link.connect((address, 8888))
-    got = await tries(net, FULL, f"connect={address}:8888")
+    got = await tries(each, FULL, f"connect={address}:8888")
     assert got == {f"{address}:8888": "ConnectionRefusedError"}
 
 
 # -- allow ---------------------------------------------------------------------------------------
 
 
-async def test_an_allow_list_lets_through_what_it_names_and_nothing_else(net: Sessions) -> None:
+async def test_an_allow_list_lets_through_what_it_names_and_nothing_else(each: Sessions) -> None:
     got = await tries(
-        net,
+        each,
         allow("good.example:80", f"{OTHER}:443"),
         "name=other.example",
         "name=good.example",
