@@ -19,6 +19,7 @@ from madang.agent.launcher.processes import ProcessId
 from madang.client import Client
 from madang.daemon import confine
 from madang.daemon.state import born, read_running
+from madang.testing import docker
 from madang.testing.platform import MADANG, Platform, begin, launch, start
 from madang.wire import exits
 from madang.wire.session import SessionStatus
@@ -292,6 +293,23 @@ def test_doctor_and_config_answer(platform: Platform) -> None:
 def test_a_session_chooses_its_runtime(platform: Platform, name: str) -> None:
     if why := offers.find(name)[1]:
         pytest.skip(f"{name}: {why}")
+    chooses(platform, name)
+
+
+@pytest.mark.skipif(bool(docker.missing()), reason=docker.missing())
+def test_a_session_chooses_docker(tmp_path: Path) -> None:
+    with docker.docker_daemon() as engine:
+        with start(tmp_path, environment={"MADANG_NODE_DOCKER_SOCKET": engine.socket}) as platform:
+            chooses(platform, offers.DOCKER)
+            shell = platform.madang(
+                "run", "--no-sync", "--runtime", "docker", "--", "sh", "-c", "read x; echo $x",
+                input="fed\n",
+            )  # fmt: skip
+            assert (shell.returncode, shell.stdout) == (0, "fed\n"), shell.stderr
+        assert left_over(platform.state) == []
+
+
+def chooses(platform: Platform, name: str) -> None:
     done = platform.madang(
         "run", "--no-sync", "--runtime", name, "--name", f"by-{name}", "--", "id"
     )
@@ -304,7 +322,8 @@ def test_a_session_chooses_its_runtime(platform: Platform, name: str) -> None:
         assert set(client.get_info().runtimes) >= {"native", name}
         assert client.get_session(f"by-{name}").runtime == name
         assert client.run(["true"], runtime=name).wait().runtime == name
-    assert name in platform.madang("doctor", "--state", str(platform.state)).stdout
+    doctor = platform.madang("doctor", "--state", str(platform.state)).stdout
+    assert re.search(rf"sessions can choose [^;]*\b{name}\b", doctor), doctor
 
 
 @pytest.mark.parametrize("more", [(), ("--dry-run",)])

@@ -18,15 +18,15 @@ control group and gives it the session's root, the same as for every runtime.
     guest   connects to our door, with a pidfd of itself
     init    → keeper → launcher: the pidfd, and a socket for the answer
     helper  group, root; then the network
-    init    → guest: the keeper's channel, the lifeline, the order; gives up its powers, and waits
+    init    gives up its powers
+            → guest: the keeper's channel, the lifeline, the order; and waits for its end
 
 Whatever is killed: the init dies with the keeper, the guest with the init, all programs with the
-guest, and the engine removes a box that has ended.
+guest, and the engine removes a box that has ended. One that never began is removed by the launcher.
 """
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import select
@@ -42,7 +42,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 import madang
-from madang.agent.launcher import channel, syscalls
+from madang.agent.launcher import channel, seccomp, syscalls
 from madang.agent.launcher.engine import Engine, EngineFailed
 from madang.agent.launcher.order import Order, View
 
@@ -79,8 +79,6 @@ def run(link: socket.socket, order: Order) -> None:
     try:
         guest = _begin(link, order, order.view, lifeline)
     except (BoxFailed, EngineFailed, OSError) as exc:
-        with contextlib.suppress(EngineFailed):
-            Engine(order.runtime_program).remove(order.box)
         channel.send(link, {"failed": f"docker: {exc}"[:1000]})
         return
     link.close()
@@ -106,8 +104,8 @@ def _begin(link: socket.socket, order: Order, view: View, lifeline: int) -> int:
         guest = fds[0]
         syscalls.setns(guest, _NAMESPACES)
         _be_admitted(link, guest, late)
-        syscalls.setns(guest, syscalls.CLONE_NEWNS)
         memory = channel.to_memory(order.to_json())
+        _seal(order, guest)
         channel.send(door, {"begin": True}, [link.fileno(), lifeline, memory])
         os.close(memory)
         os.close(lifeline)
@@ -115,12 +113,13 @@ def _begin(link: socket.socket, order: Order, view: View, lifeline: int) -> int:
         if answer is None or "failed" in answer:
             told = "it was killed" if answer is None else answer["failed"]
             raise BoxFailed(f"its first process can't go on: {told}")
-    _seal(order)
     return guest
 
 
-def _seal(order: Order) -> None:
-    """We see what the session sees, and may do nothing."""
+def _seal(order: Order, guest: int) -> None:
+    """See what the session sees, and be able to do nothing, before anything of it runs."""
+    program = seccomp.program()
+    syscalls.setns(guest, syscalls.CLONE_NEWNS)
     syscalls.drop_bounding_set()
     os.setgroups([])
     os.setresgid(order.uid, order.uid, order.uid)
@@ -129,6 +128,7 @@ def _seal(order: Order) -> None:
     syscalls.die_with_parent(signal.SIGKILL)
     syscalls.no_new_privileges()
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    seccomp.install(program)
 
 
 @contextmanager

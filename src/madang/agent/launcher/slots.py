@@ -74,14 +74,15 @@ class Slot:
             os.close(fd)
         return message
 
-    def _note(self, message: channel.Message, fds: Sequence[int]) -> None:
+    def _note(self, message: channel.Message, fds: list[int]) -> None:
+        """What is left of *fds* is closed."""
         if isinstance(pid := message.get("init"), int):
             self._find_init(pid)
         elif "seat" in message and self.seat is not None:
             self.seat(fds)
         elif "guest" in message and self.admit is not None and len(fds) == 2:
             admit, self.admit = self.admit, None
-            admit(*map(os.dup, fds))
+            admit(fds.pop(0), fds.pop(0))
         elif "ready" in message:
             self.ready = self.init is not None
             if self.seat is not None and not message.get("warm"):
