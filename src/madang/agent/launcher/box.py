@@ -5,10 +5,9 @@ privileges, a filter. Process 1 in it is an init of ours again (``guest``), whic
 programs of the session as ``native``'s init does. So nothing goes through the engine once the
 session has begun: no stream, no signal, no exec::
 
-    keeper ── init (waits)          in the slot, our child; ends when the box ends
-       │        └ lifeline ─┐       closed when the init dies: then the guest leaves
-       └────────────────────┴─ guest, process 1 in the box ── programs
-    dockerd ── shim ──────────┘
+    keeper ── init ── lifeline ─┐   in the slot; waits for the end of the box
+       └──────────── channel ── guest, process 1 in the box ── programs
+    dockerd ── shim ────────────┘
 
 Docker can't see our mounts, so the box begins with the host's ``/usr`` and our code; as long as
 nothing but the guest is in it, a helper of the launcher (``boxes``) moves it into the session's
