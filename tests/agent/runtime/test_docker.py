@@ -475,6 +475,7 @@ async def test_boxes_that_were_left_are_swept_and_those_of_others_are_not(
     mark = main.mark_of(str(launcher.state))
     for name in (f"madang-{mark}-s77-abcdef", "madang-another-s1-abcdef"):
         config = box.configuration(order(box=name, profile="{}"), f"{launcher.state}/door")
+        config["Labels"][box.LABEL] = name.split("-")[1]
         config["HostConfig"]["Mounts"] = []
         config["HostConfig"]["SecurityOpt"] = []
         docker.engine.post(f"/containers/create?name={name}", config)

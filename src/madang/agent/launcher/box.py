@@ -52,6 +52,8 @@ CODE: Final = "/madang/code"
 NEW_ROOT: Final = "/mnt"
 """Where the session's root appears in the box, to become its root."""
 LABEL: Final = "madang.launcher"
+NAME: Final = "madang.box"
+"""Another, with the container's name: dead ones have lost it."""
 IMAGE: Final = "madang-box:1"
 """Folders and nothing else; made where it is missing."""
 _IMAGE_FOLDERS: Final = ("dev", "etc", "madang", "mnt", "proc", "sys", "tmp", "usr")
@@ -230,7 +232,7 @@ def configuration(order: Order, door: str) -> dict[str, Any]:
         "WorkingDir": "/",
         "Hostname": order.spec.hostname,
         "StopSignal": "SIGKILL",  # The guest hears no other; who stops boxes need not wait.
-        "Labels": {LABEL: mark, "madang.kernel": order.kernel},
+        "Labels": {LABEL: mark, NAME: order.box, "madang.kernel": order.kernel},
         "HostConfig": {
             "AutoRemove": True,
             "RestartPolicy": {"Name": "no"},

@@ -11,7 +11,7 @@ import contextlib
 import os
 import shutil
 import socket
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -23,6 +23,8 @@ from madang.agent.launcher.processes import say
 from madang.wire.errors import PlatformError, RuntimeFailed
 
 _STATUS_BYTES: Final = 8192
+_MOST_LISTED: Final = 400
+"""At once: what a helper says is bounded."""
 
 
 class Boxes:
@@ -39,17 +41,32 @@ class Boxes:
     def name(self, slot: str) -> str:
         return f"madang-{self._mark}-{slot}"
 
-    def sweep(self, slots: Collection[str]) -> None:
-        """Remove those of sessions that are gone, whoever was killed meanwhile."""
-        if self._engine is not None:
-            kept = {self.name(slot) for slot in slots}
-            work = partial(_sweep, self._engine, self._mark, kept, self._doors)
-            self._helpers.run(work, lambda _: None)
+    def open(self, slots: Callable[[], Collection[str]]) -> None:
+        """Remove those of sessions that are gone, whoever was killed meanwhile.
+
+        *slots*: of the sessions that there are. They are asked for only when the engine has told
+        of its boxes, so that none of a session that starts meanwhile is taken for one that is left.
+        """
+        shutil.rmtree(self._doors, ignore_errors=True)
+        os.makedirs(self._doors, 0o711, exist_ok=True)
+        if (engine := self._engine) is None:
+            return
+
+        def listed(result: Any) -> None:
+            if isinstance(result, PlatformError):
+                say(f"launcher: boxes of old sessions may be left: {result.text}")
+                return
+            kept = {self.name(slot) for slot in slots()}
+            if left := [found for found, name in result.items() if name not in kept]:
+                self._helpers.run(partial(_remove, engine, left), lambda _: None)
+
+        self._helpers.run(partial(_list, engine, self._mark), listed)
 
     def forget(self, order: Order) -> None:
         """A start came to nothing."""
         if order.box:
-            self._helpers.run(partial(_remove, order), lambda _: None)
+            work = partial(_remove, order.runtime_program, [order.box])
+            self._helpers.run(work, lambda _: None)
 
     def admit(self, order: Order, guest: int, told: int, done: Done) -> Word:
         """*guest*: a pidfd of the box's only process. *told*: where its init waits for our word."""
@@ -133,22 +150,19 @@ def _uids_of(pid: int) -> set[int]:
     return set(map(int, line.split()[1:]))
 
 
-def _remove(order: Order) -> None:
-    """In a helper."""
+def _list(engine: str, mark: str) -> dict[str, str]:
+    """Id → name of this launcher's boxes. In a helper."""
     try:
-        Engine(order.runtime_program).remove(order.box)
+        found = Engine(engine).containers(f"{box.LABEL}={mark}")
     except EngineFailed as exc:
-        say(f"launcher: {order.box} may be left: {exc}")
+        raise RuntimeFailed(exc.text) from exc
+    return {each["Id"]: str(each["Labels"].get(box.NAME)) for each in found[:_MOST_LISTED]}
 
 
-def _sweep(engine: str, mark: str, kept: Collection[str], doors: str) -> None:
+def _remove(engine: str, names: Collection[str]) -> None:
     """In a helper."""
-    shutil.rmtree(doors, ignore_errors=True)
-    os.mkdir(doors, 0o711)
-    client = Engine(engine)
-    try:
-        for found in client.containers(f"{box.LABEL}={mark}"):
-            if not {name.lstrip("/") for name in found["Names"]} & set(kept):
-                client.remove(found["Id"])
-    except EngineFailed as exc:
-        say(f"launcher: boxes of old sessions may be left: {exc}")
+    for name in names:
+        try:
+            Engine(engine).remove(name)
+        except EngineFailed as exc:
+            say(f"launcher: {name} may be left: {exc}")

@@ -170,7 +170,7 @@ class Kernels:
         for name in self._hierarchies.names() - kept:
             self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
         self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
-        self._boxes.sweep(kept)
+        self._boxes.open(lambda: [each.record.slot for each in self._kernels.values()])
         self._networks.sweep()
 
     def _adopt(self, kernel_id: KernelId, folder: str) -> None:
