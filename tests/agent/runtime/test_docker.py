@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -248,7 +249,6 @@ def partner(path: Path, behave: Callable[[socket.socket], None]) -> Iterator[Non
             except OSError:
                 return
             with link:
-                link.recv(65536)
                 try:
                     behave(link)
                 except OSError:
@@ -265,17 +265,82 @@ def partner(path: Path, behave: Callable[[socket.socket], None]) -> Iterator[Non
 
 
 def says(text: bytes) -> Callable[[socket.socket], None]:
-    return lambda link: link.sendall(text)
+    def behave(link: socket.socket) -> None:
+        request_of(link)
+        link.sendall(text)
+
+    return behave
 
 
 def hang(link: socket.socket) -> None:
+    request_of(link)
     link.recv(1)  # Until the other side has had enough.
 
 
 def without_end(link: socket.socket) -> None:
+    request_of(link)
     link.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
     while True:
         link.sendall(b"[" * 65536)
+
+
+def request_of(link: socket.socket) -> tuple[bytes, bytes]:
+    """(head, body)"""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += link.recv(65536)
+    head, _, body = data.partition(b"\r\n\r\n")
+    length = int(re.search(rb"Content-Length: (\d+)", head)[1])  # type: ignore[index]
+    while len(body) < length:
+        body += link.recv(65536)
+    return head, body
+
+
+def lies(docker: Docker, changed: dict[str, Any]) -> Callable[[socket.socket], None]:
+    """Makes containers otherwise than it was asked to."""
+
+    def behave(link: socket.socket) -> None:
+        head, body = request_of(link)
+        if head.startswith(b"POST /containers/create"):
+            config = json.loads(body)
+            for name, value in changed.items():
+                (config if name in config else config["HostConfig"])[name] = value
+            body = json.dumps(config).encode()
+            head = re.sub(rb"Content-Length: \d+", b"Content-Length: %d" % len(body), head)
+        with socket.socket(socket.AF_UNIX) as real:
+            real.connect(docker.socket)
+            real.sendall(head + b"\r\n\r\n" + body)
+            while part := real.recv(65536):
+                link.sendall(part)
+
+    return behave
+
+
+@needs_docker
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"CapDrop": []}, "capabilities are left in CapBnd"),
+        ({"SecurityOpt": ["seccomp=unconfined"]}, "new privileges can be had"),
+        ({"SecurityOpt": ["no-new-privileges", "seccomp=unconfined"]}, "there is no filter"),
+        ({"GroupAdd": ["27"]}, "it has the groups 27"),
+        ({"User": "0:0"}, "its first process"),
+        ({"PidMode": "host"}, "not the first process"),
+        ({"Cmd": ["/usr/bin/false"]}, "its first process ended"),
+    ],
+    ids=str,
+)
+async def test_a_lying_engine_starts_nothing(
+    docker: Docker, tmp_path: Path, changed: dict[str, Any], words: str
+) -> None:
+    with (
+        partner(tmp_path / "s", lies(docker, changed)),
+        open_launcher(docker_socket=f"{tmp_path}/s") as launcher,
+    ):
+        async with open_sessions(ChosenRuntime(launcher, DOCKER), launcher) as found:
+            with pytest.raises(RuntimeFailed, match=words):
+                await found.start("/bin/true")
+    await docker.wait_empty()
 
 
 ANSWERED = b"HTTP/1.0 200 OK\r\n\r\n"
@@ -292,7 +357,7 @@ ANSWERED = b"HTTP/1.0 200 OK\r\n\r\n"
         (says(b'HTTP/1.0 500 No\r\n\r\n{"message": "no space left"}'), "no space left"),
         (says(b"HTTP/1.0 404 No\r\n\r\n[1]"), "status 404"),
     ],
-    ids=str,
+    ids=["nothing", "garbage", "no status", "hangs", "endless", "words", "no words"],
 )
 def test_a_bad_engine_is_an_error_in_words(
     tmp_path: Path, behave: Callable[[socket.socket], None], words: str
@@ -421,9 +486,6 @@ async def test_a_session_outlives_launcher_and_engine(
     docker.start()
     await asyncio.wait_for(_ended(sessions, other), PATIENCE_S)
     assert (await sessions.runtime.settle(other)).reason in {Reason.LOST, Reason.SIGNAL}
-    launcher.kill()
-    launcher.start()  # An engine that was killed can fail to remove what it finds: we sweep.
-    await sessions.runtime.adopt()
 
 
 async def test_without_its_engine_no_session_starts_and_with_it_again_it_does(
