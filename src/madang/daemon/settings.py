@@ -106,7 +106,7 @@ class NodeSettings:
     """User numbers for sessions, from ``server.uid`` + 1 on."""
     runtime: str = "native"
     """What starts the programs of sessions that don't choose: ``native``, ``crun`` or ``runc``."""
-    runtimes: tuple[str, ...] = ("native", "crun", "runc")
+    runtimes: tuple[str, ...] = ("native", "crun", "runc", "runsc")
     """What sessions may choose with ``--runtime``, if the machine has it. ``native`` stays."""
     host_paths: tuple[str, ...] = ()
     """Further folders of this machine that sessions may read, such as ``/data/sets``."""

@@ -105,6 +105,12 @@ class TestRunc(OciConformance):
     chosen = "runc"
 
 
+class TestRunsc(OciConformance):
+    """Programs on gVisor."""
+
+    chosen = "runsc"
+
+
 class TestProcess(RuntimeConformance):
     """Plain processes, for tests elsewhere: the same ends and files, no isolation."""
 

@@ -12,10 +12,10 @@ from typing import Any, Final
 
 from madang.agent.launcher import profile
 from madang.wire.errors import PolicyInvalid, RuntimeNotOffered, SizeInvalid
-from madang.wire.kernel import NATIVE, KernelSpec
+from madang.wire.kernel import NATIVE, RUNSC, KernelSpec
 from madang.wire.size import MIB, format_bytes
 
-PACKAGES: Final = {"crun": "crun", "runc": "runc"}
+PACKAGES: Final = {"crun": "crun", "runc": "runc", RUNSC: "runsc"}
 """Runtime → the Debian package that has its program."""
 RUNTIMES: Final = (NATIVE, *PACKAGES)
 SEARCHED: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -31,8 +31,11 @@ class Least:
     mem_bytes: int = 0
 
 
-LEAST: Final[Mapping[str, Least]] = {"runc": Least(pids=16, mem_bytes=24 * MIB)}
-"""runc is a Go program: it has threads, and memory of its own."""
+LEAST: Final[Mapping[str, Least]] = {
+    "runc": Least(pids=16, mem_bytes=24 * MIB),
+    RUNSC: Least(pids=64, mem_bytes=128 * MIB),
+}
+"""They are Go programs: they have threads, and memory of their own."""
 
 
 RAW_ARGUMENTS: Final = "raw arguments"
@@ -42,6 +45,7 @@ LACKS: Final[Mapping[str, Mapping[str, str]]] = {
     "crun": _JSON,
     "runc": _JSON
     | {OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"},
+    RUNSC: _JSON,
 }
 """Promises of ``runtime.contract`` that a runtime can't keep, and why."""
 
@@ -91,7 +95,7 @@ class Offers:
         if name == NATIVE:
             return Offer()
         _check_size(name, spec)
-        if name == "crun":  # It takes the filter as it is.
+        if name in {"crun", RUNSC}:  # They take the filter as it is.
             return Offer(name, self.programs[name])
         found = profile.profile(spec.sandbox)
         _check_calls(name, found)
