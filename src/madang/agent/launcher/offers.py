@@ -7,19 +7,23 @@ import os
 import shutil
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from madang.agent.launcher import profile
-from madang.wire.errors import PolicyInvalid, RuntimeNotOffered, SizeInvalid
+from madang.wire.errors import NetworkRefused, PolicyInvalid, RuntimeNotOffered, SizeInvalid
 from madang.wire.kernel import NATIVE, RUNSC, KernelSpec
-from madang.wire.size import MIB, format_bytes
+from madang.wire.size import MIB, Size, format_bytes
 
 PACKAGES: Final = {"crun": "crun", "runc": "runc", RUNSC: "runsc"}
 """Runtime → the Debian package that has its program."""
 RUNTIMES: Final = (NATIVE, *PACKAGES)
 SEARCHED: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NEEDS_ROOT: Final = "OCI runtimes need `madang up` as root"
+_NO_NETWORK: Final = (
+    "network: gVisor has network interfaces of its own, which the machine's rules don't reach. "
+    "Leave --network out, or use another runtime."
+)
 _NOT_ALLOWED: Final = "`node.runtimes` does not name it"
 
 
@@ -33,9 +37,21 @@ class Least:
 
 LEAST: Final[Mapping[str, Least]] = {
     "runc": Least(pids=16, mem_bytes=24 * MIB),
-    RUNSC: Least(pids=64, mem_bytes=128 * MIB),
+    RUNSC: Least(mem_bytes=128 * MIB),
 }
 """They are Go programs: they have threads, and memory of their own."""
+
+
+_GVISOR_PIDS: Final = 256
+_GVISOR_PIDS_EACH: Final = 16
+"""gVisor's kernel has threads of its own, and some for each process that it runs."""
+
+
+def machine_size(runtime: str, size: Size) -> Size:
+    """What the machine must let a session of *size* have for its programs to get that."""
+    if runtime != RUNSC:
+        return size
+    return replace(size, pids=_GVISOR_PIDS + _GVISOR_PIDS_EACH * size.pids)
 
 
 RAW_ARGUMENTS: Final = "raw arguments"
@@ -95,6 +111,8 @@ class Offers:
         if name == NATIVE:
             return Offer()
         _check_size(name, spec)
+        if name == RUNSC and spec.network:
+            raise NetworkRefused(_NO_NETWORK)
         if name in {"crun", RUNSC}:  # They take the filter as it is.
             return Offer(name, self.programs[name])
         found = profile.profile(spec.sandbox)
