@@ -37,7 +37,7 @@ class Least:
 
 LEAST: Final[Mapping[str, Least]] = {
     "runc": Least(pids=16, mem_bytes=24 * MIB),
-    RUNSC: Least(mem_bytes=128 * MIB),
+    RUNSC: Least(mem_bytes=48 * MIB),
 }
 """They are Go programs: they have threads, and memory of their own."""
 
