@@ -11,9 +11,9 @@ holds its terminal and ends with its code::
          ├─ runsc-sandbox         gVisor's kernel; below it, traced, the programs
          └─ runsc-gofer           opens the session's files for it, nothing else
 
-Process 1 in there is a shell that nobody can signal. It reads from the init which process groups to
-signal: one line each, at once, where a runtime's own command takes a tenth of a second and room for
-a dozen threads. If the init dies so does it all: they are in its PID namespace.
+Process 1 in there is a shell that nobody can signal. The init tells it which process groups to
+signal, at once, where a runtime's own command takes a tenth of a second and room for a dozen
+threads. If the init dies so does it all: they are in its PID namespace.
 
 gVisor can't put a filter on what is begun by ``exec``, so programs go through the ``gate``.
 """
@@ -42,14 +42,15 @@ FLAGS: Final = (
 )
 _FOLDER: Final = "/mnt/session"
 _NAME: Final = "session"
-_GATE: Final = "/srv/gate"
+_GATE: Final = "/madang/gate/gate"
 """As programs see it."""
 _GATE_OPTIONS: Final = b"mode=755,size=128k"
 _SHOWN_FILES: Final = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat")
 """Made true by ``truth``; gVisor's own would tell of the whole machine."""
 _OWN_FOLDERS: Final = ("/tmp", "/var/tmp")
 """Said once more, or else gVisor has them in memory."""
-_ONE: Final = "trap '' HUP INT QUIT TERM CHLD; while read -r order; do kill $order; done"
+_DEAF: Final = b"trap '' HUP INT QUIT TERM CHLD\n"
+"""Process 1's first order. Ignored CHLD: nothing that ends and has no parent is left over."""
 _LOST: Final = 128
 """How a runsc ends that has lost its sandbox, among other things."""
 _LOST_S: Final = 0.5
@@ -140,12 +141,13 @@ class Gvisor(Containers):
         nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
             self._place_gate()
-            _write(f"{_FOLDER}/config.json", oci.gvisor(self._order, _ONE, _binds()))
+            _write(f"{_FOLDER}/config.json", oci.gvisor(self._order, _binds()))
             argv = [*self._command(_FOLDER), "run", "--detach", "--bundle", _FOLDER]
             argv += ["--pid-file", f"{_FOLDER}/pid", _NAME]
             inner = [reader, nothing, nothing]
             self._pid = self._execute(argv, _FOLDER, inner, None, lambda _: None)
             self._orders = writer
+            os.write(writer, _DEAF)
         except BaseException:
             os.close(writer)
             shutil.rmtree(_FOLDER, ignore_errors=True)
@@ -184,7 +186,7 @@ class Gvisor(Containers):
 
     def _order_kill(self, number: int, target: int) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._orders, f"-s {number} -- {target}\n".encode())
+            os.write(self._orders, f"kill -s {number} -- {target}\n".encode())
 
     def has_ended(self, pid: int) -> bool:
         """Whether it was the kernel itself that ended; no program of the session lives then."""

@@ -83,8 +83,8 @@ def configuration(
     return found
 
 
-def gvisor(order: Order, script: str, binds: Sequence[str]) -> dict[str, Any]:
-    """``config.json`` of gVisor's sandbox, whose process 1 is a shell with *script*.
+def gvisor(order: Order, binds: Sequence[str]) -> dict[str, Any]:
+    """``config.json`` of gVisor's sandbox, whose process 1 is a shell that reads what to do.
 
     *binds*: paths of the session's root that it is told of, each by its own name.
     """
@@ -95,7 +95,7 @@ def gvisor(order: Order, script: str, binds: Sequence[str]) -> dict[str, Any]:
         "process": {
             "terminal": False,
             "user": uid,
-            "args": ["/bin/sh", "-c", script],
+            "args": ["/bin/sh"],
             "env": ["PATH=/usr/bin:/bin"],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), may_signal),
