@@ -56,12 +56,20 @@ def machine_size(runtime: str, size: Size) -> Size:
 
 RAW_ARGUMENTS: Final = "raw arguments"
 OTHER_NUMBERS: Final = "other numbers"
+PROCESS_COUNTS: Final = "process counts"
+PROGRAMS_ALONE: Final = "programs alone"
+WHOLE_WRITES: Final = "whole writes"
 _JSON: Final = {RAW_ARGUMENTS: "arguments must be UTF-8: OCI configurations are JSON"}
 LACKS: Final[Mapping[str, Mapping[str, str]]] = {
     "crun": _JSON,
     "runc": _JSON
     | {OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"},
-    RUNSC: _JSON,
+    RUNSC: _JSON
+    | {
+        PROCESS_COUNTS: "the machine counts the threads of gVisor's kernel",
+        PROGRAMS_ALONE: "memory is that of gVisor's kernel: without it no program lives",
+        WHOLE_WRITES: "gVisor cuts a write short where a pipe has no room for all of it",
+    },
 }
 """Promises of ``runtime.contract`` that a runtime can't keep, and why."""
 
