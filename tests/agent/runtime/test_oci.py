@@ -59,7 +59,7 @@ while time.time() < end and not os.path.exists("enough"):
                 found = name not in ("mem", "environ", "maps") or os.read(fd, 1)
                 # What is the session's own program by now was perhaps so before.
                 who = open(f"/proc/{pid}/comm").read().strip()
-                if found and who != "true":
+                if found and who not in ("true", "gate"):
                     got.add(f"{name} {flags} {who}")
             except OSError:
                 pass

@@ -40,6 +40,8 @@ FLAGS: Final = (
     *("--platform=ptrace", "--network=none", "--ignore-cgroups", "--file-access=shared"),
     *("--overlay2=none", "--host-fifo=none"),
 )
+_BUILD_FLAGS: Final = ("--host-uds=open",)
+"""For the registry proxy's socket; other sessions reach no socket of the machine's by name."""
 _FOLDER: Final = "/mnt/session"
 _NAME: Final = "session"
 _GATE: Final = "/madang/gate/gate"
@@ -170,7 +172,8 @@ class Gvisor(Containers):
 
     def _command(self, folder: str) -> tuple[str, ...]:
         log = ("--log", f"{folder}/log", "--log-format", "json")
-        return (self._order.runtime_program, *FLAGS, "--root", f"{_FOLDER}/state", *log)
+        flags = (*FLAGS, *(_BUILD_FLAGS if self._order.spec.build else ()))
+        return (self._order.runtime_program, *flags, "--root", f"{_FOLDER}/state", *log)
 
     # -- what the init asks for later ----------------------------------------------------------
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import shutil
 import stat
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from madang.agent.launcher import profile
+from madang.agent.launcher import gate, profile
 from madang.wire.errors import NetworkRefused, PolicyInvalid, RuntimeNotOffered, SizeInvalid
 from madang.wire.kernel import NATIVE, RUNSC, KernelSpec
 from madang.wire.size import MIB, Size, format_bytes
@@ -18,6 +20,8 @@ from madang.wire.size import MIB, Size, format_bytes
 PACKAGES: Final = {"crun": "crun", "runc": "runc", RUNSC: "runsc"}
 """Runtime → the Debian package that has its program."""
 RUNTIMES: Final = (NATIVE, *PACKAGES)
+_YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
+_NO_PTRACE: Final = 3
 SEARCHED: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NEEDS_ROOT: Final = "OCI runtimes need `madang up` as root"
 _NO_NETWORK: Final = (
@@ -150,6 +154,8 @@ def _check_size(name: str, spec: KernelSpec) -> None:
 
 def find(name: str) -> tuple[str, str]:
     """(the runtime's program, or in words why it can't be used)"""
+    if name == RUNSC and (why := _why_not_gvisor()):
+        return "", why
     found = shutil.which(name, path=SEARCHED)
     if found is None:
         return "", f"it is not installed: apt-get install {PACKAGES[name]}"
@@ -160,3 +166,12 @@ def find(name: str) -> tuple[str, str]:
     if not path.startswith("/usr/"):
         return "", f"{path} does not lie in /usr, which is all that sessions see"
     return path, ""
+
+
+def _why_not_gvisor(arch: str | None = None, yama: str = _YAMA) -> str:
+    if (arch or platform.machine()) != gate.MACHINE:
+        return f"it is offered on {gate.MACHINE} only"
+    with contextlib.suppress(OSError, ValueError), open(yama, encoding="ascii") as file:
+        if int(file.read()) >= _NO_PTRACE:
+            return "this machine permits no ptrace: kernel.yama.ptrace_scope is 3 until a restart"
+    return ""
