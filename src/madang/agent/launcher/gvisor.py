@@ -33,9 +33,9 @@ from madang.agent.launcher.containers import Connect, Containers, Refused
 from madang.agent.launcher.order import Order, View
 from madang.wire.kernel import ExecSpec, KernelSpec
 
-_DAC_READ_SEARCH, _FSETID, _SYS_PTRACE = 2, 4, 19
-KEPT: Final = containers.KEPT | {_DAC_READ_SEARCH, _FSETID, _SYS_PTRACE}
-"""Capabilities of the init and runsc: the gofer opens files by handle, the kernel traces."""
+_DAC_READ_SEARCH, _FSETID = 2, 4
+KEPT: Final = containers.KEPT | {_DAC_READ_SEARCH, _FSETID}
+"""Capabilities of the init and runsc: its gofer has these two more."""
 FLAGS: Final = (
     *("--platform=ptrace", "--network=none", "--ignore-cgroups", "--file-access=shared"),
     *("--overlay2=none", "--host-fifo=none"),
