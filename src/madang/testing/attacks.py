@@ -36,7 +36,7 @@ NEEDS: dict[str, str] = {}
 OF_GUEST: dict[str, tuple[str, str]] = {
     "read_the_init": (
         r"\['environ', 'maps', 'auxv', 'host:\[1\]', 'user:\[\d+\]'\]",
-        "process 1 is a shell that was told nothing",
+        "process 1 is no copy of the launcher",
     ),
     "run_setuid_programs": (
         r"mounts with setuid: .*",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from madang.agent.launcher import filters, gate, offers, registry, seccomp
+from madang.agent.launcher import filters, guests, offers, registry, seccomp
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.offers import Offers
 from madang.agent.runtime import layout
@@ -134,9 +134,9 @@ async def test_main_and_execs_share_locks_sockets_and_pipes_in_files(sessions: S
         "listener = socket.socket(socket.AF_UNIX); listener.bind('name'); listener.listen()\n"
         "port = socket.create_server(('127.0.0.1', 5000))\n"
         "os.mkfifo('pipe'); print('on', flush=True)\n"
-        "print(open('pipe').read())"
+        "print(open('pipe').read(), flush=True); input()"
     )
-    kernel = await sessions.start(*PYTHON, code)
+    kernel = await sessions.start(*PYTHON, code, stdin=True)
     await sessions.until(kernel, b"on")
     other = (
         "import fcntl, socket\n"
@@ -148,7 +148,7 @@ async def test_main_and_execs_share_locks_sockets_and_pipes_in_files(sessions: S
     done = await sessions.exec(kernel, "other", *PYTHON, other)
 
     assert done.code == 0, done.err
-    assert (await sessions.outcome(kernel)).out == b"on\nheld\n"
+    assert await sessions.until(kernel, b"held") == b"on\nheld\n"
 
 
 # -- signals -------------------------------------------------------------------------------------
@@ -302,10 +302,10 @@ def test_without_the_package_it_says_what_to_install(
         Offers("native", offers.RUNTIMES, rootless=False).of(spec("true", runtime=RUNSC))
 
 
-# -- the gate ------------------------------------------------------------------------------------
+# -- the guests ----------------------------------------------------------------------------------
 
 on_x86 = pytest.mark.skipif(
-    platform.machine() != gate.MACHINE, reason=f"its instructions are {gate.MACHINE}'s"
+    platform.machine() != guests.MACHINE, reason=f"its instructions are {guests.MACHINE}'s"
 )
 LOOK = (
     "import ctypes, os, sys\n"
@@ -318,7 +318,7 @@ LOOK = (
 @pytest.fixture
 def passed(tmp_path: Path) -> str:
     path = tmp_path / "gate"
-    path.write_bytes(gate.program(seccomp.program()))
+    path.write_bytes(guests.gate(seccomp.program()))
     path.chmod(0o755)
     return str(path)
 
@@ -343,8 +343,29 @@ def test_the_gate_without_a_program_says_so(passed: str) -> None:
 @on_x86
 def test_the_gate_stays_shut_when_the_filter_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "gate"
-    path.write_bytes(gate.program(b"\xff" * 8))
+    path.write_bytes(guests.gate(b"\xff" * 8))
     path.chmod(0o755)
     done = subprocess.run([path, "/bin/echo", "echo", "open"], capture_output=True)
 
     assert (done.returncode, done.stdout) == (126, b"")
+
+
+@on_x86
+def test_process_1_signals_what_it_is_told_and_ends_with_its_input(tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    path.write_bytes(guests.one())
+    path.chmod(0o755)
+    sleeping = [subprocess.Popen(["/bin/sleep", "1000"], start_new_session=True) for _ in range(2)]
+    one = subprocess.Popen([path], stdin=subprocess.PIPE)
+    assert one.stdin is not None
+    orders = [(signal.SIGTERM, sleeping[0].pid), (0, 1), (signal.SIGINT, -sleeping[1].pid)]
+    for number, target in orders:
+        one.stdin.write(guests.order(number, target))
+        one.stdin.flush()
+
+    assert [each.wait(20) for each in sleeping] == [-signal.SIGTERM, -signal.SIGINT]
+    lines = Path(f"/proc/{one.pid}/status").read_text().splitlines()
+    ignored = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn"))
+    assert ignored >> (signal.SIGCHLD - 1) & 1
+    one.stdin.close()
+    assert one.wait(20) == 0

@@ -177,7 +177,7 @@ async def fight(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battl
             "victim": str(victim),
         }
         if chosen == RUNSC:
-            facts |= {"init": "/bin/sh", "patience_s": GUEST_PATIENCE_S}
+            facts |= {"init": "/madang/gate/one", "patience_s": GUEST_PATIENCE_S}
         attacker = await arm(found, facts)
         outcome = await found.outcome(attacker, patience_s=BATTLE_S)
         record = json.loads(Path(runtime.kernel_dir(attacker), "kernel.json").read_text())

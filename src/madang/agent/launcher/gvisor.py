@@ -11,11 +11,11 @@ holds its terminal and ends with its code::
          ├─ runsc-sandbox         gVisor's kernel; below it, traced, the programs
          └─ runsc-gofer           opens the session's files for it, nothing else
 
-Process 1 in there is a shell that nobody can signal. The init tells it which process groups to
-signal, at once, where a runtime's own command takes a tenth of a second and room for a dozen
-threads. If the init dies so does it all: they are in its PID namespace.
+Process 1 in there is ours (see ``guests``) and no program can signal it. The init tells it which
+process groups to signal, at once, where a runtime's own command takes a tenth of a second and room
+for a dozen threads. If the init dies so does it all: they are in its PID namespace.
 
-gVisor can't put a filter on what is begun by ``exec``, so programs go through the ``gate``.
+gVisor can't put a filter on what is begun by ``exec``, so programs go through a gate.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import signal
 from base64 import b64decode
 from typing import Any, Final
 
-from madang.agent.launcher import containers, gate, oci, syscalls
+from madang.agent.launcher import containers, guests, oci, syscalls
 from madang.agent.launcher.containers import Connect, Containers, Refused
 from madang.agent.launcher.order import Order, View
 from madang.wire.kernel import ExecSpec, KernelSpec
@@ -45,14 +45,13 @@ _BUILD_FLAGS: Final = ("--host-uds=open",)
 _FOLDER: Final = "/mnt/session"
 _NAME: Final = "session"
 _GATE: Final = "/madang/gate/gate"
-"""As programs see it."""
+_ONE: Final = "/madang/gate/one"
+"""As programs see them: see ``guests``."""
 _GATE_OPTIONS: Final = b"mode=755,size=128k"
 _SHOWN_FILES: Final = ("/proc/cpuinfo", "/proc/meminfo", "/proc/stat")
 """Made true by ``truth``; gVisor's own would tell of the whole machine."""
 _OWN_FOLDERS: Final = ("/tmp", "/var/tmp")
 """Said once more, or else gVisor has them in memory."""
-_DEAF: Final = b"trap '' HUP INT QUIT TERM CHLD\n"
-"""Process 1's first order. Ignored CHLD: nothing that ends and has no parent is left over."""
 _LOST: Final = 128
 """How a runsc ends that has lost its sandbox, among other things."""
 _LOST_S: Final = 0.5
@@ -71,7 +70,7 @@ class Gvisor(Containers):
 
     def __init__(self, order: Order, base_filter: bytes) -> None:
         super().__init__(order, base_filter)
-        self._gate = gate.program(b64decode(order.program) if order.program else base_filter)
+        self._gate = guests.gate(b64decode(order.program) if order.program else base_filter)
         self._pid: int | None = None
         """Of gVisor's kernel; None before the first program."""
         self._orders = -1
@@ -142,14 +141,13 @@ class Gvisor(Containers):
         reader, writer = os.pipe2(os.O_CLOEXEC)
         nothing = os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC)
         try:
-            self._place_gate()
-            _write(f"{_FOLDER}/config.json", oci.gvisor(self._order, _binds()))
+            self._place_guests()
+            _write(f"{_FOLDER}/config.json", oci.gvisor(self._order, _ONE, _binds()))
             argv = [*self._command(_FOLDER), "run", "--detach", "--bundle", _FOLDER]
             argv += ["--pid-file", f"{_FOLDER}/pid", _NAME]
             inner = [reader, nothing, nothing]
             self._pid = self._execute(argv, _FOLDER, inner, None, lambda _: None)
             self._orders = writer
-            os.write(writer, _DEAF)
         except BaseException:
             os.close(writer)
             shutil.rmtree(_FOLDER, ignore_errors=True)
@@ -158,17 +156,17 @@ class Gvisor(Containers):
             os.close(reader)
             os.close(nothing)
 
-    def _place_gate(self) -> None:
-        path = f"{oci.ROOT}{_GATE}"
-        folder = os.path.dirname(path).encode()
-        if os.path.exists(path):
+    def _place_guests(self) -> None:
+        folder = os.path.dirname(f"{oci.ROOT}{_GATE}")
+        if os.path.exists(f"{oci.ROOT}{_GATE}"):
             return
         flags = syscalls.MS_NOSUID | syscalls.MS_NODEV
-        syscalls.mount(b"tmpfs", folder, b"tmpfs", flags, _GATE_OPTIONS)
-        with open(path, "wb") as file:
-            file.write(self._gate)
-        os.chmod(path, 0o755)  # noqa: S103 - everybody's to execute
-        syscalls.mount_setattr(folder, syscalls.MOUNT_ATTR_RDONLY)
+        syscalls.mount(b"tmpfs", folder.encode(), b"tmpfs", flags, _GATE_OPTIONS)
+        for path, program in ((_ONE, guests.one()), (_GATE, self._gate)):
+            with open(f"{oci.ROOT}{path}", "wb") as file:
+                file.write(program)
+            os.chmod(f"{oci.ROOT}{path}", 0o755)  # noqa: S103 - everybody's to execute
+        syscalls.mount_setattr(folder.encode(), syscalls.MOUNT_ATTR_RDONLY)
 
     def _command(self, folder: str) -> tuple[str, ...]:
         log = ("--log", f"{folder}/log", "--log-format", "json")
@@ -189,7 +187,7 @@ class Gvisor(Containers):
 
     def _order_kill(self, number: int, target: int) -> None:
         with contextlib.suppress(BlockingIOError, BrokenPipeError):
-            os.write(self._orders, f"kill -s {number} -- {target}\n".encode())
+            os.write(self._orders, guests.order(number, target))
 
     def has_ended(self, pid: int) -> bool:
         """Whether it was the kernel itself that ended; no program of the session lives then."""

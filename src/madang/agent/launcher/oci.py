@@ -83,8 +83,8 @@ def configuration(
     return found
 
 
-def gvisor(order: Order, binds: Sequence[str]) -> dict[str, Any]:
-    """``config.json`` of gVisor's sandbox, whose process 1 is a shell that reads what to do.
+def gvisor(order: Order, program: str, binds: Sequence[str]) -> dict[str, Any]:
+    """``config.json`` of gVisor's sandbox, whose process 1 is *program*.
 
     *binds*: paths of the session's root that it is told of, each by its own name.
     """
@@ -95,8 +95,8 @@ def gvisor(order: Order, binds: Sequence[str]) -> dict[str, Any]:
         "process": {
             "terminal": False,
             "user": uid,
-            "args": ["/bin/sh"],
-            "env": ["PATH=/usr/bin:/bin"],
+            "args": [program],
+            "env": [],
             "cwd": "/",
             "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), may_signal),
             "noNewPrivileges": True,

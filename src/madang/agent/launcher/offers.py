@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from madang.agent.launcher import gate, profile
+from madang.agent.launcher import guests, profile
 from madang.wire.errors import NetworkRefused, PolicyInvalid, RuntimeNotOffered, SizeInvalid
 from madang.wire.kernel import NATIVE, RUNSC, KernelSpec
 from madang.wire.size import MIB, Size, format_bytes
@@ -169,8 +169,8 @@ def find(name: str) -> tuple[str, str]:
 
 
 def _why_not_gvisor(arch: str | None = None, yama: str = _YAMA) -> str:
-    if (arch or platform.machine()) != gate.MACHINE:
-        return f"it is offered on {gate.MACHINE} only"
+    if (arch or platform.machine()) != guests.MACHINE:
+        return f"it is offered on {guests.MACHINE} only"
     with contextlib.suppress(OSError, ValueError), open(yama, encoding="ascii") as file:
         if int(file.read()) >= _NO_PTRACE:
             return "this machine permits no ptrace: kernel.yama.ptrace_scope is 3 until a restart"
