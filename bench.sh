@@ -3,7 +3,7 @@
 #
 #   ./bench.sh [--json FILE] [NAME…]      ./bench.sh --help tells the names
 #
-# As root it installs Debian's docker.io, crun, runc, bubblewrap and wrk; it starts a docker daemon
+# As root it installs Debian's docker.io, crun, runc, runsc, bubblewrap and wrk; it starts a docker daemon
 # of its own.
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,7 @@ log=$root/.venv.log
 : >"$log"
 . scripts/common.sh
 
-packages bubblewrap ca-certificates crun docker.io e2fsprogs iptables runc util-linux wrk
+packages bubblewrap ca-certificates crun docker.io e2fsprogs iptables runc runsc util-linux wrk
 environment "$root/.venv" requirements/dev.txt
 project "$root/.venv" -e
 exec "$root/.venv/bin/python" bench/main.py "$@"

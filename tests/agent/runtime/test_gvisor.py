@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from madang.agent.launcher import filters, guests, offers, registry, seccomp
+from madang.agent.launcher import filters, guests, gvisor, offers, registry, seccomp
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.offers import Offers
 from madang.agent.runtime import layout
@@ -85,6 +85,23 @@ async def test_its_kernel_is_nobody_with_an_empty_root_and_a_filter(sessions: Se
     for namespace in ("user", "net", "mnt"):
         ours = os.readlink(f"/proc/{init_of(sessions, kernel)}/ns/{namespace}")
         assert os.readlink(f"/proc/{pid}/ns/{namespace}") != ours
+
+
+@here
+async def test_what_opens_files_for_it_has_none_that_programs_may_not_read(
+    sessions: Sessions,
+) -> None:
+    """It is root: a gVisor that was broken into could ask for the machine's password hashes."""
+    kernel = await sessions.start("/bin/sh", "-c", ASLEEP)
+    await sessions.until(kernel, b"on")
+    (pid,) = parts_of(sessions, kernel)[GOFER]
+    etc = Path(f"/proc/{pid}/root/etc")
+
+    assert gvisor.closed("/etc"), "this machine has such files"
+    assert (etc / "passwd").read_bytes()
+    assert (etc / "shadow").read_bytes() == b""
+    for path in map(Path, gvisor.closed(str(etc))):
+        assert not (os.listdir(path) if path.is_dir() else path.read_bytes()), path
 
 
 @here
@@ -249,7 +266,7 @@ async def test_many_programs_leave_no_file_and_no_zombie_behind(sessions: Sessio
     work = Path(f"/proc/{init_of(sessions, kernel)}/root/mnt")
 
     assert seen.out == b"[]\n"
-    assert [path.name for path in work.iterdir()] == ["session"]
+    assert {path.name for path in work.iterdir()} == {"session", "nothing"}
     assert set(parts_of(sessions, kernel)) <= {KERNEL, GOFER, ""}
 
 

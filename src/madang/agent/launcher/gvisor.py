@@ -25,6 +25,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from base64 import b64decode
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ _BUILD_FLAGS: Final = ("--host-uds=open",)
 """For the registry proxy's socket; other sessions reach no socket of the machine's by name."""
 _FOLDER: Final = "/mnt/session"
 _NAME: Final = "session"
+_NOTHING: Final = "/mnt/nothing"
 _GATE: Final = "/madang/gate/gate"
 _ONE: Final = "/madang/gate/one"
 """As programs see them: see ``guests``."""
@@ -61,6 +63,36 @@ def enter(order: Order, view: View) -> None:
     """Like ``containers``; terminals are the init's, from the session's own."""
     containers.enter(order, view)
     syscalls.bind(f"{oci.ROOT}/dev/pts".encode(), b"/dev/pts")
+    _hide(closed(f"{oci.ROOT}/etc"))
+
+
+def _hide(paths: list[str]) -> None:
+    """Put what is empty, and nobody's to read, in their place."""
+    os.makedirs(_NOTHING)
+    os.mkdir(f"{_NOTHING}/folder", 0)
+    os.close(os.open(f"{_NOTHING}/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0))
+    for path in paths:
+        kind = "folder" if os.path.isdir(path) else "file"
+        syscalls.bind(f"{_NOTHING}/{kind}".encode(), os.fsencode(path))
+
+
+def closed(folder: str) -> list[str]:
+    """What is not everybody's to read below *folder*: password hashes, keys.
+
+    The gofer is root and would open it for a gVisor that has been broken into.
+    """
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_symlink():
+                continue
+            mode = entry.stat().st_mode
+            if entry.is_dir():
+                open_ = mode & stat.S_IROTH and mode & stat.S_IXOTH
+                found += closed(entry.path) if open_ else [entry.path]
+            elif not mode & stat.S_IROTH:
+                found.append(entry.path)
+    return found
 
 
 class Gvisor(Containers):
@@ -147,6 +179,7 @@ class Gvisor(Containers):
             argv += ["--pid-file", f"{_FOLDER}/pid", _NAME]
             inner = [reader, nothing, nothing]
             self._pid = self._execute(argv, _FOLDER, inner, None, lambda _: None)
+            os.set_blocking(writer, False)
             self._orders = writer
         except BaseException:
             os.close(writer)
