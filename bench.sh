@@ -3,8 +3,8 @@
 #
 #   ./bench.sh [--json FILE] [NAME…]      ./bench.sh --help tells the names
 #
-# As root it installs Debian's docker.io, crun, runc, runsc, bubblewrap and wrk; it starts a docker daemon
-# of its own.
+# As root it installs Debian's docker.io, crun, runc, runsc, bubblewrap and wrk; it starts a docker
+# daemon of its own.
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 cd "$root"

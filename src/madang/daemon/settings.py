@@ -105,7 +105,8 @@ class NodeSettings:
     uid_count: int = 100_000
     """User numbers for sessions, from ``server.uid`` + 1 on."""
     runtime: str = "native"
-    """What starts the programs of sessions that don't choose: ``native``, ``crun`` or ``runc``."""
+    """What starts the programs of sessions that don't choose: ``native``, ``crun``, ``runc``,
+    ``runsc``."""
     runtimes: tuple[str, ...] = ("native", "crun", "runc", "runsc")
     """What sessions may choose with ``--runtime``, if the machine has it. ``native`` stays."""
     host_paths: tuple[str, ...] = ()
