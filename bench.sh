@@ -3,8 +3,8 @@
 #
 #   ./bench.sh [--json FILE] [NAME…]      ./bench.sh --help tells the names
 #
-# As root it installs Debian's docker.io, crun, runc, bubblewrap and wrk; it starts a docker daemon
-# of its own.
+# As root it installs Debian's docker.io, crun, runc, runsc, bubblewrap and wrk; it starts a docker
+# daemon of its own.
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 cd "$root"
@@ -12,7 +12,7 @@ log=$root/.venv.log
 : >"$log"
 . scripts/common.sh
 
-packages bubblewrap ca-certificates crun docker.io e2fsprogs iptables runc util-linux wrk
+packages bubblewrap ca-certificates crun docker.io e2fsprogs iptables runc runsc util-linux wrk
 environment "$root/.venv" requirements/dev.txt
 project "$root/.venv" -e
 exec "$root/.venv/bin/python" bench/main.py "$@"

@@ -141,7 +141,7 @@ def libraries(files: Sequence[str]) -> set[str]:
 
 
 class Runc:
-    """A bundle for ``runc run``, with the same limits."""
+    """A bundle for ``runc run`` (with the same limits) or, without any, ``runsc run``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -149,6 +149,13 @@ class Runc:
 
     def run(self, *argv: str) -> list[str]:
         """The command line of one run."""
+        return ["runc", *self._run(argv)]
+
+    def run_gvisor(self, *argv: str) -> list[str]:
+        flags = ("--platform=ptrace", "--network=none", "--ignore-cgroups")
+        return ["runsc", *flags, f"--root={self._folder}/state", *self._run(argv)]
+
+    def _run(self, argv: tuple[str, ...]) -> list[str]:
         bundle = self._folder / "bundle"
         if not bundle.exists():
             bundle.mkdir()
@@ -163,4 +170,4 @@ class Runc:
         }
         (bundle / "config.json").write_text(json.dumps(config))
         self._count += 1
-        return ["runc", "run", "-b", str(bundle), f"madang-bench-{os.getpid()}-{self._count}"]
+        return ["run", "--bundle", str(bundle), f"madang-bench-{os.getpid()}-{self._count}"]

@@ -21,7 +21,7 @@ import machine
 from madang.agent.launcher import offers
 from madang.testing.sessions import ChosenRuntime, Launcher, Sessions, open_launcher, spec
 from madang.testing.sessions import sessions as open_sessions
-from madang.wire.kernel import NATIVE
+from madang.wire.kernel import NATIVE, RUNSC
 from rows import GAP_S, Bench, Row, ms
 
 ROUNDS: Final = 30
@@ -58,7 +58,12 @@ async def _measure(bench: Bench) -> dict[str, list[tuple[float, float]]]:
         async def runc() -> tuple[float, float]:
             return await _command(bench.runc.run(TRUE))()
 
+        async def runsc() -> tuple[float, float]:
+            return await _command(bench.runc.run_gvisor(TRUE))()
+
         ways["runc"] = runc
+        if offers.find(RUNSC)[0]:
+            ways["runsc"] = runsc
         ways["docker"] = _command(bench.docker.run(TRUE))
         oci = (each for each in offers.PACKAGES if offers.find(each)[0])
         for name in (NATIVE, *oci, offers.DOCKER):

@@ -105,9 +105,9 @@ class NodeSettings:
     uid_count: int = 100_000
     """User numbers for sessions, from ``server.uid`` + 1 on."""
     runtime: str = "native"
-    """What starts the programs of sessions that don't choose: ``native``, ``crun``, ``runc`` or
-    ``docker``."""
-    runtimes: tuple[str, ...] = ("native", "crun", "runc", "docker")
+    """What starts the programs of sessions that don't choose: ``native``, ``crun``, ``runc``,
+    ``runsc`` or ``docker``."""
+    runtimes: tuple[str, ...] = ("native", "crun", "runc", "runsc", "docker")
     """What sessions may choose with ``--runtime``, if the machine has it. ``native`` stays."""
     docker_socket: str = "/run/docker.sock"
     """Where Docker's engine listens, for sessions with ``--runtime docker``."""

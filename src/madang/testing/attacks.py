@@ -35,6 +35,28 @@ NEEDS: dict[str, str] = {}
 """Attack or bomb → the limit that holds it (``RuntimeFacts``), where not every machine has it."""
 PROMISES: dict[str, str] = {"see_its_place_among_control_groups": "own place"}
 """Attack → the promise (``offers.LACKS``) that holds it, where not every runtime makes it."""
+OF_GUEST: dict[str, tuple[str, str]] = {
+    "read_the_init": (
+        r"\['environ', 'maps', 'auxv', 'host:\[1\]', 'user:\[\d+\]'\]",
+        "process 1 is no copy of the launcher",
+    ),
+    "run_setuid_programs": (
+        r"mounts with setuid: .*",
+        "gVisor tells of no mount flags; no_new_privs holds, and on the machine the flags do",
+    ),
+    "make_a_setuid_program": (
+        r"setuid works in /work",
+        "gVisor tells of no mount flags; no_new_privs holds, and on the machine the flags do",
+    ),
+    "find_devices": (r"\{'(net|fuse)', '(net|fuse)'\}", "they are gVisor's, and take rights"),
+    "raise_own_limits": (r"core files", "gVisor writes none, whatever the limit says"),
+    "go_before_others": (r"nice -5", "among the session's own processes"),
+    "be_spared_when_memory_is_short": (
+        r"oom_score_adj -900",
+        "gVisor keeps the number; the machine goes by that of its kernel",
+    ),
+}
+"""Attack → what it gains of gVisor's kernel, and why that is nothing of the machine."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 NUMBERS = {
     "x86_64": {
@@ -165,7 +187,7 @@ def read_the_platform_s_command_line() -> str | None:
     """Its settings, perhaps with the password of its database."""
     with open("/proc/1/cmdline", "rb") as file:
         command = file.read().replace(b"\0", b" ").decode(errors="replace").strip()
-    return command if command != "madang-init" else None
+    return command if command != FACTS.get("init", "madang-init") else None
 
 
 @attack
@@ -362,7 +384,8 @@ def use_capabilities() -> str | None:
 def gain_by_executing() -> str | None:
     """no_new_privs off or no filter: any hole in a setuid program makes root."""
     found = status()
-    return None if (found["NoNewPrivs"], found["Seccomp"]) == ("1", "2") else str(found)
+    closed = LIBC.prctl(39, 0, 0, 0, 0)  # PR_GET_NO_NEW_PRIVS
+    return None if (closed, found["Seccomp"]) == (1, "2") else str(found)
 
 
 @attack
@@ -546,7 +569,7 @@ def run_32_bit_calls() -> str | None:
     page.write(b"\xb8\x14\x00\x00\x00\xcd\x80\xc3")  # mov eax, 20 (getpid); int 0x80; ret
     address = ctypes.addressof(ctypes.c_char.from_buffer(page))
     pid = ctypes.CFUNCTYPE(ctypes.c_int)(address)()
-    return f"getpid said {pid}"
+    return f"getpid said {pid}" if pid > 0 else None
 
 
 @attack
@@ -1501,7 +1524,7 @@ def attempt(function: Callable[[], str | None]) -> str | None:
     pid = os.fork()
     if pid == 0:
         FACTS["own_fds"] = [reader, writer]
-        signal.alarm(10)
+        signal.alarm(FACTS.get("patience_s", 10))
         try:
             gained = function()
         except OSError:

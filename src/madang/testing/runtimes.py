@@ -26,7 +26,12 @@ import pytest
 from madang.agent import files
 from madang.agent.keepers import KeeperNews
 from madang.agent.launcher import registry
-from madang.agent.launcher.offers import RAW_ARGUMENTS
+from madang.agent.launcher.offers import (
+    PROCESS_COUNTS,
+    PROGRAMS_ALONE,
+    RAW_ARGUMENTS,
+    WHOLE_WRITES,
+)
 from madang.agent.refusals import read_refusals
 from madang.agent.runtime import layout
 from madang.agent.runtime.contract import Found
@@ -125,6 +130,19 @@ class RuntimeConformance:
         assert done.out == text.encode() * 2
 
     async def test_output_is_kept_byte_for_byte(self, sessions: Sessions) -> None:
+        code = (
+            "import sys\n"
+            "for n in range(40):\n"
+            "    file = (sys.stdout, sys.stderr)[n % 2].buffer\n"
+            "    file.write(bytes(range(256)) * 1000)\n"
+            "    file.flush()"
+        )
+        done = await sessions.python(code)
+
+        assert done.out == done.err == bytes(range(256)) * 20_000
+
+    async def test_a_write_is_not_cut_short(self, sessions: Sessions) -> None:
+        need_promise(sessions, WHOLE_WRITES)
         done = await sessions.python(
             "import os, sys\nfor n in range(40): os.write(1 + n % 2, bytes(range(256)) * 1000)"
         )
@@ -474,7 +492,7 @@ class RuntimeConformance:
         usage = await sessions.runtime.usage(kernel)
 
         assert (usage.mem_bytes or 0) > 40 * MIB
-        assert usage.pids == 1
+        assert usage.pids == 1 or sessions.lacks(PROCESS_COUNTS)
         if sessions.holds("cpu"):
             assert (usage.cpu_s or 0) > 0
 
@@ -623,6 +641,7 @@ class RuntimeConformance:
 
     async def test_a_child_killed_for_memory_is_told_too(self, sessions: Sessions) -> None:
         need(sessions, "mem")
+        need_promise(sessions, PROGRAMS_ALONE)
         code = (
             "import os\n"
             "if os.fork() == 0: x = bytearray(200 << 20)\n"
@@ -643,6 +662,7 @@ class RuntimeConformance:
 
     async def test_a_fork_bomb_is_held_and_told(self, sessions: Sessions) -> None:
         need(sessions, "pids")
+        need_promise(sessions, PROCESS_COUNTS)
         code = (
             "import os, time\n"
             "made = 0\n"
@@ -660,6 +680,7 @@ class RuntimeConformance:
 
     async def test_threads_count_as_processes(self, sessions: Sessions) -> None:
         need(sessions, "pids")
+        need_promise(sessions, PROCESS_COUNTS)
         code = (
             "import threading, time\n"
             "for n in range(100):\n"
@@ -688,9 +709,11 @@ class RuntimeConformance:
     async def test_the_cpu_limit_is_held(self, sessions: Sessions) -> None:
         need(sessions, "cpu")
         burn = "import time\nend = time.time() + 1\nwhile time.time() < end: pass"
+        began = time.monotonic()
         done = await sessions.python(burn, cpu=0.2)
+        took_s = time.monotonic() - began  # With what the runtime itself takes.
 
-        assert 0.05 < (done.ended.cpu_s or 0) < 0.45
+        assert 0.05 < (done.ended.cpu_s or 0) < 0.2 * took_s + 0.2
 
     # -- things that are missing -----------------------------------------------------------------
 

@@ -29,6 +29,8 @@ SERVICE_DIR: Final = "/madang/run"
 """Sockets that the agent offers to this session alone."""
 NATIVE: Final = "native"
 """The runtime that every machine offers: no program but ours."""
+RUNSC: Final = "runsc"
+"""The runtime whose sessions have a kernel of their own: gVisor."""
 
 
 @dataclass(frozen=True, slots=True)

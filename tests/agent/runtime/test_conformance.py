@@ -124,6 +124,12 @@ class TestDocker(RuntimeConformance):
         await docker.wait_empty()
 
 
+class TestRunsc(OciConformance):
+    """Programs on gVisor."""
+
+    chosen = "runsc"
+
+
 class TestProcess(RuntimeConformance):
     """Plain processes, for tests elsewhere: the same ends and files, no isolation."""
 

@@ -31,7 +31,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from madang.agent.launcher import mounts, oci, syscalls
 from madang.agent.launcher.order import Order, View
@@ -39,10 +39,10 @@ from madang.wire.kernel import DEFAULT_PATH, ExecSpec, KernelSpec
 
 START_S: Final = 20.0
 """A runtime that takes longer to start a program is killed."""
-_WORK: Final = "/mnt"
+WORK: Final = "/mnt"
 _WORK_OPTIONS: Final = b"mode=700,size=16m"
 _LOG_BYTES: Final = 64 * 1024
-_ENVIRONMENT: Final = {b"PATH": b"/usr/sbin:/usr/bin:/sbin:/bin"}
+ENVIRONMENT: Final = {b"PATH": b"/usr/sbin:/usr/bin:/sbin:/bin"}
 
 _CHOWN, _DAC_OVERRIDE, _FOWNER, _KILL, _SETGID, _SETUID = 0, 1, 3, 5, 6, 7
 _SETPCAP, _SYS_CHROOT, _SYS_ADMIN = 8, 18, 21
@@ -80,16 +80,16 @@ def enter(order: Order, view: View) -> None:
     os.makedirs(outer + b"/sys/fs/cgroup")
     groups = outer + b"/sys/fs/cgroup"
     syscalls.mount(b"cgroup2", groups, b"cgroup2", quiet | syscalls.MS_RDONLY)
-    syscalls.mount(b"tmpfs", outer + _WORK.encode(), b"tmpfs", quiet, _WORK_OPTIONS)
+    syscalls.mount(b"tmpfs", outer + WORK.encode(), b"tmpfs", quiet, _WORK_OPTIONS)
     syscalls.bind(root, outer + oci.ROOT.encode(), recursive=True)
     mounts.move_into(outer)
 
 
-def seal() -> None:
+def seal(kept: frozenset[int] = KEPT) -> None:
     """Give up what making containers does not take."""
     os.setgroups([])
-    syscalls.drop_bounding_set(KEPT)
-    syscalls.keep_capabilities(KEPT)
+    syscalls.drop_bounding_set(kept)
+    syscalls.keep_capabilities(kept)
     syscalls.no_new_privileges()
     _shut()
 
@@ -102,6 +102,9 @@ def _shut() -> None:
 
 class Containers:
     """The session's programs; used by its init."""
+
+    makes_terminals: ClassVar = True
+    """Whether the runtime does, and not the init."""
 
     def __init__(self, order: Order, base_filter: bytes) -> None:
         self._order = order
@@ -137,13 +140,13 @@ class Containers:
         with self.as_user():
             self._check(spec.cwd, argv[0], environment)
         name = f"{next(self._numbers)}"
-        folder = f"{_WORK}/{name}"
+        folder = f"{WORK}/{name}"
         os.mkdir(folder, 0o700)
         try:
             config = oci.configuration(
                 self._order,
                 spec,
-                *_texts(argv, environment),
+                *texts(argv, environment),
                 devices=self._devices(console=spec.tty),
                 base_filter=self._base_filter,
             )
@@ -158,7 +161,7 @@ class Containers:
 
         It has a file ``console``, which runtimes open for writing and mount the terminal on.
         """
-        theirs, double = f"{oci.ROOT}/dev", f"{_WORK}/dev"
+        theirs, double = f"{oci.ROOT}/dev", f"{WORK}/dev"
         if not console:
             return theirs
         if not os.path.exists(double):
@@ -170,8 +173,11 @@ class Containers:
                 _double(os.fsencode(entry.path), f"{double}/{entry.name}".encode())
         return double
 
-    def _check(self, cwd: str, program: bytes, environment: dict[bytes, bytes]) -> None:
-        """Say what a shell would say; what changes meanwhile the runtime refuses in its words."""
+    def _check(self, cwd: str, program: bytes, environment: dict[bytes, bytes]) -> bytes:
+        """Say what a shell would say; what changes meanwhile the runtime refuses in its words.
+
+        Where the program lies.
+        """
         try:
             with self._opened(os.fsencode(cwd), os.O_DIRECTORY) as fd:
                 if not _executable(fd):
@@ -185,7 +191,7 @@ class Containers:
             try:
                 with self._opened(path) as fd:
                     if _executable(fd) and not os.path.isdir(f"/proc/self/fd/{fd}"):
-                        return
+                        return path
                 refused = Refused(126, f"can't execute {shown}: Permission denied")
             except (FileNotFoundError, NotADirectoryError):
                 continue
@@ -240,13 +246,13 @@ class Containers:
         actions: list[tuple[object, ...]] = [
             (os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inner)
         ]
-        runtime = os.posix_spawn(argv[0], argv, _ENVIRONMENT, file_actions=actions)
+        runtime = os.posix_spawn(argv[0], argv, ENVIRONMENT, file_actions=actions)
         gone = os.pidfd_open(runtime)
         try:
             late = time.monotonic() + START_S
-            if terminals is not None and _readable(late, terminals.fileno(), gone):
+            if terminals is not None and readable(START_S, terminals.fileno(), gone):
                 _pass_on(terminals, connect)
-            if gone not in _readable(late, gone):
+            if gone not in readable(late - time.monotonic(), gone):
                 signal.pidfd_send_signal(gone, signal.SIGKILL)
                 raise Refused(126, f"{self._order.runtime} took longer than {START_S:.0f} s")
         finally:
@@ -285,12 +291,12 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return found if isinstance(found, dict) and "msg" in found else None
 
 
-def _readable(late: float, *fds: int) -> list[int]:
-    """Which of them are, by then."""
+def readable(wait_s: float, *fds: int) -> list[int]:
+    """Which of them are, once one is."""
     poll = select.poll()
     for fd in fds:
         poll.register(fd, select.POLLIN)
-    return [fd for fd, _ in poll.poll(max(0.0, late - time.monotonic()) * 1000)]
+    return [fd for fd, _ in poll.poll(max(0.0, wait_s) * 1000)]
 
 
 def _pass_on(terminals: socket.socket, connect: Connect) -> None:
@@ -309,7 +315,7 @@ def _pass_on(terminals: socket.socket, connect: Connect) -> None:
                 os.close(fd)
 
 
-def _texts(argv: list[bytes], environment: dict[bytes, bytes]) -> tuple[list[str], dict[str, str]]:
+def texts(argv: list[bytes], environment: dict[bytes, bytes]) -> tuple[list[str], dict[str, str]]:
     try:
         return (
             [argument.decode() for argument in argv],

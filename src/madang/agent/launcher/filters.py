@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp
 from madang.wire import addresses
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
-from madang.wire.kernel import NATIVE
+from madang.wire.kernel import NATIVE, RUNSC
 from madang.wire.policy import (
     NO_SANDBOX,
     Access,
@@ -75,19 +75,35 @@ class Filters:
     def _kept(self, sandbox: Sandbox, runtime: str) -> tuple[Sandbox, list[str]]:
         """(what can be kept here, what can't, in words). Raises PolicyUnkept."""
         missing: list[str] = []
+        if runtime == RUNSC:
+            sandbox, missing = self._without_logging(sandbox)
         for field, possible, text in _ABILITIES:
             rules: tuple[LiveRule | WriteRule, ...] = getattr(sandbox, field)
-            if rules and runtime != NATIVE and field in _NATIVE_ALONE:
+            if rules and runtime == RUNSC and field == "nets":
+                text = "gVisor has a network of its own; use another runtime"
+            elif rules and runtime != NATIVE and field in _NATIVE_ALONE:
                 text = f"{runtime} gives programs mounts and filters of its own; use native"
             elif not rules or possible():
                 continue
-            found = f"policy: {rules[0].place} is not kept: {text}"
-            if not self._accept_unkept:
-                mend = "Take the rule out, or set sandbox.accept_unkept."
-                raise PolicyUnkept(f"{found}. {mend}", place=rules[0].place)
-            missing.append(found)
+            missing.append(self._unkept(rules[0].place, text))
             sandbox = replace(sandbox, **cast(Any, {field: ()}))
         return sandbox, missing
+
+    def _without_logging(self, sandbox: Sandbox) -> tuple[Sandbox, list[str]]:
+        """gVisor's kernel takes an answer that it does not know for "kill"."""
+        kept = tuple(rule for rule in sandbox.rules if rule.answer is not Answer.LOG)
+        text = "gVisor logs no system calls; use another runtime"
+        return replace(sandbox, rules=kept), [
+            self._unkept(rule.place, text) for rule in sandbox.rules if rule.answer is Answer.LOG
+        ]
+
+    def _unkept(self, place: str, why: str) -> str:
+        """In words. Raises PolicyUnkept where root does not accept that."""
+        found = f"policy: {place} is not kept: {why}"
+        if not self._accept_unkept:
+            mend = "Take the rule out, or set sandbox.accept_unkept."
+            raise PolicyUnkept(f"{found}. {mend}", place=place)
+        return found
 
 
 @cache

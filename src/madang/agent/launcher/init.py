@@ -23,7 +23,7 @@ import struct
 import termios
 from base64 import b64decode
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Final, NoReturn
 
 from madang.agent.launcher import (
@@ -32,6 +32,7 @@ from madang.agent.launcher import (
     checks,
     containers,
     guarded,
+    gvisor,
     mounts,
     processes,
     seccomp,
@@ -40,6 +41,7 @@ from madang.agent.launcher import (
 )
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.containers import Containers, Refused
+from madang.agent.launcher.gvisor import Gvisor
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.seat import Seat
@@ -48,6 +50,7 @@ from madang.wire.kernel import (
     HOME_DIR,
     NATIVE,
     OUTPUT_DIR,
+    RUNSC,
     USER_NAME,
     WORK_DIR,
     ExecSpec,
@@ -160,18 +163,22 @@ def warm() -> None:
     truth.files(1.0, [0], 1)
 
 
+_ENTER: Final = {NATIVE: mounts.enter, RUNSC: gvisor.enter}
+"""Runtime → how the init gets to its root; others: ``containers.enter``."""
+
+
 def _enter(order: Order, view: View) -> list[int]:
     """Everything between root on the host and an ordinary program in the sandbox, in order.
 
     What it returns is for the guard: see ``guarded``.
     """
     syscalls.unshare(syscalls.CLONE_NEWNS)
-    (mounts if order.runtime == NATIVE else containers).enter(order, view)
+    _ENTER.get(order.runtime, containers.enter)(order, view)
     syscalls.sethostname(order.spec.hostname.encode())
     limit_resources()
     os.umask(0o022)
     if order.runtime != NATIVE:  # Its programs get the rest from the runtime.
-        containers.seal()
+        containers.seal(gvisor.KEPT if order.runtime == RUNSC else containers.KEPT)
         syscalls.close_on_exec_from(3)
         _forget_standard_files()
         return []
@@ -241,7 +248,13 @@ class _Init:
         """pid → ``main`` or an exec's id"""
         self._selector = selectors.DefaultSelector()
         self._containers: Containers | None = None
-        if order.runtime != NATIVE and not order.box:
+        self._gvisor: Gvisor | None = None
+        self._kill: Callable[[int, int], None] = os.killpg
+        self._kill_all: Callable[[int], None] = partial(os.kill, -1)
+        if order.runtime == RUNSC:
+            self._containers = self._gvisor = Gvisor(order, filter_program())
+            self._kill, self._kill_all = self._gvisor.signal, self._gvisor.signal_all
+        elif order.runtime != NATIVE and not order.box:
             self._containers = Containers(order, filter_program())
         self._wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._wake_writer = wake_writer
@@ -293,12 +306,12 @@ class _Init:
         if program == MAIN and not self._order.spec.argv:
             if self._order.view is not None:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(-1, number)
+                    self._kill_all(number)
             return
         for pid, name in self._programs.items():
             if name == program:
                 with contextlib.suppress(ProcessLookupError):
-                    os.killpg(pid, number)
+                    self._kill(pid, number)
 
     def _reap(self) -> bool:
         while True:
@@ -310,9 +323,13 @@ class _Init:
                 return True
             program = self._programs.pop(pid, None)
             if program is not None:
+                if self._gvisor is not None:
+                    status = self._gvisor.status(pid, status)
                 channel.send(self._link, {"program": program, "status": status})
                 if program == MAIN:
                     return False
+            elif self._gvisor is not None and self._gvisor.has_ended(pid):
+                return False
 
     def _start(self, name: str, spec: KernelSpec | ExecSpec) -> bool:
         """Start a program; its ends of pipes or terminal go to the keeper at once.
@@ -330,9 +347,10 @@ class _Init:
                 inner = _connected(_open_terminal if spec.tty else _open_pipes, spec, connect)
                 pid = _spawn(spec, self._order, inner, seat)
             else:
-                if not spec.tty:
+                if not (spec.tty and self._containers.makes_terminals):
+                    opening = _open_terminal if spec.tty else _open_pipes
                     with self._containers.as_user():
-                        inner = _connected(_open_pipes, spec, connect)
+                        inner = _connected(opening, spec, connect)
                 argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
                 variables = environment(self._order, spec)
                 pid = self._containers.start(spec, argv, variables, inner, connect)
@@ -345,7 +363,8 @@ class _Init:
             self._programs[pid] = name
             missed = seat is not None and seat.missed
             channel.send(self._link, {"program": name, "started": True, "missed": missed})
-            _prefer_for_oom_kill(pid)
+            if self._gvisor is None:  # Whose kernel holds the memory, not what stands for it.
+                _prefer_for_oom_kill(pid)
             return True
         finally:
             for fd in set(inner):

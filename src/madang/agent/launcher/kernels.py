@@ -25,7 +25,7 @@ from madang.agent.launcher.guards import Guards
 from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.network.networks import NetworkConfig, Networks
-from madang.agent.launcher.offers import DOCKER, Offers
+from madang.agent.launcher.offers import DOCKER, Offers, machine_size
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.program import CLAIMED, ENDED
@@ -554,7 +554,7 @@ class Kernels:
         assert order is not None
         record = kernel.record
         try:
-            slot.group.limit(order.spec.size, order.cpus)
+            slot.group.limit(machine_size(order.runtime, order.spec.size), order.cpus)
             record.keeper, record.init, record.state = slot.keeper, slot.init, STARTED
             record.started_at = time.time()
             if order.guarded:

@@ -39,8 +39,8 @@ HOST_FOLDERS: Final = ("bin", "lib", "lib32", "lib64", "libx32", "opt", "sbin", 
 CHROOT_TEXT: Final = "this is a chroot: / is no mount, so sessions can't get a root of their own"
 CHROOT_MEND: Final = "Use the machine itself, a container (--privileged) or systemd-nspawn."
 _FOLDERS: Final = (
-    "dev etc env home home/user madang madang/bin madang/run madang/tools mnt outputs proc root "
-    "run srv sys tmp var var/cache var/lib var/tmp work"
+    "dev etc env home home/user madang madang/bin madang/gate madang/run madang/tools mnt outputs "
+    "proc root run srv sys tmp var var/cache var/lib var/tmp work"
 ).split()
 _SCRATCH: Final = {
     "work": WORK_DIR,

@@ -8,6 +8,8 @@ is left is a mount namespace, the user, no capabilities, no new privileges and t
 from __future__ import annotations
 
 import json
+import resource
+from collections.abc import Sequence
 from typing import Any, Final
 
 from madang.agent.launcher import mounts
@@ -79,3 +81,66 @@ def configuration(
     else:
         found["annotations"] = {_RAW_FILTER: order.program or base_filter}
     return found
+
+
+def gvisor(order: Order, program: str, binds: Sequence[str]) -> dict[str, Any]:
+    """``config.json`` of gVisor's sandbox, whose process 1 is *program*.
+
+    *binds*: paths of the session's root that it is told of, each by its own name.
+    """
+    may_signal = ["CAP_KILL"]
+    uid = {"uid": 0, "gid": 0}
+    return {
+        "ociVersion": "1.0.2",
+        "process": {
+            "terminal": False,
+            "user": uid,
+            "args": [program],
+            "env": [],
+            "cwd": "/",
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), may_signal),
+            "noNewPrivileges": True,
+            "oomScoreAdj": OOM_SCORE,
+        },
+        "root": {"path": ROOT, "readonly": False},
+        "hostname": order.spec.hostname,
+        "mounts": [
+            *(_bind(path, f"{ROOT}{path}") for path in binds),
+            {
+                "destination": "/dev/shm",
+                "type": "tmpfs",
+                "source": "tmpfs",
+                "options": ["nosuid", "nodev", "mode=1777", f"size={order.spec.size.mem_bytes}"],
+            },
+        ],
+        "linux": {"namespaces": [{"type": "mount"}]},
+    }
+
+
+def _bind(path: str, source: str) -> dict[str, Any]:
+    options = ["rbind", "nosuid", "nodev"]
+    return {"destination": path, "type": "bind", "source": source, "options": options}
+
+
+def guest(
+    order: Order,
+    spec: KernelSpec | ExecSpec,
+    argv: list[str],
+    environment: dict[str, str],
+) -> dict[str, Any]:
+    """One program of that sandbox, as ``runsc exec --process`` reads it."""
+    uid = mounts.shown_uid(order)
+    files = min(resource.getrlimit(resource.RLIMIT_NOFILE))
+    return {
+        "terminal": spec.tty,
+        "user": {"uid": uid, "gid": uid, "umask": UMASK},
+        "args": argv,
+        "env": [f"{name}={value}" for name, value in environment.items()],
+        "cwd": spec.cwd,
+        "capabilities": {name: [] for name in _CAPABILITY_SETS},
+        "noNewPrivileges": True,
+        "rlimits": [
+            {"type": "RLIMIT_CORE", "soft": 0, "hard": 0},
+            {"type": "RLIMIT_NOFILE", "soft": files, "hard": files},
+        ],
+    }

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import platform
 import shutil
 import stat
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from madang.agent.launcher import engine, profile
-from madang.wire.errors import PolicyInvalid, RuntimeNotOffered, SizeInvalid
-from madang.wire.kernel import NATIVE, KernelSpec
+from madang.agent.launcher import engine, guests, profile
+from madang.wire.errors import NetworkRefused, PolicyInvalid, RuntimeNotOffered, SizeInvalid
+from madang.wire.kernel import NATIVE, RUNSC, KernelSpec
 from madang.wire.policy import Sandbox
-from madang.wire.size import MIB, format_bytes
+from madang.wire.size import MIB, Size, format_bytes
 
-PACKAGES: Final = {"crun": "crun", "runc": "runc"}
+PACKAGES: Final = {"crun": "crun", "runc": "runc", RUNSC: "runsc"}
 """Runtime → the Debian package that has its program."""
 DOCKER: Final = "docker"
 DOCKER_SOCKET: Final = "/run/docker.sock"
 RUNTIMES: Final = (NATIVE, *PACKAGES, DOCKER)
+_YAMA: Final = "/proc/sys/kernel/yama/ptrace_scope"
+_NO_PTRACE: Final = 3
 SEARCHED: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NEEDS_ROOT: Final = "other runtimes need `madang up` as root"
+_NO_NETWORK: Final = (
+    "network: gVisor has network interfaces of its own, which the machine's rules don't reach. "
+    "Leave --network out, or use another runtime."
+)
 _NOT_ALLOWED: Final = "`node.runtimes` does not name it"
 
 
@@ -34,13 +42,31 @@ class Least:
     mem_bytes: int = 0
 
 
-LEAST: Final[Mapping[str, Least]] = {"runc": Least(pids=16, mem_bytes=24 * MIB)}
-"""runc is a Go program: it has threads, and memory of its own."""
+LEAST: Final[Mapping[str, Least]] = {
+    "runc": Least(pids=16, mem_bytes=24 * MIB),
+    RUNSC: Least(mem_bytes=48 * MIB),
+}
+"""They are Go programs: they have threads, and memory of their own."""
+
+
+_GVISOR_PIDS: Final = 256
+_GVISOR_PIDS_EACH: Final = 16
+"""gVisor's kernel has threads of its own, and some for each process that it runs."""
+
+
+def machine_size(runtime: str, size: Size) -> Size:
+    """What the machine must let a session of *size* have for its programs to get that."""
+    if runtime != RUNSC:
+        return size
+    return replace(size, pids=_GVISOR_PIDS + _GVISOR_PIDS_EACH * size.pids)
 
 
 RAW_ARGUMENTS: Final = "raw arguments"
 OTHER_NUMBERS: Final = "other numbers"
 OWN_PLACE: Final = "own place"
+PROCESS_COUNTS: Final = "process counts"
+PROGRAMS_ALONE: Final = "programs alone"
+WHOLE_WRITES: Final = "whole writes"
 _JSON: Final = {RAW_ARGUMENTS: "arguments must be UTF-8: OCI configurations are JSON"}
 _LIBSECCOMP: Final = {
     OTHER_NUMBERS: "libseccomp kills who calls by numbers of x32, where we say ENOSYS"
@@ -48,6 +74,12 @@ _LIBSECCOMP: Final = {
 LACKS: Final[Mapping[str, Mapping[str, str]]] = {
     "crun": _JSON,
     "runc": _JSON | _LIBSECCOMP,
+    RUNSC: _JSON
+    | {
+        PROCESS_COUNTS: "the machine counts the threads of gVisor's kernel",
+        PROGRAMS_ALONE: "memory is that of gVisor's kernel: without it no program lives",
+        WHOLE_WRITES: "gVisor cuts a write short where a pipe has no room for all of it",
+    },
     DOCKER: _LIBSECCOMP
     | {OWN_PLACE: "a session reads the name that its control group has, as Docker made its own"},
 }
@@ -115,7 +147,9 @@ class Offers:
         if name == DOCKER:  # For the start alone: its init installs the session's own.
             found = profile.profile(Sandbox(widen=spec.sandbox.widen))
             return Offer(name, self.programs[name], json.dumps(found))
-        if name == "crun":  # It takes the filter as it is.
+        if name == RUNSC and spec.network:
+            raise NetworkRefused(_NO_NETWORK)
+        if name in {"crun", RUNSC}:  # They take the filter as it is.
             return Offer(name, self.programs[name])
         found = profile.profile(spec.sandbox)
         _check_calls(name, found)
@@ -144,6 +178,8 @@ def _check_size(name: str, spec: KernelSpec) -> None:
 
 def find(name: str) -> tuple[str, str]:
     """(the runtime's program, or in words why it can't be used)"""
+    if name == RUNSC and (why := _why_not_gvisor()):
+        return "", why
     found = shutil.which(name, path=SEARCHED)
     if found is None:
         return "", f"it is not installed: apt-get install {PACKAGES[name]}"
@@ -154,3 +190,12 @@ def find(name: str) -> tuple[str, str]:
     if not path.startswith("/usr/"):
         return "", f"{path} does not lie in /usr, which is all that sessions see"
     return path, ""
+
+
+def _why_not_gvisor(arch: str | None = None, yama: str = _YAMA) -> str:
+    if (arch or platform.machine()) != guests.MACHINE:
+        return f"it is offered on {guests.MACHINE} only"
+    with contextlib.suppress(OSError, ValueError), open(yama, encoding="ascii") as file:
+        if int(file.read()) >= _NO_PTRACE:
+            return "this machine permits no ptrace: kernel.yama.ptrace_scope is 3 until a restart"
+    return ""
