@@ -32,6 +32,7 @@ from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Connectio
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.agent.launcher.warm import Warmth
+from madang.agent.launcher.workers import Workers
 from madang.wire.errors import (
     Conflict,
     HostLacks,
@@ -117,6 +118,18 @@ class Kernels:
         self._offers = offers
         self._changed = changed
         self._helpers = Helpers(selector)
+        self._workers = Workers(
+            {
+                "take": lambda *order: pool.take(*order).enforced,
+                "mount": lambda folder: pool.mount_again(folder).path,
+                "unmount": pool.release,
+                "delete": self._delete,
+                "refill": pool.refill,
+                "sweep": pool.sweep,
+                "measure": lambda some: [sum(map(processes.pss_bytes, pids)) for pids in some],
+            },
+            selector,
+        )
         self._networks = Networks(
             network,
             state=state,
@@ -135,7 +148,7 @@ class Kernels:
             wanted=ready_slots,
             hierarchies=hierarchies,
             disks=pool,
-            helpers=self._helpers,
+            workers=self._workers,
             selector=selector,
             timers=timers,
         )
@@ -148,7 +161,7 @@ class Kernels:
             hierarchies=hierarchies,
             templates=templates,
             slots=self._slots,
-            helpers=self._helpers,
+            workers=self._workers,
             selector=selector,
             timers=timers,
         )
@@ -167,7 +180,7 @@ class Kernels:
         kept = {name for r in records for name in (r.slot, r.nest) if name}
         for name in self._hierarchies.names() - kept:
             self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
-        self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
+        self._workers.run("sweep", done=lambda _: self._slots.refill())
         self._networks.sweep()
 
     def _adopt(self, kernel_id: KernelId, folder: str) -> None:
@@ -210,7 +223,7 @@ class Kernels:
 
     def _sweep_folder(self, folder: str) -> None:
         """A folder that was never finished, or torn by a crash: nothing in it is of use."""
-        self._helpers.run(partial(self._delete, folder), lambda _: None)
+        self._workers.run("delete", folder, done=lambda _: None)
 
     def list(self) -> list[dict[str, Any]]:
         return [self._describe(kernel) for kernel in self._kernels.values()]
@@ -360,7 +373,7 @@ class Kernels:
         label, warnings = self._policy_of(kernel.record, spec)
         runtime = self._runtime_of(kernel.record, spec)
         self._networks.check(spec.network)
-        take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
+        order = kernel.folder, spec.size.disk_bytes, kernel.record.uid
 
         def took(result: Any) -> None:
             if isinstance(result, PlatformError):
@@ -376,9 +389,9 @@ class Kernels:
             answer({"enforced": enforced, "policy": label, "warnings": warnings})
 
         if self._pool.images and not self._at_hand(kernel, spec):
-            self._helpers.run(lambda: take().enforced, took)
+            self._workers.run("take", *order, done=took)
         else:
-            took(take().enforced)
+            took(self._pool.take(*order).enforced)
 
     def _policy_of(self, record: Record, spec: KernelSpec) -> tuple[str, tuple[str, ...]]:
         """(its label, what is not kept of it). What runs already has the one it began with."""
@@ -433,7 +446,7 @@ class Kernels:
             except OSError as exc:
                 answer(_explain(kernel.record.kernel, exc))
 
-        self._helpers.run(lambda: self._pool.mount_again(kernel.folder).path, mounted)
+        self._workers.run("mount", kernel.folder, done=mounted)
 
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         record, image = kernel.record, spec.image
@@ -713,9 +726,10 @@ class Kernels:
         if kernel.workers or not scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
             answer({})
             return
-        self._helpers.run(
-            partial(self._pool.release, kernel.folder),
-            lambda result: answer(result if isinstance(result, PlatformError) else {}),
+        self._workers.run(
+            "unmount",
+            kernel.folder,
+            done=lambda result: answer(result if isinstance(result, PlatformError) else {}),
         )
 
     def _settle_and_remove(self, kernel_id: KernelId, kernel: Kernel, answer: Answer) -> None:
@@ -723,7 +737,7 @@ class Kernels:
             if isinstance(result, PlatformError):
                 answer(result)
                 return
-            self._helpers.run(partial(self._delete, kernel.folder), deleted)
+            self._workers.run("delete", kernel.folder, done=deleted)
 
         def deleted(result: Any) -> None:
             if isinstance(result, PlatformError):
@@ -739,7 +753,7 @@ class Kernels:
         self._settle(kernel, settled)
 
     def _delete(self, folder: str) -> None:
-        """In a helper. The record goes last: a torn removal is found and done again."""
+        """In a worker. The record goes last: a torn removal is found and done again."""
         self._pool.remove(folder)
         scratch.remove_tree(folder)
 

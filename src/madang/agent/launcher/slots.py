@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from madang.agent.launcher import channel, scratch
 from madang.agent.launcher.cgroups import Group, Hierarchies
-from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, kill, say, stat_fields
 from madang.agent.launcher.timers import Timers
+from madang.agent.launcher.workers import Workers
 from madang.agent.launcher.zygote import Zygote, ZygoteLost
 from madang.wire.errors import PlatformError, RuntimeFailed
 
@@ -115,7 +115,7 @@ class Slots:
         wanted: int,
         hierarchies: Hierarchies,
         disks: scratch.Pool,
-        helpers: Helpers,
+        workers: Workers,
         selector: selectors.BaseSelector,
         timers: Timers,
     ) -> None:
@@ -123,7 +123,7 @@ class Slots:
         self._wanted = wanted
         self._hierarchies = hierarchies
         self._disks = disks
-        self._helpers = helpers
+        self._workers = workers
         self._selector = selector
         self._timers = timers
         self._ready: list[Slot] = []
@@ -259,7 +259,7 @@ class Slots:
                 if isinstance(result, PlatformError):
                     say(f"launcher: {result.text}")
 
-            self._helpers.run(self._disks.refill, filled)
+            self._workers.run("refill", done=filled)
 
     def end_init(self, init_fd: int) -> None:
         """Of a keeper that has left. Kill it; bury it if it became our child (a subreaper's)."""

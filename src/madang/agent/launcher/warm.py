@@ -21,9 +21,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import cgroups, channel, processes, seccomp
+from madang.agent.launcher import cgroups, channel, seccomp
 from madang.agent.launcher.cgroups import Group, Hierarchies
-from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.nest import OWN_UIDS
 from madang.agent.launcher.order import Order
@@ -31,6 +30,7 @@ from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
+from madang.agent.launcher.workers import Workers
 from madang.wire.errors import PlatformError
 from madang.wire.kernel import NATIVE, KernelSpec
 from madang.wire.policy import Sandbox
@@ -157,7 +157,7 @@ class Warmth:
         hierarchies: Hierarchies,
         templates: Templates,
         slots: Slots,
-        helpers: Helpers,
+        workers: Workers,
         selector: selectors.BaseSelector,
         timers: Timers,
     ) -> None:
@@ -169,7 +169,7 @@ class Warmth:
         self._hierarchies = hierarchies
         self._templates = templates
         self._slots = slots
-        self._helpers = helpers
+        self._workers = workers
         self._selector = selector
         self._timers = timers
         self._nests: dict[Key, Nest] = {}
@@ -486,7 +486,7 @@ class Warmth:
                     nest.pss_bytes = self._sizes[nest.key] = found
                 self._make_room(0)
 
-        self._helpers.run(lambda: [sum(map(processes.pss_bytes, some)) for some in pids], measured)
+        self._workers.run("measure", pids, done=measured)
 
     def _make_room(self, more_bytes: int) -> bool:
         """End those that were not used for longest; whether *more_bytes* fit then."""
