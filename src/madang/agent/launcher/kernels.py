@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import channel, guards, processes, registry, scratch
+from madang.agent.launcher import channel, guards, processes, registry, scratch, syscalls
 from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.guard import Post
@@ -541,14 +541,28 @@ class Kernels:
                 self._start_guarded(begin, order)
                 return
             record.save(kernel.folder)
+            if slot.nest:
+                self._claim_with_folders(kernel, slot, order)
+            else:
+                slot.claim(order)
         except OSError as exc:
             slot.failure = f"limits can't be set: {exc}"
             slot.abandon()
         except RuntimeFailed as exc:
             slot.failure = exc.text
             slot.abandon()
-        else:
-            slot.claim(order)
+
+    @staticmethod
+    def _claim_with_folders(kernel: Kernel, slot: Slot, order: Order) -> None:
+        """Its init is in another mount namespace, as long as it lives."""
+        paths = (f"{kernel.folder}/{name}" for name in (scratch.MOUNT, "service"))
+        folders: list[int] = []
+        try:
+            folders.extend(syscalls.clone_mount(os.fsencode(path)) for path in paths)
+            slot.claim(order, folders=folders)
+        finally:
+            for fd in folders:
+                os.close(fd)
 
     def _start_guarded(self, begin: _Begin, order: Order) -> None:
         kernel = begin.kernel
@@ -643,6 +657,7 @@ class Kernels:
         _save(kernel)
         self._slots.bury(slot)
         if nest:
+            slot.missed()
             self._warmth.leave(nest)
         failed = RuntimeFailed(f"{record.kernel} could not be started: {words}.")
         self._networks.detach(record.kernel, partial(begin.answer, failed))

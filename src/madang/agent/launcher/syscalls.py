@@ -63,6 +63,9 @@ _ARG_START, _ARG_END = 45, 46
 """Fields of ``/proc/PID/stat`` after the name."""
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
+_OPEN_TREE_CLONE: Final = 1
+_MOVE_MOUNT_F_EMPTY_PATH: Final = 4
 _CAPABILITY_V3: Final = 0x20080522
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
@@ -71,7 +74,13 @@ _NUMBERS: Final = {
     "x86_64": {"clone": 56, "pivot_root": 155, "capset": 126},
     "aarch64": {"clone": 220, "pivot_root": 41, "capset": 91},
 }
-_COMMON: Final = {"close_range": 436, "openat2": 437, "mount_setattr": 442}
+_COMMON: Final = {
+    "open_tree": 428,
+    "move_mount": 429,
+    "close_range": 436,
+    "openat2": 437,
+    "mount_setattr": 442,
+}
 """Since Linux 5 new calls have one number everywhere."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -120,6 +129,21 @@ def mount_setattr(path: bytes, attributes: int, *, recursive: bool = True) -> No
     flags = _AT_RECURSIVE if recursive else 0
     result = _libc.syscall(number("mount_setattr"), _AT_FDCWD, path, flags, data, len(data))
     check(result, f"mount_setattr {os.fsdecode(path)}")
+
+
+def clone_mount(path: bytes) -> int:
+    """A descriptor of what is mounted at *path*, once more: mounted nowhere yet."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW
+    result = _libc.syscall(number("open_tree"), _AT_FDCWD, path, flags)
+    return check(result, f"open_tree {os.fsdecode(path)}")
+
+
+def move_mount(fd: int, target: bytes) -> None:
+    """Mount what ``clone_mount`` gave, in our mount namespace."""
+    result = _libc.syscall(
+        number("move_mount"), fd, b"", _AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH
+    )
+    check(result, f"move_mount to {os.fsdecode(target)}")
 
 
 def pivot_root(new: bytes, old: bytes) -> None:

@@ -25,7 +25,7 @@ from madang.agent.launcher import cgroups, channel, seccomp
 from madang.agent.launcher.cgroups import Group, Hierarchies
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.nest import OWN_UIDS
-from madang.agent.launcher.order import Order
+from madang.agent.launcher.order import Berth, Order, View
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.slots import Slot, Slots
@@ -113,8 +113,9 @@ class Nest:
     link: socket.socket
     """To the interpreter: whatever comes from there is an image's word."""
     holder: ProcessId | None = None
+    view: View
+    """Of its image, whose template must stay mounted; as seen from the folder of kernels."""
     template: str
-    """Of its image, which must stay mounted."""
     namespaces: tuple[int, int] | None = None
     """Descriptors of the user and PID namespaces that its slots are made in."""
     ready: bool = False
@@ -279,7 +280,8 @@ class Warmth:
         link, interpreter = channel.pair()
         try:
             with theirs, interpreter:
-                memory = channel.to_memory(self._order(spec, block, group).to_json())
+                order = self._order(spec, block, group)
+                memory = channel.to_memory(order.to_json())
                 try:
                     child = self._slots.fork_nest(theirs, interpreter, memory)
                 finally:
@@ -290,6 +292,7 @@ class Warmth:
             self._slots.clear_group(group, lambda _: None)
             raise
         self._bury(os.pidfd_open(child))
+        assert order.view is not None
         nest = Nest(
             key=key,
             name=name,
@@ -297,6 +300,7 @@ class Warmth:
             block=block,
             holder_link=holder_link,
             link=link,
+            view=order.view,
             template=self._templates.template(spec.image.kind, spec.image.layers),
         )
         nest.starts.append(nest.began)
@@ -417,7 +421,8 @@ class Warmth:
 
     def _make(self, nest: Nest) -> Slot:
         assert nest.namespaces is not None
-        slot = self._slots.make(nest.slots, nest.namespaces, nest.offer, partial(self._miss, nest))
+        berth = Berth(*nest.namespaces, nest.view)
+        slot = self._slots.make(nest.slots, berth, nest.offer, partial(self._miss, nest))
         slot.nest = nest.name
         return slot
 
