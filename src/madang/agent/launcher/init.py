@@ -125,7 +125,7 @@ def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: lis
             if frame is None:
                 _make_root(order, order.view)
             else:
-                frame.take(*folders)
+                frame.take(folders)
                 frame.fill(order)
             listener = _restrict(order)
         else:

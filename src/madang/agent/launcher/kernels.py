@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import channel, guards, processes, registry, scratch, syscalls
+from madang.agent.launcher import channel, guards, processes, registry, scratch
 from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.guard import Post
 from madang.agent.launcher.guards import Guards
 from madang.agent.launcher.helpers import Helpers
-from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.mounts import Templates, clone_folders
 from madang.agent.launcher.network.networks import NetworkConfig, Networks
 from madang.agent.launcher.offers import Offers
 from madang.agent.launcher.order import Order
@@ -555,10 +555,10 @@ class Kernels:
     @staticmethod
     def _claim_with_folders(kernel: Kernel, slot: Slot, order: Order) -> None:
         """Its init is in another mount namespace, as long as it lives."""
-        paths = (f"{kernel.folder}/{name}" for name in (scratch.MOUNT, "service"))
+        found = clone_folders(f"{kernel.folder}/{scratch.MOUNT}", f"{kernel.folder}/service")
         folders: list[int] = []
         try:
-            folders.extend(syscalls.clone_mount(os.fsencode(path)) for path in paths)
+            folders.extend(found)
             slot.claim(order, folders=folders)
         finally:
             for fd in folders:

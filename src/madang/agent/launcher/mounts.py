@@ -10,12 +10,13 @@ hostile: image layers are opened without following links and named by descriptor
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from madang.agent.launcher import syscalls, truth
@@ -66,8 +67,6 @@ _DEVICE_LINKS: Final = {
 _PROC_HIDDEN_FILES: Final = ("kcore", "keys", "timer_list", "sysrq-trigger", "sched_debug")
 _PROC_HIDDEN_FOLDERS: Final = ("acpi", "scsi")
 _PROC_READ_ONLY: Final = ("bus", "fs", "irq", "sys")
-_HALL: Final = b"/mnt"
-"""An empty folder of every image, where scratch space is mounted for a moment."""
 _STANDARD_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _QUIET: Final = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _READ_ONLY: Final = MOUNT_ATTR_RDONLY | _QUIET
@@ -309,27 +308,22 @@ class Frame:
         move_into(self.root)
         self.root = b""
 
-    def take(self, scratch: int, service: int) -> None:
-        """Mount the session's folders, given as ``syscalls.clone_mount`` does."""
-        syscalls.move_mount(scratch, _HALL)
-        _bind_scratch(_HALL, self.root)
-        syscalls.umount(_HALL)
-        target = SERVICE_DIR.encode()
-        syscalls.move_mount(service, target)
-        syscalls.mount_setattr(target, _QUIET | MOUNT_ATTR_RDONLY, recursive=False)
+    def take(self, folders: Sequence[int]) -> None:
+        """Mount the session's folders, as ``clone_folders`` gave them."""
+        targets = [*_SCRATCH.values(), SERVICE_DIR]
+        for fd, target in zip(folders, targets, strict=True):
+            path = self.root + target.encode()
+            syscalls.move_mount(fd, path)
+            os.close(fd)
+            only = MOUNT_ATTR_RDONLY if target == SERVICE_DIR else 0
+            syscalls.mount_setattr(path, _QUIET | only, recursive=False)
 
     def fill(self, order: Order) -> None:
         """Write the session's own files; afterwards nobody can write them any more."""
         size = order.spec.size
         files = _etc_files(order) | truth.files(size.cpu, order.cpus, size.mem_bytes)
-        made: set[str] = set()
         for path, content in files.items():
-            target = f"/proc/self/fd/{self._private}{path}"
-            if (folder := os.path.dirname(target)) not in made:
-                os.makedirs(folder, 0o755, exist_ok=True)
-                made.add(folder)
-            with open(target, "wb", buffering=0) as file:
-                file.write(content)
+            _write(path[1:], content, self._private)
         os.close(self._private)
         options = b"mode=1777,size=%d" % size.mem_bytes
         flags = MS_NOSUID | MS_NODEV
@@ -342,6 +336,29 @@ def move_into(root: bytes) -> None:
     syscalls.pivot_root(b".", b".")
     syscalls.umount(b".", syscalls.MNT_DETACH)
     os.chdir("/")
+
+
+def _write(path: str, content: bytes, parent: int) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=parent)
+    except FileNotFoundError:
+        for end in range(1, len(path)):
+            if path[end] == "/":
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path[:end], 0o755, dir_fd=parent)
+        return _write(path, content, parent)
+    try:
+        while content:
+            content = content[os.write(fd, content) :]
+    finally:
+        os.close(fd)
+    return None
+
+
+def clone_folders(scratch: str, service: str) -> Iterator[int]:
+    """A session's folders as mounts, for an init that has moved into its root already."""
+    for path in (*(f"{scratch}/{name}" for name in _SCRATCH), service):
+        yield syscalls.clone_mount(os.fsencode(path))
 
 
 def _bind_scratch(scratch: bytes, root: bytes) -> None:
