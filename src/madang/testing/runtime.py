@@ -157,6 +157,9 @@ class FakeRuntime:
             raise RuntimeFailed(f"{kernel} was removed while it started")
         return Started(at=state.started_at)
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await self.prepare(kernel, spec), await self.start(kernel, spec)
+
     def _start(self, kernel: KernelId, spec: KernelSpec) -> None:
         state = self.machine.kernels.get(kernel)
         if state is not None and not state.settled:

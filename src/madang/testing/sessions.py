@@ -201,6 +201,9 @@ class ChosenRuntime(NativeRuntime):
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         return await super().start(kernel, replace(spec, runtime=self.chosen))
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await super().run(kernel, replace(spec, runtime=self.chosen))
+
 
 def choices() -> list[Any]:
     """Runtimes that can be tried here; the others are printed skips."""
@@ -350,6 +353,9 @@ class WarmRuntime(NativeRuntime):
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         return await super().start(kernel, _warmed(spec))
+
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await super().run(kernel, _warmed(spec))
 
 
 def _warmed(spec: KernelSpec) -> KernelSpec:

@@ -125,7 +125,6 @@ class Kernels:
                 "unmount": pool.release,
                 "delete": self._delete,
                 "refill": pool.refill,
-                "sweep": pool.sweep,
                 "measure": lambda some: [sum(map(processes.pss_bytes, pids)) for pids in some],
             },
             selector,
@@ -180,7 +179,7 @@ class Kernels:
         kept = {name for r in records for name in (r.slot, r.nest) if name}
         for name in self._hierarchies.names() - kept:
             self._slots.clear_group(self._hierarchies.group(name), lambda _: None)
-        self._workers.run("sweep", done=lambda _: self._slots.refill())
+        self._helpers.run(self._pool.sweep, lambda _: self._slots.refill())
         self._networks.sweep()
 
     def _adopt(self, kernel_id: KernelId, folder: str) -> None:
@@ -260,6 +259,17 @@ class Kernels:
                 return
         self._queue(kernel, answer, partial(self._take_scratch, kernel, spec))
 
+    def run(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
+        """Prepare and start in one request."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            try:
+                kernel = self._make_folder(kernel_id, spec)
+            except OSError as exc:
+                answer(_explain(str(kernel_id), exc))
+                return
+        self._queue(kernel, answer, partial(self._run, kernel, spec))
+
     def start(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
         if kernel := self._find(kernel_id, answer):
             self._queue(kernel, answer, partial(self._start, kernel, spec))
@@ -324,15 +334,7 @@ class Kernels:
             answer(result)
             self._next(kernel)
 
-        def begin() -> None:
-            try:
-                step(finish)
-            except PlatformError as exc:
-                finish(exc)
-            except OSError as exc:
-                finish(_explain(kernel.record.kernel, exc))
-
-        kernel.queue.append(begin)
+        kernel.queue.append(partial(_attempt, kernel, finish, step))
         self._next(kernel)
 
     @staticmethod
@@ -366,6 +368,24 @@ class Kernels:
         record = Record(kernel=str(kernel_id), uid=uid, boot=self._boot)
         kernel = self._kernels[kernel_id] = Kernel(folder=folder, record=record)
         return kernel
+
+    def _run(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
+        began = time.monotonic()
+
+        def prepared(result: Any) -> None:
+            if isinstance(result, PlatformError):
+                answer(result)
+                return
+            spent = round((time.monotonic() - began) * 1000, 3)
+            _attempt(kernel, partial(started, result, spent), partial(self._start, kernel, spec))
+
+        def started(found: dict[str, Any], spent: float, result: Any) -> None:
+            if not isinstance(result, PlatformError):
+                timings = {"prepare": spent} | result.get("timings_ms", {})
+                result = found | result | {"timings_ms": timings}
+            answer(result)
+
+        self._take_scratch(kernel, spec, prepared)
 
     def _take_scratch(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         if kernel.record.state == SETTLED:
@@ -438,13 +458,8 @@ class Kernels:
         def mounted(result: Any) -> None:
             if isinstance(result, PlatformError):
                 answer(result)
-                return
-            try:
-                step(answer)
-            except PlatformError as exc:
-                answer(exc)
-            except OSError as exc:
-                answer(_explain(kernel.record.kernel, exc))
+            else:
+                _attempt(kernel, answer, step)
 
         self._workers.run("mount", kernel.folder, done=mounted)
 
@@ -816,6 +831,16 @@ class _Begin:
     timer: int = -1
     began: float = field(default_factory=time.monotonic)
     done: bool = False
+
+
+def _attempt(kernel: Kernel, answer: Answer, step: Callable[[Answer], None]) -> None:
+    """*step*; errors it raises are its answer."""
+    try:
+        step(answer)
+    except PlatformError as exc:
+        answer(exc)
+    except OSError as exc:
+        answer(_explain(kernel.record.kernel, exc))
 
 
 def _forget_start(record: Record) -> None:

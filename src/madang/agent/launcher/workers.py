@@ -2,7 +2,8 @@
 
 A worker is a fork of the launcher, so it knows what the launcher knew then: works are functions
 whose state lies in the file system, named here, with arguments that fit JSON. Each worker does one
-thing at a time; where all are busy another is forked, up to a number, and then work waits.
+thing at a time; where all are busy another is forked, up to a number, and then work waits. Doing a
+work again must change nothing: it is repeated, once, where its worker was killed.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import selectors
 import socket
 from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, NoReturn
 
@@ -21,11 +23,18 @@ from madang.wire.errors import RuntimeFailed, from_problem
 
 MOST: Final = 8
 """At once."""
-KEPT: Final = 2
+KEPT: Final = 1
 """Of those that have nothing to do."""
 
 Works = Mapping[str, Callable[..., Any]]
-_Task = tuple[channel.Message, Done]
+
+
+@dataclass(slots=True)
+class _Task:
+    message: channel.Message
+    done: Done
+    repeated: bool = False
+    """The worker that had it first was killed."""
 
 
 class Workers:
@@ -40,31 +49,22 @@ class Workers:
 
     def run(self, work: str, *arguments: Any, done: Done) -> None:
         """*done* is called with the result, or with the PlatformError that it ended with."""
-        self._waiting.append(({"work": work, "arguments": arguments}, done))
+        self._waiting.append(_Task({"work": work, "arguments": arguments}, done))
         if self._busy < MOST:
             self._begin()
 
     def _begin(self) -> None:
-        message, done = self._waiting.popleft()
-        while self._idle:
-            pid, link = self._idle.pop()
-            if channel.send(link, message):
-                self._await(pid, link, done)
-                return
-            self._bury(pid, link)
+        task = self._waiting.popleft()
         try:
-            pid, link = self._fork()
+            pid, link = self._idle.pop() if self._idle else self._fork()
         except OSError as exc:
-            done(RuntimeFailed(f"no process can be had for a helper: {exc.strerror}."))
+            task.done(RuntimeFailed(f"no process can be had for a helper: {exc.strerror}."))
             return
-        channel.send(link, message)
-        self._await(pid, link, done)
-
-    def _await(self, pid: int, link: socket.socket, done: Done) -> None:
+        channel.send(link, task.message)
         self._busy += 1
-        self._selector.register(link, selectors.EVENT_READ, partial(self._hear, pid, link, done))
+        self._selector.register(link, selectors.EVENT_READ, partial(self._hear, pid, link, task))
 
-    def _hear(self, pid: int, link: socket.socket, done: Done, _events: int) -> None:
+    def _hear(self, pid: int, link: socket.socket, task: _Task, _events: int) -> None:
         answer, _ = channel.receive(link)
         self._selector.unregister(link)
         self._busy -= 1
@@ -72,9 +72,14 @@ class Workers:
             self._bury(pid, link)
         else:
             self._idle.append((pid, link))
+        again = answer is None and not task.repeated
+        if again:
+            task.repeated = True
+            self._waiting.appendleft(task)
         if self._waiting:
             self._begin()
-        done(_opened(answer))
+        if not again:
+            task.done(_opened(answer))
 
     def _fork(self) -> tuple[int, socket.socket]:
         ours, theirs = channel.pair()

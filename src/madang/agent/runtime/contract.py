@@ -95,6 +95,10 @@ class Runtime(Protocol):
         """Run ``spec.argv`` as the main program, or idle. Doing it again changes nothing."""
         ...
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        """``prepare`` and ``start`` in one: what most kernels need. Doing it again is the same."""
+        ...
+
     async def exec(self, kernel: KernelId, exec_id: str, spec: ExecSpec) -> Started:
         """One more program in a running kernel; SessionNotRunning if it does not run."""
         ...

@@ -116,6 +116,9 @@ class ProcessRuntime:
         assert record is not None
         return Started(at=record.started_at or 0.0)
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await self.prepare(kernel, spec), await self.start(kernel, spec)
+
     async def _start(self, found: _Kernel, order: Order) -> None:
         folder = os.path.dirname(order.io)
         request = json.dumps({"order": order.to_json(), "folder": folder})
