@@ -21,7 +21,7 @@ from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock
 from madang.kit.tasks import TaskSet
 from madang.wire.errors import Conflict, PlatformError, RuntimeFailed, SessionNotRunning
-from madang.wire.kernel import ExecSpec, KernelId, KernelSpec
+from madang.wire.kernel import ExecSpec, KernelId, KernelSpec, WarmLoad
 from madang.wire.policy import NO_SANDBOX, Sandbox
 from madang.wire.session import Ended, Reason, Usage
 
@@ -204,6 +204,9 @@ class FakeRuntime:
 
     async def files(self, kernel: KernelId) -> socket.socket:
         raise RuntimeFailed("a fake machine has no files")
+
+    async def warmth(self) -> WarmLoad | None:
+        return None
 
     async def adopt(self) -> list[Found]:
         self.adopted_at = self.machine.clock.now()

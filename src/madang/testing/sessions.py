@@ -340,7 +340,7 @@ class WarmRuntime(NativeRuntime):
     async def open(self) -> RuntimeFacts:
         facts = await super().open()
         async with asyncio.timeout(PATIENCE_S):
-            while not (await self.warmth())["ready"]:
+            while (warm := await self.warmth()) is not None and not warm.ready:
                 asked = spec("python3", "-c", "pass")
                 kernel = KernelId(secrets.token_hex(8), 1)
                 await self.prepare(kernel, asked)
@@ -356,6 +356,13 @@ class WarmRuntime(NativeRuntime):
 
     async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
         return await super().run(kernel, _warmed(spec))
+
+
+async def warm_starts(runtime: Runtime) -> int:
+    """How many there were."""
+    found = await runtime.warmth()
+    assert found is not None, "nothing is kept warm here"
+    return found.starts
 
 
 def _warmed(spec: KernelSpec) -> KernelSpec:

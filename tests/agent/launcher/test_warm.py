@@ -8,7 +8,6 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import cast
 
 import pytest
 
@@ -26,6 +25,7 @@ from madang.testing.sessions import (
     WarmRuntime,
     open_launcher,
     spec,
+    warm_starts,
 )
 from madang.testing.sessions import sessions as open_sessions
 from madang.wire.kernel import ImageMount, KernelId
@@ -58,6 +58,7 @@ class _AsTold(WarmRuntime):
 
     prepare = NativeRuntime.prepare
     start = NativeRuntime.start
+    run = NativeRuntime.run
 
 
 def _runtime(launcher: Launcher) -> NativeRuntime:
@@ -78,12 +79,8 @@ async def own_sessions(own_launcher: Launcher) -> AsyncIterator[Sessions]:
         yield found
 
 
-def _native(sessions: Sessions) -> NativeRuntime:
-    return cast(NativeRuntime, sessions.runtime)
-
-
 async def _starts(sessions: Sessions) -> int:
-    return (await _native(sessions).warmth())["starts"]
+    return await warm_starts(sessions.runtime)
 
 
 async def _script(

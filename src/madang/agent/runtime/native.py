@@ -20,7 +20,7 @@ from madang.wire.errors import (
     RuntimeFailed,
     from_problem,
 )
-from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec, WarmLoad
 from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
@@ -125,9 +125,10 @@ class NativeRuntime:
             finally:
                 link.close()
 
-    async def warmth(self) -> dict[str, int]:
-        """What is kept warm; see ``launcher.warm``."""
-        return await self._call("warm")
+    async def warmth(self) -> WarmLoad | None:
+        """See ``launcher.warm``."""
+        found = WarmLoad(**await self._call("warm"))
+        return found if found.budget_bytes else None
 
     async def adopt(self) -> list[Found]:
         answer = await self._call("list")
