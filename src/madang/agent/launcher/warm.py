@@ -469,7 +469,7 @@ class Warmth:
                 self._retire(nest)
             elif len(nest.slots) > nest.wanted:
                 self._slots.drop(nest.slots.pop())
-        if _is_short():
+        if is_short():
             self._end_oldest()
         self._measure()
         self._look_later()
@@ -507,7 +507,7 @@ class Warmth:
         return oldest is not None
 
 
-def _is_short() -> bool:
+def is_short() -> bool:
     """Whether the machine's memory is."""
     found = dict.fromkeys(("MemTotal", "MemAvailable"), 0)
     for line in cgroups.read("/proc/meminfo").splitlines():
