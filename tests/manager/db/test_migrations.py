@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+import sqlalchemy as sa
 
 from madang.manager.app import ManagerSettings
 from madang.manager.db import open_database
 from madang.manager.db.migrate import head, script_to
+from madang.manager.fleet import store as fleet
+from madang.manager.identity.tables import memberships, projects, users
 from madang.manager.session import store
 from madang.testing.database import PostgresCluster
 from madang.testing.manager import ScriptedAgent, manager_box
@@ -73,6 +76,30 @@ async def test_sessions_of_the_first_version_are_kept_and_not_frozen(old_url: st
         assert (row.frozen_at, row.freeze_revision, row.version) == (None, 0, 4)
         assert (row.refused, row.image_policy) == ("{}", "")
         assert [entry.cause for entry in entries] == ["started"]
+
+
+async def test_people_and_machines_of_the_first_version_have_a_place(old_url: str) -> None:
+    database = open_database(old_url)
+    await database.open()
+    async with database.read() as tx:
+        members = await tx.all(
+            sa.select(
+                users.c.name,
+                users.c.domain_id,
+                projects.c.name.label("project"),
+                memberships.c.role,
+            )
+            .join_from(memberships, users, memberships.c.user_id == users.c.id)
+            .join(projects, memberships.c.project_id == projects.c.id)
+        )
+        known = await tx.all(sa.select(projects.c.domain_id, projects.c.id).order_by(projects.c.id))
+        row = await store.find(tx, SESSION)
+        nodes = await fleet.list_nodes(tx)
+    await database.close()
+    assert [tuple(member) for member in members] == [("ann", "default", "p1", "member")]
+    assert [tuple(each) for each in known] == [("default", "default"), ("default", "p1")]
+    assert row is not None
+    assert (row.group_name, [node.group for node in nodes]) == ("default", ["default"])
 
 
 async def test_a_session_of_the_first_version_can_be_frozen(old_url: str) -> None:

@@ -30,7 +30,7 @@ from madang.wire.session import Ended, Reason, Result, Session, SessionSpec, Ses
 
 ANN = Owner(user_id="u-ann", user="ann", project_id="p")
 BOB = Owner(user_id="u-bob", user="bob", project_id="p")
-ADMIN = replace(BOB, sees_all=True)
+ADMIN = replace(BOB, sees_all=True, administers=True)
 
 
 def _session(number: int, spec: SessionSpec, owner: Owner, at: float) -> Session:

@@ -88,6 +88,7 @@ def _node(row: Any) -> NodeRow:
         seen_at=row.seen_at,
         capacity=slots("cap"),
         used=slots("used"),
+        group=row.group_name,
     )
 
 

@@ -1,4 +1,4 @@
-"""Nodes with their ledger, and the kernels that a node shall forget."""
+"""Nodes with their ledger, groups of them, and the kernels that a node shall forget."""
 
 from __future__ import annotations
 
@@ -41,6 +41,17 @@ nodes: Final = sa.Table(
     sa.Column("created_at", sa.BigInteger, nullable=False),
     sa.Column("seen_at", sa.BigInteger, nullable=False),
     *_ledger(),
+    sa.Column("group_name", sa.Text, nullable=False, server_default="default"),
+)
+
+groups: Final = sa.Table(
+    "groups",
+    metadata,
+    sa.Column("name", sa.Text, primary_key=True),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Column("version", sa.BigInteger, nullable=False),
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("changed_at", sa.BigInteger, nullable=False),
 )
 
 forgotten: Final = sa.Table(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from madang.kit.codec import from_json
 from madang.wire.kernel import NATIVE, Capacity, Desired, Hello, KernelReport
 from madang.wire.size import Size
+
+DEFAULT_GROUP: Final = "default"
+"""The scaling group of nodes and sessions where nobody says another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,8 @@ class NodeRow:
     seen_at: int
     capacity: Slots
     used: Slots
+    group: str = DEFAULT_GROUP
+    """The scaling group that it belongs to."""
 
     @property
     def runtimes(self) -> tuple[str, ...]:

@@ -121,4 +121,5 @@ class IdentityService:
             token_id=row.token_id,
             token=row.token,
             project_id=row.project_id,
+            domain_id=row.domain_id,
         )

@@ -2,12 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import sqlalchemy as sa
 
 from madang.manager.db import Reader, Transaction
-from madang.manager.identity.tables import tokens, users
+from madang.manager.identity.tables import memberships, projects, tokens, users
+from madang.manager.identity.types import ProjectRole, Role
+
+
+class Viewer(Protocol):
+    """Who asks."""
+
+    @property
+    def user_id(self) -> str: ...
+    @property
+    def sees_all(self) -> bool: ...
+
+
+def visible(
+    owner_id: sa.ColumnElement[str], project_id: sa.ColumnElement[str]
+) -> sa.ColumnElement[bool]:
+    """Which rows a viewer may know of; the statement takes the values of ``viewer``.
+
+    Their own; those of a project that they administer; those of all projects of a domain that they
+    administer; everything, for administrators and monitors. Every statement that reads something of
+    somebody's for a caller has this in its WHERE: what is not visible is not there.
+    """
+    caller = sa.bindparam("b_viewer", type_=sa.Text)
+    administered = sa.select(memberships.c.project_id).where(
+        memberships.c.user_id == caller, memberships.c.role == str(ProjectRole.ADMIN)
+    )
+    of_domain = (
+        sa.select(projects.c.id)
+        .join_from(projects, users, projects.c.domain_id == users.c.domain_id)
+        .where(users.c.id == caller, users.c.role == str(Role.DOMAIN_ADMIN))
+    )
+    return sa.or_(
+        sa.bindparam("b_sees_all", type_=sa.Integer) == 1,
+        owner_id == caller,
+        project_id.in_(administered),
+        project_id.in_(of_domain),
+    )
+
+
+def viewer(caller: Viewer) -> dict[str, Any]:
+    """The values of ``visible``."""
+    return {"b_viewer": caller.user_id, "b_sees_all": int(caller.sees_all)}
+
 
 _ANY_TOKEN: Final = sa.select(tokens.c.id).limit(1)
 _BY_DIGEST: Final = (
@@ -22,6 +64,7 @@ _BY_DIGEST: Final = (
         users.c.role,
         users.c.project_id,
         users.c.disabled_at,
+        users.c.domain_id,
     )
     .join_from(tokens, users, tokens.c.user_id == users.c.id)
     .where(tokens.c.digest == sa.bindparam("b_digest"))

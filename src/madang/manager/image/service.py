@@ -309,7 +309,7 @@ def _host(used_by: int) -> Image:
 
 
 def _check_owner(caller: Caller, row: ImageRow) -> None:
-    if not caller.sees_all and row.owner_id != caller.user_id:
+    if not caller.administers and row.owner_id != caller.user_id:
         raise Forbidden(f"image {row.name!r} belongs to {row.owner}.", image=row.name)
 
 

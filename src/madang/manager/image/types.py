@@ -85,7 +85,11 @@ class Caller(Protocol):
     @property
     def project_id(self) -> str: ...
     @property
+    def domain_id(self) -> str: ...
+    @property
     def sees_all(self) -> bool: ...
+    @property
+    def administers(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,9 +99,11 @@ class Owner:
     user_id: str
     user: str
     project_id: str
+    domain_id: str = ""
     role: str = "user"
     token: str = ""
     sees_all: bool = False
+    administers: bool = False
 
 
 class Sessions(Protocol):

@@ -106,7 +106,7 @@ class PolicyService:
 
         The answer comes once running sessions have its live rules, or don't say so soon.
         """
-        if not caller.sees_all:
+        if not caller.administers:
             raise Forbidden("only an administrator puts a sandbox policy in force.")
         if rules.layer_of(draft.target) in {BASE, IMAGE, SESSION}:
             text = f"the {draft.target} layer can't be put in force; give site or node:NAME."

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from madang.manager.db import Reader, Transaction, one_of, seconds
 from madang.manager.db.events import add_event, add_events, event_row
 from madang.manager.fleet.tables import SLOTS
+from madang.manager.identity.store import Viewer, viewer, visible
 from madang.manager.session.tables import history, idempotency, sessions
 from madang.manager.session.types import LIFE, PLACED, SessionRow
 from madang.wire.session import HistoryEntry, SessionStatus
@@ -23,7 +24,7 @@ def _text(name: str) -> sa.BindParameter[str]:
     return sa.bindparam(name, type_=sa.Text)
 
 
-_VISIBLE: Final = sa.or_(_text("b_owner").is_(None), sessions.c.owner_id == _text("b_owner"))
+_VISIBLE: Final = visible(sessions.c.owner_id, sessions.c.project_id)
 
 _ADD: Final = sa.insert(sessions)
 _BY_ID: Final = sa.select(sessions).where(sessions.c.id == _B("b_id"))
@@ -297,15 +298,15 @@ async def find(tx: Reader, session_id: str) -> SessionRow | None:
     return None if row is None else SessionRow(*row)
 
 
-async def find_ref(tx: Reader, ref: str, owner: str | None) -> SessionRow | None:
-    """By id or whole name; *owner* None: everybody's."""
-    row = await tx.one(_BY_REF, b_ref=ref, b_owner=owner)
+async def find_ref(tx: Reader, ref: str, caller: Viewer) -> SessionRow | None:
+    """By id or whole name, if *caller* may see it."""
+    row = await tx.one(_BY_REF, b_ref=ref, **viewer(caller))
     return None if row is None else SessionRow(*row)
 
 
-async def list_prefix(tx: Reader, prefix: str, owner: str | None) -> list[SessionRow]:
+async def list_prefix(tx: Reader, prefix: str, caller: Viewer) -> list[SessionRow]:
     """At most two whose names begin so; *prefix* holds letters, digits and dashes only."""
-    rows = await tx.all(_BY_PREFIX, b_like=f"{prefix}%", b_owner=owner)
+    rows = await tx.all(_BY_PREFIX, b_like=f"{prefix}%", **viewer(caller))
     return [SessionRow(*row) for row in rows]
 
 
@@ -314,12 +315,12 @@ async def name_taken(tx: Reader, name: str) -> bool:
 
 
 async def list_page(
-    tx: Reader, *, owner: str | None, status: str | None, ended: bool, after: str | None, limit: int
+    tx: Reader, *, caller: Viewer, status: str | None, ended: bool, after: str | None, limit: int
 ) -> list[SessionRow]:
     """Newest first, below the id *after*."""
     rows = await tx.all(
         _PAGE,
-        b_owner=owner,
+        **viewer(caller),
         b_status=status,
         b_all=int(ended or status is not None),
         b_after=after,

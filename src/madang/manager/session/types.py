@@ -84,6 +84,7 @@ class SessionRow:
     refused: str
     image_policy: str
     version: int
+    group_name: str = "default"
 
     @property
     def kernel(self) -> KernelId:

@@ -169,7 +169,7 @@ class SessionPolicies:
                 text = f"the policy of {row.name} is at version {known.version}, not {version}."
                 raise PreconditionFailed(f"{text} Look at it again.", version=known.version)
             before = policy.parse(known.text or _NOTHING, SESSION)
-            if not caller.sees_all:
+            if not caller.administers:
                 check_stricter(before, layer)
             if row.held_by is not None:
                 sandboxes = await self._policies.sandboxes(tx, row.held_by)

@@ -261,9 +261,6 @@ class SessionService:
 
     # Reading
 
-    def _owner(self, caller: Caller) -> str | None:
-        return None if caller.sees_all else caller.user_id
-
     async def get(self, caller: Caller, ref: str) -> SessionRow:
         """By id, name, or unique prefix of a name. Raises NotFound, Ambiguous."""
         async with self._database.read() as tx:
@@ -271,10 +268,9 @@ class SessionService:
 
     async def _get(self, tx: Reader, caller: Caller, ref: str) -> SessionRow:
         if _REF.fullmatch(ref):
-            owner = self._owner(caller)
-            if (row := await store.find_ref(tx, ref, owner)) is not None:
+            if (row := await store.find_ref(tx, ref, caller)) is not None:
                 return row
-            found = await store.list_prefix(tx, ref, owner)
+            found = await store.list_prefix(tx, ref, caller)
             if len(found) == 1:
                 return found[0]
             if found:
@@ -313,7 +309,7 @@ class SessionService:
             last = await last_event(tx)
             rows = await store.list_page(
                 tx,
-                owner=self._owner(caller),
+                caller=caller,
                 status=status,
                 ended=ended,
                 after=after,
