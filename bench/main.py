@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import time
+import trace
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -51,6 +52,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "session_warm_torch": warm.session_warm_torch,
     "burst_warm_100": lambda bench: warm.burst_warm(bench, 100),
     "warm_session_memory": warm.warm_session_memory,
+    "path": trace.path,
     "soak": soak,
     "plan_pass_2000": lambda _: traces.plan_pass(2000),
     "plan_pass_62500": lambda _: traces.plan_pass(62_500),
@@ -63,6 +65,7 @@ TOGETHER: Final = {
     "torch_ratio": "session_warm_torch",
     "session_memory": "idle_memory",
     "agent_memory": "idle_memory",
+    **{f"path_{step}": "path" for step in trace.STEPS},
 }
 """Figures that come from another's run."""
 

@@ -90,7 +90,7 @@ async def test_a_program_runs_and_its_end_is_told(it: NodeUnderTest) -> None:
     assert report.nonce == wanted.nonce
     assert report.started_at is not None
     assert report.log_end == max(record.end for record in records)
-    assert {"prepare", "sandbox"} <= report.timings_ms.keys()
+    assert "sandbox" in report.timings_ms
 
 
 async def test_an_end_is_told_until_the_manager_knows_it(it: NodeUnderTest) -> None:

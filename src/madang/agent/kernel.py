@@ -335,14 +335,17 @@ class Kernel:
         try:
             self._check()
             self._reached = True
-            prepared = await self._make_ready(timings)
+            ready = None if self._needs_nothing() else await self._make_ready(timings)
             asked = self.assignment
             spec = await self._around.names.filled(asked.spec)
             if self._next() is not Step.START:
                 return
             first, self._was_asked = not self._was_asked, True
             async with _timed(self._clock, timings, "sandbox"):
-                started = await self._around.runtime.start(self.id, spec)
+                if ready is None:
+                    prepared, started = await self._around.runtime.run(self.id, spec)
+                else:
+                    prepared, started = ready, await self._around.runtime.start(self.id, spec)
             guarded = Guarded(live=asked.live) if first else UNKNOWN
             self._report = replace(self._report, guarded=guarded)
         except LauncherUnavailable as exc:
@@ -382,6 +385,12 @@ class Kernel:
                 )
         if self.unsaved:
             self._around.journal.save([self.record()])
+
+    def _needs_nothing(self) -> bool:
+        """Between ``prepare`` and ``start`` there is nothing to do."""
+        assert self.assignment is not None
+        spec = self.assignment.spec
+        return spec.workspace is None and not spec.build
 
     async def _make_ready(self, timings: dict[str, float]) -> Prepared:
         assert self.assignment is not None

@@ -12,6 +12,7 @@ import logging
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Final
 
 from madang.agent.audit import Audit
@@ -27,11 +28,12 @@ from madang.agent.reconcile import Phase
 from madang.agent.runtime.contract import Found, Runtime, RuntimeFacts
 from madang.agent.settings import AgentSettings
 from madang.agent.streams import Streams
+from madang.agent.warmth import WarmMeter
 from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock
 from madang.kit.tasks import TaskSet
 from madang.wire.errors import LogGone, StorageFull
-from madang.wire.kernel import Assignment, Desired, Hello, KernelId, Reports
+from madang.wire.kernel import Assignment, Desired, Hello, HostLoad, KernelId, Reports
 from madang.wire.link import AgentEnd, BlobSource
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class Agent:
         self._audit = Audit(runtime, clock, settings.audit_s, self._kernels, self._meet)
         self._names = Names(clock, self._kernels.values)
         self._host = HostMeter()
+        self._warm = WarmMeter(runtime, clock, settings.heartbeat_s)
         self._streams = Streams(self._find, runtime, self._keepers, clock, self._tasks)
 
     @property
@@ -100,6 +103,7 @@ class Agent:
         self._meter.start()
         self._audit.start()
         self._names.start()
+        self._warm.start()
         for kernel in list(self._kernels.values()):
             kernel.wake()
 
@@ -146,6 +150,7 @@ class Agent:
         await self._meter.stop()
         await self._audit.stop()
         await self._names.stop()
+        await self._warm.stop()
         await self._tasks.close()
         if self._hook is not None:
             await self._hook.close()
@@ -348,11 +353,14 @@ class Agent:
                         node=self.settings.node,
                         incarnation=self._journal.incarnation,
                         kernels=reports,
-                        load=self._host.load() if heartbeat else None,
+                        load=self._load() if heartbeat else None,
                     )
                 )
             wake_at = min([heartbeat_at, *self._due.values()])
             await self._clock.wait(self._report_due, max(0.0, wake_at - self._clock.monotonic()))
+
+    def _load(self) -> HostLoad:
+        return replace(self._host.load(), warm=self._warm.seen)
 
     def _to_report(self, now: float, *, heartbeat: bool) -> list[Kernel]:
         """What changed; with a heartbeat everything that the manager does not know for good."""

@@ -12,6 +12,7 @@ from madang.cli.context import connect, json_option, print_json, table
 from madang.cli.terminal import full_screen, is_terminal, window, write_all
 from madang.client.sync import Client
 from madang.wire.api import Node
+from madang.wire.kernel import WarmLoad
 from madang.wire.session import Session, SessionStatus
 from madang.wire.size import format_bytes, format_duration
 
@@ -60,7 +61,9 @@ def _running(client: Client) -> dict[str, Session]:
 
 def _page(client: Client, sessions: dict[str, Session], before: dict[str, Session]) -> list[str]:
     machines = [_node(node) for node in client.list_nodes()]
-    lines = table(("NODE", "CPU IN USE", "MEMORY IN USE", "ALLOCATED", "SESSIONS"), machines)
+    lines = table(
+        ("NODE", "CPU IN USE", "MEMORY IN USE", "ALLOCATED", "SESSIONS", "WARM"), machines
+    )
     rows = [_row(session, before.get(key)) for key, session in sessions.items()]
     headings = ("NAME", "CPU", "CPU TIME", "MEMORY", "PEAK", "PROCESSES", "DISK")
     return [*lines, "", *(table(headings, rows) if rows else ["No session is running."])]
@@ -77,7 +80,14 @@ def _node(node: Node) -> tuple[str, ...]:
         else f"{format_bytes(load.mem_bytes)} of {format_bytes(load.mem_total_bytes)}",
         f"{allocated.cpu:g} CPU, {format_bytes(allocated.mem_bytes)}",
         str(node.sessions),
+        "-" if load is None or load.warm is None else _warm(load.warm),
     )
+
+
+def _warm(warm: WarmLoad) -> str:
+    """What interpreters for warm starts use, and may."""
+    count = f"{warm.interpreters} interpreter{'s' if warm.interpreters != 1 else ''}"
+    return f"{count}, {format_bytes(warm.used_bytes)} of {format_bytes(warm.budget_bytes)}"
 
 
 def _row(session: Session, before: Session | None) -> tuple[str, ...]:

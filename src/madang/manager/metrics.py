@@ -12,7 +12,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from madang.manager.fleet.types import NodeRow
 from madang.manager.policy.types import CountRow
 from madang.wire.api import Event
-from madang.wire.kernel import HostLoad
+from madang.wire.kernel import HostLoad, WarmLoad
 
 _LATENCY: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
@@ -50,6 +50,18 @@ class Metrics:
             ("node", "slot"),
             registry=self.registry,
         )
+        self.warm_memory: Final = self._by_node(
+            "madang_warm_memory_bytes", "What interpreters kept for warm starts use."
+        )
+        self.warm_budget: Final = self._by_node(
+            "madang_warm_budget_bytes", "The most that they may use."
+        )
+        self.warm_interpreters: Final = self._by_node(
+            "madang_warm_interpreters", "Interpreters kept for warm starts."
+        )
+        self.warm_starts: Final = self._by_node(
+            "madang_warm_starts_total", "Warm starts since the node's launcher began."
+        )
         self.online: Final = Gauge(
             "madang_node_online", "1 while its agent is linked.", ("node",), registry=self.registry
         )
@@ -60,6 +72,9 @@ class Metrics:
             ("policy", "version", "line"),
             registry=self.registry,
         )
+
+    def _by_node(self, name: str, text: str) -> Gauge:
+        return Gauge(name, text, ("node",), registry=self.registry)
 
     def request(self, method: str, path: str, status: int, seconds: float) -> None:
         self.requests.labels(method, path, str(status)).observe(seconds)
@@ -76,7 +91,9 @@ class Metrics:
         online: set[str],
         loads: Mapping[str, HostLoad],
     ) -> None:
-        for gauge in (self.sessions, self.capacity, self.allocated, self.in_use, self.online):
+        shown = (self.sessions, self.capacity, self.allocated, self.in_use, self.online)
+        warm = (self.warm_memory, self.warm_budget, self.warm_interpreters, self.warm_starts)
+        for gauge in (*shown, *warm):
             gauge.clear()
         for status, count in statuses.items():
             self.sessions.labels(status).set(count)
@@ -85,11 +102,19 @@ class Metrics:
             if load := loads.get(node.name):
                 self.in_use.labels(node.name, "cpu").set(load.cpu)
                 self.in_use.labels(node.name, "mem_bytes").set(load.mem_bytes)
+                self._fill_warm(node.name, load.warm)
             for gauge, slots in ((self.capacity, node.capacity), (self.allocated, node.used)):
                 gauge.labels(node.name, "cpu").set(slots.cpu_milli / 1000)
                 gauge.labels(node.name, "mem_bytes").set(slots.mem_bytes)
                 gauge.labels(node.name, "disk_bytes").set(slots.disk_bytes)
                 gauge.labels(node.name, "pids").set(slots.pids)
+
+    def _fill_warm(self, node: str, warm: WarmLoad | None) -> None:
+        if warm is not None:
+            self.warm_memory.labels(node).set(warm.used_bytes)
+            self.warm_budget.labels(node).set(warm.budget_bytes)
+            self.warm_interpreters.labels(node).set(warm.interpreters)
+            self.warm_starts.labels(node).set(warm.starts)
 
     def fill_policies(self, counts: Iterable[CountRow]) -> None:
         self.refused.clear()

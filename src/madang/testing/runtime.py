@@ -21,7 +21,7 @@ from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock
 from madang.kit.tasks import TaskSet
 from madang.wire.errors import Conflict, PlatformError, RuntimeFailed, SessionNotRunning
-from madang.wire.kernel import ExecSpec, KernelId, KernelSpec
+from madang.wire.kernel import ExecSpec, KernelId, KernelSpec, WarmLoad
 from madang.wire.policy import NO_SANDBOX, Sandbox
 from madang.wire.session import Ended, Reason, Usage
 
@@ -157,6 +157,9 @@ class FakeRuntime:
             raise RuntimeFailed(f"{kernel} was removed while it started")
         return Started(at=state.started_at)
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await self.prepare(kernel, spec), await self.start(kernel, spec)
+
     def _start(self, kernel: KernelId, spec: KernelSpec) -> None:
         state = self.machine.kernels.get(kernel)
         if state is not None and not state.settled:
@@ -201,6 +204,9 @@ class FakeRuntime:
 
     async def files(self, kernel: KernelId) -> socket.socket:
         raise RuntimeFailed("a fake machine has no files")
+
+    async def warmth(self) -> WarmLoad | None:
+        return None
 
     async def adopt(self) -> list[Found]:
         self.adopted_at = self.machine.clock.now()

@@ -205,6 +205,9 @@ class ChosenRuntime(NativeRuntime):
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         return await super().start(kernel, replace(spec, runtime=self.chosen))
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await super().run(kernel, replace(spec, runtime=self.chosen))
+
 
 def choices() -> list[Any]:
     """Runtimes that can be tried here; the others are printed skips."""
@@ -348,7 +351,7 @@ class WarmRuntime(NativeRuntime):
     async def open(self) -> RuntimeFacts:
         facts = await super().open()
         async with asyncio.timeout(PATIENCE_S):
-            while not (await self.warmth())["ready"]:
+            while (warm := await self.warmth()) is not None and not warm.ready:
                 asked = spec("python3", "-c", "pass")
                 kernel = KernelId(secrets.token_hex(8), 1)
                 await self.prepare(kernel, asked)
@@ -361,6 +364,16 @@ class WarmRuntime(NativeRuntime):
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         return await super().start(kernel, _warmed(spec))
+
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await super().run(kernel, _warmed(spec))
+
+
+async def warm_starts(runtime: Runtime) -> int:
+    """How many there were."""
+    found = await runtime.warmth()
+    assert found is not None, "nothing is kept warm here"
+    return found.starts
 
 
 def _warmed(spec: KernelSpec) -> KernelSpec:

@@ -242,6 +242,23 @@ class Capacity:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WarmLoad:
+    """Interpreters that a node keeps ready for warm starts."""
+
+    budget_bytes: int
+    """The most that they and their waiting forks may use together."""
+    used_bytes: int
+    """Their proportional set size when it was last measured."""
+    interpreters: int
+    ready: int
+    """Of them: those that have imported everything."""
+    forks: int
+    """Made ahead, waiting for sessions."""
+    starts: int
+    """Sessions that started warm since the node's launcher began."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HostLoad:
     """What is in use on a whole machine, by anybody."""
 
@@ -252,6 +269,8 @@ class HostLoad:
     mem_bytes: int
     """What can't be had without swapping; caches don't count."""
     mem_total_bytes: int
+    warm: WarmLoad | None = None
+    """Null where nothing is kept warm."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,13 @@ import hashlib
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import pytest
 
 from madang.agent import files
-from madang.agent.launcher import cgroups, main
+from madang.agent.launcher import cgroups, main, warm
 from madang.agent.launcher.processes import stat_fields
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.warm import block_of, key_of, name_of
@@ -24,11 +24,13 @@ from madang.testing.sessions import (
     Outcome,
     Sessions,
     WarmRuntime,
+    numpy_image,
     open_launcher,
     spec,
+    warm_starts,
 )
 from madang.testing.sessions import sessions as open_sessions
-from madang.wire.kernel import ImageMount, KernelId
+from madang.wire.kernel import ImageMount, KernelId, WarmLoad
 from madang.wire.policy import Answer, Rule, Sandbox
 from madang.wire.session import Reason
 from madang.wire.size import MIB
@@ -58,6 +60,7 @@ class _AsTold(WarmRuntime):
 
     prepare = NativeRuntime.prepare
     start = NativeRuntime.start
+    run = NativeRuntime.run
 
 
 def _runtime(launcher: Launcher) -> NativeRuntime:
@@ -78,12 +81,8 @@ async def own_sessions(own_launcher: Launcher) -> AsyncIterator[Sessions]:
         yield found
 
 
-def _native(sessions: Sessions) -> NativeRuntime:
-    return cast(NativeRuntime, sessions.runtime)
-
-
 async def _starts(sessions: Sessions) -> int:
-    return (await _native(sessions).warmth())["starts"]
+    return await warm_starts(sessions.runtime)
 
 
 async def _script(
@@ -358,6 +357,68 @@ async def test_modules_of_an_image_are_imported_already(sessions: Sessions) -> N
     done = await sessions.run(WARM, "-c", show, image=image)
 
     assert done.out == b"True /env/site/slow.py /env/site\n"
+
+
+BUDGET = 300 * MIB
+LARGE = "kept = bytearray(100 << 20)\nfor at in range(0, len(kept), 4096): kept[at] = 1\n"
+
+
+async def _kept(sessions: Sessions) -> WarmLoad:
+    found = await sessions.runtime.warmth()
+    assert found is not None
+    return found
+
+
+async def test_over_the_budget_the_one_that_was_not_used_for_longest_ends() -> None:
+    """Two fit, three do not; the first was used after the second."""
+    with open_launcher(warm_bytes=BUDGET) as launcher:
+        async with open_sessions(_runtime(launcher), launcher) as sessions:
+            first, second, third = (
+                _image(launcher, name, {name: LARGE}, name)
+                for name in ("large1", "large2", "large3")
+            )
+            await _until_warm(sessions, first)
+            await _until_warm(sessions, second)
+            await _until_warm(sessions, first)
+            await _until_warm(sessions, third)
+            async with asyncio.timeout(PATIENCE_S):
+                while (kept := await _kept(sessions)).interpreters > 2 or not kept.used_bytes:
+                    await asyncio.sleep(0.2)
+
+            assert kept.budget_bytes == BUDGET
+            assert kept.used_bytes <= BUDGET
+            show = ("-c", IN_NEST)
+            for image, nested in ((first, b"1\n"), (third, b"1\n"), (second, b"0\n")):
+                assert (await sessions.run(WARM, *show, image=image)).out == nested, image.name
+
+
+@pytest.mark.parametrize(("available", "short"), [(40, True), (60, False)])
+def test_memory_is_short_below_a_twentieth(
+    available: int, short: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: {available} kB\n"
+    monkeypatch.setattr(cgroups, "read", lambda _: text)
+    assert warm.is_short() is short
+
+
+async def test_a_numeric_library_is_imported_already(sessions: Sessions) -> None:
+    try:
+        plain = numpy_image(_of(sessions).state)
+    except LookupError as exc:
+        pytest.skip(str(exc))
+    image = replace(plain, name="warm numpy", warm=("numpy",))
+    await _until_warm(sessions, image)
+
+    show = (
+        "import sys; print('numpy' in sys.modules); import numpy as n;"
+        "print(n.ones((50, 50)).dot(n.ones((50, 50))).sum(), n.random.random())"
+    )
+    seen = [(await sessions.run(WARM, "-c", show, image=image)).out.split() for _ in range(2)]
+    cold = (await sessions.run(COLD, "-c", show, image=image)).out.split()
+
+    assert [each[:2] for each in seen] == [[b"True", b"125000.0"]] * 2
+    assert cold[:2] == [b"False", b"125000.0"]
+    assert len({seen[0][2], seen[1][2], cold[2]}) == 3
 
 
 def _of(sessions: Sessions) -> Launcher:

@@ -42,6 +42,7 @@ from madang.testing.sessions import (
     open_launcher,
     sessions,
     spec,
+    warm_starts,
 )
 from madang.wire.kernel import RUNSC, KernelId
 from madang.wire.session import Reason
@@ -187,7 +188,7 @@ async def fight(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battl
         lives = next(each.running for each in await runtime.adopt() if each.kernel == victim)
         says = (await found.exec(victim, "look", "/bin/cat", "mine")).out if lives else b""
         if launcher.warm_bytes:
-            assert (await runtime.warmth())["starts"] >= 2, "attacker and victim were warm"
+            assert await warm_starts(runtime) >= 2, "attacker and victim were warm"
         held = frozenset(limit for limit in attacks.NEEDS.values() if found.holds(limit))
     return Battle(
         gained=dict(json.loads(line) for line in outcome.out.splitlines()),

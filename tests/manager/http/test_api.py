@@ -18,7 +18,7 @@ from madang.manager.identity.types import Principal, Role
 from madang.manager.session.rules import check_spec
 from madang.testing.manager import ManagerBox, ScriptedAgent
 from madang.wire.errors import NotFound
-from madang.wire.kernel import HostLoad
+from madang.wire.kernel import HostLoad, WarmLoad
 from madang.wire.session import SessionSpec
 
 TRUE = {"argv": ["true"]}
@@ -304,7 +304,10 @@ async def test_metrics_count(box: ManagerBox) -> None:
 
 async def test_what_is_in_use_on_a_machine_is_shown_while_it_is_linked(box: ManagerBox) -> None:
     agent = await box.add_agent()
-    load = HostLoad(cpu=1.25, cpus=4, mem_bytes=3 << 30, mem_total_bytes=8 << 30)
+    warm = WarmLoad(
+        budget_bytes=1 << 30, used_bytes=64 << 20, interpreters=2, ready=1, forks=3, starts=40
+    )
+    load = HostLoad(cpu=1.25, cpus=4, mem_bytes=3 << 30, mem_total_bytes=8 << 30, warm=warm)
     assert (await box.call("GET", "/v1/nodes"))[0]["load"] is None
 
     await agent.send(load=load)
@@ -317,12 +320,19 @@ async def test_what_is_in_use_on_a_machine_is_shown_while_it_is_linked(box: Mana
     assert 'madang_node_in_use{node="n1",slot="cpu"} 1.25' in text
     assert 'madang_node_in_use{node="n1",slot="mem_bytes"} 3.221225472e+09' in text
 
+    assert 'madang_warm_memory_bytes{node="n1"} 6.7108864e+07' in text
+    assert 'madang_warm_budget_bytes{node="n1"} 1.073741824e+09' in text
+    assert 'madang_warm_interpreters{node="n1"} 2.0' in text
+    assert 'madang_warm_starts_total{node="n1"} 40.0' in text
+
     await agent.disconnect()
     async with asyncio.timeout(10):
         while box.manager.fleet.loads():
             await asyncio.sleep(0)
     assert (await box.call("GET", "/v1/nodes"))[0]["load"] is None
-    assert "madang_node_in_use{" not in (await box.call("GET", "/metrics")).decode()
+    text = (await box.call("GET", "/metrics")).decode()
+    assert "madang_node_in_use{" not in text
+    assert "madang_warm_memory_bytes{" not in text
 
 
 async def test_info_names_defaults(box: ManagerBox) -> None:

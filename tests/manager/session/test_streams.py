@@ -120,6 +120,23 @@ async def test_run_is_one_conversation(either_box: ManagerBox) -> None:
     assert statuses[-1] == "TERMINATED"
 
 
+async def test_output_waits_for_no_report_that_the_program_runs(box: ManagerBox) -> None:
+    agent = await box.add_agent()
+    async with box.http.ws_connect("/v1/run") as socket:
+        talk = Talk(socket)
+        await talk.say(op="run", spec={"argv": ["x"]})
+        first = await talk.until("session")
+        assignment = await agent.assigned(first["session"]["id"])
+        agent.write(assignment.kernel, b"at once")
+        while not talk.output:
+            await talk.next()
+        statuses = {m["session"]["status"] for m in talk.messages if m["op"] == "session"}
+        assert statuses <= {"PENDING", "SCHEDULED"}
+        await agent.ended(assignment, Ended(reason=Reason.EXIT, exit_code=0))
+        assert (await talk.rest())["ended"]["exit_code"] == 0
+    assert talk.output == b"at once"
+
+
 async def agent_received(agent: ScriptedAgent, assignment: Assignment, count: int) -> None:
     async with asyncio.timeout(10):
         while len(agent.received.get(assignment.kernel, ())) < count:

@@ -43,7 +43,7 @@ def keep(order: Order, folder: str) -> dict[str, Any]:
             init = ProcessId.of(message["init"])
         else:
             _record(order, pid, init).save(folder)
-            channel.send(ours, {"claim": True}, [channel.to_memory(order.to_json())])
+            channel.send(ours, {"folders": 0}, [channel.to_memory(order.to_json())])
 
 
 def _record(order: Order, pid: int, init: ProcessId | None) -> Record:

@@ -124,7 +124,7 @@ def _furnish(guest: int, order: Order, writer: int) -> NoReturn:
         tree = syscalls.open_tree(mounts.assemble(order, order.view))
         syscalls.setns(guest, syscalls.CLONE_NEWNS)
         root = box.NEW_ROOT.encode()
-        syscalls.attach_tree(tree, root)
+        syscalls.move_mount(tree, root)
         mounts.move_into(root)  # The guest's root is the old one: it moves with us.
 
     try:

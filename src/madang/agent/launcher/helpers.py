@@ -92,14 +92,19 @@ def _work(work: Callable[[], Any], writer: int, kept: Sequence[int]) -> NoReturn
 
 def tell(writer: int, work: Callable[[], Any]) -> bool:
     """Do *work* and send word of it for ``result``; whether it could be done."""
-    try:
-        answer: dict[str, Any] = {"ok": work()}
-    except PlatformError as exc:
-        answer = {"error": exc.code, "text": exc.text}
-    except Exception as exc:  # Process root: whatever it is, the launcher is told.
-        answer = {"error": RuntimeFailed.code, "text": f"{type(exc).__name__}: {exc}"}
+    answer = outcome(work)
     os.write(writer, json.dumps(answer).encode()[:_MAX_RESULT])
     return "ok" in answer
+
+
+def outcome(work: Callable[[], Any]) -> dict[str, Any]:
+    """Do *work*; its result, or the error that it ended with."""
+    try:
+        return {"ok": work()}
+    except PlatformError as exc:
+        return {"error": exc.code, "text": exc.text}
+    except Exception as exc:  # Process root: whatever it is, the launcher is told.
+        return {"error": RuntimeFailed.code, "text": f"{type(exc).__name__}: {exc}"}
 
 
 def _serve_files(sock: socket.socket, scratch: str, root: str, uid: int) -> NoReturn:

@@ -42,6 +42,7 @@ from madang.agent.launcher import (
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.containers import Containers, Refused
 from madang.agent.launcher.gvisor import Gvisor
+from madang.agent.launcher.mounts import Frame
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.seat import Seat
@@ -85,7 +86,7 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
             os.close(fds[0])
             if order.box:
                 box.run(link, order)
-            elif _set_up(link, order):
+            elif _set_up(link, order, seat.frame if seat is not None else None, fds[1:]):
                 _Init(link, order, seat).serve()
     except BaseException as exc:
         say(f"madang init: {exc!r}")
@@ -107,6 +108,7 @@ def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
             syscalls.unshare(NAMESPACES)
             syscalls.loopback_up()
             if seat is not None:
+                seat.set_up(group)
                 seat.offer(link)
                 seat.wait()
         else:
@@ -117,12 +119,21 @@ def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
     return channel.send(link, {"ready": True, "warm": seat is not None and seat.taken})
 
 
-def _set_up(link: socket.socket, order: Order) -> bool:
-    """Whether the sandbox stands; if not, the keeper is told why."""
+def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: list[int]) -> bool:
+    """Whether the sandbox stands; if not, the keeper is told why.
+
+    *frame*: the session's root, if it was made ahead and we are in it; then *folders* are its own,
+    as ``Frame.take`` wants them.
+    """
     listener: list[int] = []
     try:
         if order.view is not None:
-            listener = _enter(order, order.view)
+            if frame is None:
+                _make_root(order, order.view)
+            else:
+                frame.take(folders)
+                frame.fill(order)
+            listener = _restrict(order)
         else:
             os.umask(0o022)
     except Exception as exc:
@@ -167,13 +178,16 @@ _ENTER: Final = {NATIVE: mounts.enter, RUNSC: gvisor.enter}
 """Runtime → how the init gets to its root; others: ``containers.enter``."""
 
 
-def _enter(order: Order, view: View) -> list[int]:
-    """Everything between root on the host and an ordinary program in the sandbox, in order.
+def _make_root(order: Order, view: View) -> None:
+    syscalls.unshare(syscalls.CLONE_NEWNS)
+    _ENTER.get(order.runtime, containers.enter)(order, view)
+
+
+def _restrict(order: Order) -> list[int]:
+    """Everything between root in the session's view and an ordinary program there, in order.
 
     What it returns is for the guard: see ``guarded``.
     """
-    syscalls.unshare(syscalls.CLONE_NEWNS)
-    _ENTER.get(order.runtime, containers.enter)(order, view)
     syscalls.sethostname(order.spec.hostname.encode())
     limit_resources()
     os.umask(0o022)

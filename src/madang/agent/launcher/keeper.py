@@ -24,7 +24,7 @@ from madang.agent.launcher.cgroups import Counters, Group
 from madang.agent.launcher.clients import Client
 from madang.agent.launcher.keeper_guard import LOST, Ward
 from madang.agent.launcher.nest import fork_init
-from madang.agent.launcher.order import Order
+from madang.agent.launcher.order import Berth, Order
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.program import CLAIMED, ENDED, Program
 from madang.agent.launcher.seat import Seat
@@ -52,12 +52,12 @@ def run(
     group: Group | None,
     uid: int,
     gid: int,
-    nest: tuple[int, int] | None = None,
+    berth: Berth | None = None,
 ) -> NoReturn:
     """Life of a keeper, from the fork on: a slot, then a session's keeper.
 
     *folder* becomes the working directory; an order's paths may be relative to it, because folders
-    above may be closed to us. *nest*: its user and PID namespaces, if the init shall live there.
+    above may be closed to us. *berth*: in a nest, if the init shall live in one.
     """
     try:
         os.setsid()
@@ -67,7 +67,7 @@ def run(
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         syscalls.set_process_name("madang-keeper")
         gc.disable()
-        claimed = _wait_as_slot(launcher, group, uid, gid, nest)
+        claimed = _wait_as_slot(launcher, group, uid, gid, berth)
         if claimed is not None:
             _Keeper(*claimed, launcher).serve()
     except BaseException as exc:
@@ -82,11 +82,11 @@ def _wait_as_slot(
     group: Group | None,
     uid: int,
     gid: int,
-    nest: tuple[int, int] | None,
+    berth: Berth | None,
 ) -> tuple[Order, list[int], int, int, socket.socket] | None:
     """Make the init, drop all privileges, wait to be claimed; None: the launcher has left."""
     ours, theirs = channel.pair()
-    pid = _fork_init(theirs, group, nest)
+    pid = _fork_init(theirs, group, berth)
     theirs.close()
     channel.send(launcher, {"init": pid})
     if group is not None:
@@ -96,21 +96,23 @@ def _wait_as_slot(
         ours.close()  # Which ends the init; nobody but us may be there to bury it.
         os.waitpid(pid, 0)
         return None
-    channel.send(ours, {}, fds[:1])  # First of all: the init has the longer way to go.
+    inner = fds[: 1 + claim["folders"]]
+    channel.send(ours, {}, inner)  # First of all: the init has the longer way to go.
     order = Order.from_json(channel.from_memory(fds[0]))
-    os.close(fds[0])
-    return order, fds[1:], pid, os.pidfd_open(pid), ours
+    for fd in inner:
+        os.close(fd)
+    return order, fds[len(inner) :], pid, os.pidfd_open(pid), ours
 
 
-def _fork_init(link: socket.socket, group: Group | None, nest: tuple[int, int] | None) -> int:
-    if nest is not None:
+def _fork_init(link: socket.socket, group: Group | None, berth: Berth | None) -> int:
+    if berth is not None:
         assert group is not None
 
         def begin(joins: list[int]) -> NoReturn:
             syscalls.close_all_but(link.fileno(), *joins)
-            init.run(link, group, Seat(joins))
+            init.run(link, group, Seat(joins, berth.view))
 
-        return fork_init(nest, group, begin)
+        return fork_init((berth.user, berth.pids), group, begin)
     if group is not None:
         syscalls.unshare(syscalls.CLONE_NEWPID)
     pid = os.fork()

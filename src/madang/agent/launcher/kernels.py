@@ -23,7 +23,7 @@ from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.guard import Post
 from madang.agent.launcher.guards import Guards
 from madang.agent.launcher.helpers import Helpers
-from madang.agent.launcher.mounts import Templates
+from madang.agent.launcher.mounts import Templates, clone_folders
 from madang.agent.launcher.network.networks import NetworkConfig, Networks
 from madang.agent.launcher.offers import DOCKER, Offers, machine_size
 from madang.agent.launcher.order import Order
@@ -33,6 +33,7 @@ from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Connectio
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.agent.launcher.warm import Warmth
+from madang.agent.launcher.workers import Workers
 from madang.wire.errors import (
     Conflict,
     HostLacks,
@@ -118,6 +119,17 @@ class Kernels:
         self._offers = offers
         self._changed = changed
         self._helpers = Helpers(selector)
+        self._workers = Workers(
+            {
+                "take": lambda *order: pool.take(*order).enforced,
+                "mount": lambda folder: pool.mount_again(folder).path,
+                "unmount": pool.release,
+                "delete": self._delete,
+                "refill": pool.refill,
+                "measure": lambda some: [sum(map(processes.pss_bytes, pids)) for pids in some],
+            },
+            selector,
+        )
         self._networks = Networks(
             network,
             state=state,
@@ -137,7 +149,7 @@ class Kernels:
             wanted=ready_slots,
             hierarchies=hierarchies,
             disks=pool,
-            helpers=self._helpers,
+            workers=self._workers,
             selector=selector,
             timers=timers,
         )
@@ -150,7 +162,7 @@ class Kernels:
             hierarchies=hierarchies,
             templates=templates,
             slots=self._slots,
-            helpers=self._helpers,
+            workers=self._workers,
             selector=selector,
             timers=timers,
         )
@@ -213,7 +225,7 @@ class Kernels:
 
     def _sweep_folder(self, folder: str) -> None:
         """A folder that was never finished, or torn by a crash: nothing in it is of use."""
-        self._helpers.run(partial(self._delete, folder), lambda _: None)
+        self._workers.run("delete", folder, done=lambda _: None)
 
     def list(self) -> list[dict[str, Any]]:
         return [self._describe(kernel) for kernel in self._kernels.values()]
@@ -249,6 +261,17 @@ class Kernels:
                 answer(_explain(str(kernel_id), exc))
                 return
         self._queue(kernel, answer, partial(self._take_scratch, kernel, spec))
+
+    def run(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
+        """Prepare and start in one request."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is None:
+            try:
+                kernel = self._make_folder(kernel_id, spec)
+            except OSError as exc:
+                answer(_explain(str(kernel_id), exc))
+                return
+        self._queue(kernel, answer, partial(self._run, kernel, spec))
 
     def start(self, kernel_id: KernelId, spec: KernelSpec, answer: Answer) -> None:
         if kernel := self._find(kernel_id, answer):
@@ -314,15 +337,7 @@ class Kernels:
             answer(result)
             self._next(kernel)
 
-        def begin() -> None:
-            try:
-                step(finish)
-            except PlatformError as exc:
-                finish(exc)
-            except OSError as exc:
-                finish(_explain(kernel.record.kernel, exc))
-
-        kernel.queue.append(begin)
+        kernel.queue.append(partial(_attempt, kernel, finish, step))
         self._next(kernel)
 
     @staticmethod
@@ -357,13 +372,31 @@ class Kernels:
         kernel = self._kernels[kernel_id] = Kernel(folder=folder, record=record)
         return kernel
 
+    def _run(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
+        began = time.monotonic()
+
+        def prepared(result: Any) -> None:
+            if isinstance(result, PlatformError):
+                answer(result)
+                return
+            spent = round((time.monotonic() - began) * 1000, 3)
+            _attempt(kernel, partial(started, result, spent), partial(self._start, kernel, spec))
+
+        def started(found: dict[str, Any], spent: float, result: Any) -> None:
+            if not isinstance(result, PlatformError):
+                timings = {"prepare": spent} | result.get("timings_ms", {})
+                result = found | result | {"timings_ms": timings}
+            answer(result)
+
+        self._take_scratch(kernel, spec, prepared)
+
     def _take_scratch(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         if kernel.record.state == SETTLED:
             raise Conflict(f"{kernel.record.kernel} has ended.")
         label, warnings = self._policy_of(kernel.record, spec)
         runtime = self._runtime_of(kernel.record, spec)
         self._networks.check(spec.network)
-        take = partial(self._pool.take, kernel.folder, spec.size.disk_bytes, kernel.record.uid)
+        order = kernel.folder, spec.size.disk_bytes, kernel.record.uid
 
         def took(result: Any) -> None:
             if isinstance(result, PlatformError):
@@ -379,9 +412,9 @@ class Kernels:
             answer({"enforced": enforced, "policy": label, "warnings": warnings})
 
         if self._pool.images and not self._at_hand(kernel, spec):
-            self._helpers.run(lambda: take().enforced, took)
+            self._workers.run("take", *order, done=took)
         else:
-            took(take().enforced)
+            took(self._pool.take(*order).enforced)
 
     def _policy_of(self, record: Record, spec: KernelSpec) -> tuple[str, tuple[str, ...]]:
         """(its label, what is not kept of it). What runs already has the one it began with."""
@@ -428,15 +461,10 @@ class Kernels:
         def mounted(result: Any) -> None:
             if isinstance(result, PlatformError):
                 answer(result)
-                return
-            try:
-                step(answer)
-            except PlatformError as exc:
-                answer(exc)
-            except OSError as exc:
-                answer(_explain(kernel.record.kernel, exc))
+            else:
+                _attempt(kernel, answer, step)
 
-        self._helpers.run(lambda: self._pool.mount_again(kernel.folder).path, mounted)
+        self._workers.run("mount", kernel.folder, done=mounted)
 
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
         record, image = kernel.record, spec.image
@@ -561,14 +589,28 @@ class Kernels:
                 self._start_guarded(begin, order)
                 return
             record.save(kernel.folder)
+            if slot.nest:
+                self._claim_with_folders(kernel, slot, order)
+            else:
+                slot.claim(order)
         except OSError as exc:
             slot.failure = f"limits can't be set: {exc}"
             slot.abandon()
         except RuntimeFailed as exc:
             slot.failure = exc.text
             slot.abandon()
-        else:
-            slot.claim(order)
+
+    @staticmethod
+    def _claim_with_folders(kernel: Kernel, slot: Slot, order: Order) -> None:
+        """Its init is in another mount namespace, as long as it lives."""
+        found = clone_folders(f"{kernel.folder}/{scratch.MOUNT}", f"{kernel.folder}/service")
+        folders: list[int] = []
+        try:
+            folders.extend(found)
+            slot.claim(order, folders=folders)
+        finally:
+            for fd in folders:
+                os.close(fd)
 
     def _start_guarded(self, begin: _Begin, order: Order) -> None:
         kernel = begin.kernel
@@ -667,6 +709,7 @@ class Kernels:
         _save(kernel)
         self._slots.bury(slot)
         if nest:
+            slot.missed()
             self._warmth.leave(nest)
         failed = RuntimeFailed(f"{record.kernel} could not be started: {words}.")
         self._networks.detach(record.kernel, partial(begin.answer, failed))
@@ -750,9 +793,10 @@ class Kernels:
         if kernel.workers or not scratch.is_mounted(f"{kernel.folder}/{scratch.MOUNT}"):
             answer({})
             return
-        self._helpers.run(
-            partial(self._pool.release, kernel.folder),
-            lambda result: answer(result if isinstance(result, PlatformError) else {}),
+        self._workers.run(
+            "unmount",
+            kernel.folder,
+            done=lambda result: answer(result if isinstance(result, PlatformError) else {}),
         )
 
     def _settle_and_remove(self, kernel_id: KernelId, kernel: Kernel, answer: Answer) -> None:
@@ -760,7 +804,7 @@ class Kernels:
             if isinstance(result, PlatformError):
                 answer(result)
                 return
-            self._helpers.run(partial(self._delete, kernel.folder), deleted)
+            self._workers.run("delete", kernel.folder, done=deleted)
 
         def deleted(result: Any) -> None:
             if isinstance(result, PlatformError):
@@ -776,7 +820,7 @@ class Kernels:
         self._settle(kernel, settled)
 
     def _delete(self, folder: str) -> None:
-        """In a helper. The record goes last: a torn removal is found and done again."""
+        """In a worker. The record goes last: a torn removal is found and done again."""
         self._pool.remove(folder)
         scratch.remove_tree(folder)
 
@@ -825,6 +869,16 @@ class _Begin:
     timer: int = -1
     began: float = field(default_factory=time.monotonic)
     done: bool = False
+
+
+def _attempt(kernel: Kernel, answer: Answer, step: Callable[[Answer], None]) -> None:
+    """*step*; errors it raises are its answer."""
+    try:
+        step(answer)
+    except PlatformError as exc:
+        answer(exc)
+    except OSError as exc:
+        answer(_explain(kernel.record.kernel, exc))
 
 
 def _forget_start(record: Record) -> None:

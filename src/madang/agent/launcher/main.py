@@ -198,9 +198,8 @@ class _Launcher:
             return
         kernel = checks.kernel_id(message.pop("kernel", None))
         kernels = self._kernels
-        if op in {"prepare", "start"}:
-            spec = checks.kernel_spec(message.pop("spec", None))
-            (kernels.prepare if op == "prepare" else kernels.start)(kernel, spec, answer)
+        if op in {"prepare", "start", "run"}:
+            getattr(kernels, op)(kernel, checks.kernel_spec(message.pop("spec", None)), answer)
         elif op == "guard":
             kernels.guard(kernel, checks.sandbox(message.pop("sandbox", None)), answer)
         elif op in {"freeze", "thaw"}:

@@ -10,15 +10,17 @@ hostile: image layers are opened without following links and named by descriptor
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from madang.agent.launcher import syscalls, truth
+from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.network.rules import RESOLVER
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.syscalls import (
@@ -256,20 +258,76 @@ def enter(order: Order, view: View) -> None:
 
 def assemble(order: Order, view: View) -> bytes:
     """Mount all parts of the session's root; where it is."""
-    root, private = os.fsencode(view.root), os.fsencode(view.private)
-    syscalls.bind(os.fsencode(view.template), root, recursive=True)
-    _bind_scratch(order, root)
-    _bind_quiet(os.fsencode(view.service), root + SERVICE_DIR.encode(), MOUNT_ATTR_RDONLY)
+    frame = Frame(view, order.group)
+    _bind_scratch(os.fsencode(order.scratch), frame.root)
+    service = frame.root + SERVICE_DIR.encode()
+    _bind_quiet(os.fsencode(view.service), service, MOUNT_ATTR_RDONLY)
     if view.tools is not None:
-        _bind_quiet(os.fsencode(view.tools), root + TOOLS_DIR.encode(), MOUNT_ATTR_RDONLY)
-    mount_proc(root + b"/proc")
-    _mount_own_files(order, root, private)
-    flags = MS_NOSUID | MS_NOEXEC
-    options = b"newinstance,ptmxmode=0666,mode=0620"
-    syscalls.mount(b"devpts", root + b"/dev/pts", b"devpts", flags, options)
-    options = b"mode=1777,size=%d" % order.spec.size.mem_bytes
-    syscalls.mount(b"tmpfs", root + b"/dev/shm", b"tmpfs", MS_NOSUID | MS_NODEV, options)
-    return root
+        _bind_quiet(os.fsencode(view.tools), frame.root + TOOLS_DIR.encode(), MOUNT_ATTR_RDONLY)
+    frame.fill(order)
+    return frame.root
+
+
+class Frame:
+    """A root with everything that is the same for all sessions of an image.
+
+    What a session has of its own is added when it is known: its folders, and the contents of files
+    that are there already, empty.
+    """
+
+    def __init__(self, view: View, group: Group) -> None:
+        self.root = os.fsencode(view.root)
+        private = os.fsencode(view.private)
+        syscalls.bind(os.fsencode(view.template), self.root, recursive=True)
+        mount_proc(self.root + b"/proc")
+        flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+        syscalls.mount(b"tmpfs", private, b"tmpfs", flags, b"mode=755,size=4m")
+        self._private = os.open(private, _PATH_ONLY)
+        self._show_own_files(private, group)
+        flags = MS_NOSUID | MS_NOEXEC
+        options = b"newinstance,ptmxmode=0666,mode=0620"
+        syscalls.mount(b"devpts", self.root + b"/dev/pts", b"devpts", flags, options)
+
+    def _show_own_files(self, private: bytes, group: Group) -> None:
+        """Read-only where they are shown; they can be written by way of *private* alone."""
+        os.mkdir(private + b"/etc")
+        os.mkdir(private + b"/proc")
+        for path in (*(f"/etc/{name}" for name in _OWN_ETC), *truth.PROC_FILES):
+            source = private + path.encode()
+            touch(source)
+            _ignore_missing(_bind_quiet, source, self.root + path.encode(), MOUNT_ATTR_RDONLY)
+        groups = _make_group_folders(group, private)
+        _bind_quiet(private + b"/sys", self.root + b"/sys", MOUNT_ATTR_RDONLY)
+        for source, name in groups:
+            target = self.root + b"/sys/fs/cgroup" + name
+            syscalls.bind(source, target)
+            syscalls.mount_setattr(target, _READ_ONLY | syscalls.MOUNT_ATTR_NOEXEC)
+
+    def enter(self) -> None:
+        """Move in, before it is filled."""
+        move_into(self.root)
+        self.root = b""
+
+    def take(self, folders: Sequence[int]) -> None:
+        """Mount the session's folders, as ``clone_folders`` gave them."""
+        targets = [*_SCRATCH.values(), SERVICE_DIR]
+        for fd, target in zip(folders, targets, strict=True):
+            path = self.root + target.encode()
+            syscalls.move_mount(fd, path)
+            os.close(fd)
+            only = MOUNT_ATTR_RDONLY if target == SERVICE_DIR else 0
+            syscalls.mount_setattr(path, _QUIET | only, recursive=False)
+
+    def fill(self, order: Order) -> None:
+        """Write the session's own files; afterwards nobody can write them any more."""
+        size = order.spec.size
+        files = _etc_files(order) | truth.files(size.cpu, order.cpus, size.mem_bytes)
+        for path, content in files.items():
+            _write(path[1:], content, self._private)
+        os.close(self._private)
+        options = b"mode=1777,size=%d" % size.mem_bytes
+        flags = MS_NOSUID | MS_NODEV
+        syscalls.mount(b"tmpfs", self.root + b"/dev/shm", b"tmpfs", flags, options)
 
 
 def move_into(root: bytes) -> None:
@@ -280,9 +338,32 @@ def move_into(root: bytes) -> None:
     os.chdir("/")
 
 
-def _bind_scratch(order: Order, root: bytes) -> None:
+def _write(path: str, content: bytes, parent: int) -> None:
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644, dir_fd=parent)
+    except FileNotFoundError:
+        for end in range(1, len(path)):
+            if path[end] == "/":
+                with contextlib.suppress(FileExistsError):
+                    os.mkdir(path[:end], 0o755, dir_fd=parent)
+        return _write(path, content, parent)
+    try:
+        while content:
+            content = content[os.write(fd, content) :]
+    finally:
+        os.close(fd)
+    return None
+
+
+def clone_folders(scratch: str, service: str) -> Iterator[int]:
+    """A session's folders as mounts, for an init that has moved into its root already."""
+    for path in (*(f"{scratch}/{name}" for name in _SCRATCH), service):
+        yield syscalls.clone_mount(os.fsencode(path))
+
+
+def _bind_scratch(scratch: bytes, root: bytes) -> None:
     for name, target in _SCRATCH.items():
-        _bind_quiet(os.fsencode(f"{order.scratch}/{name}"), root + target.encode())
+        _bind_quiet(scratch + b"/" + name.encode(), root + target.encode())
 
 
 def _bind_quiet(source: bytes, target: bytes, attributes: int = 0) -> None:
@@ -313,38 +394,17 @@ def _ignore_missing(call: object, *arguments: object) -> None:
         pass
 
 
-def _mount_own_files(order: Order, root: bytes, private: bytes) -> None:
-    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
-    syscalls.mount(b"tmpfs", private, b"tmpfs", flags, b"mode=755,size=4m")
-    size = order.spec.size
-    files = _etc_files(order) | truth.files(size.cpu, order.cpus, size.mem_bytes)
-    for path, content in files.items():
-        target = private + path.encode()
-        os.makedirs(os.path.dirname(target), 0o755, exist_ok=True)
-        with open(target, "wb") as file:
-            file.write(content)
-    groups = _make_group_folders(order, private)
-    syscalls.mount_setattr(private, MOUNT_ATTR_RDONLY, recursive=False)  # Its binds inherit it.
-    for path in files:
-        if not path.startswith("/sys/"):
-            _ignore_missing(syscalls.bind, private + path.encode(), root + path.encode())
-    for source, target in groups:
-        syscalls.bind(source, target)
-        syscalls.mount_setattr(target, _READ_ONLY | syscalls.MOUNT_ATTR_NOEXEC)
-    syscalls.bind(private + b"/sys", root + b"/sys", recursive=True)
-
-
-def _make_group_folders(order: Order, private: bytes) -> list[tuple[bytes, bytes]]:
-    """Where the session's own control group is shown: (source, target)."""
+def _make_group_folders(group: Group, private: bytes) -> list[tuple[bytes, bytes]]:
+    """Where the session's own control group is shown: (source, name below the mount point)."""
     base = private + b"/sys/fs/cgroup"
     os.makedirs(base, 0o755)
-    if order.group.version == 2:
-        return [(os.fsencode(folder), base) for folder in order.group.folders]
+    if group.version == 2:
+        return [(os.fsencode(folder), b"") for folder in group.folders]
     pairs = []
-    for controller, folder in order.group.paths.items():
-        target = base + b"/" + controller.encode()
-        os.mkdir(target)
-        pairs.append((os.fsencode(folder), target))
+    for controller, folder in group.paths.items():
+        name = b"/" + controller.encode()
+        os.mkdir(base + name)
+        pairs.append((os.fsencode(folder), name))
     return pairs
 
 

@@ -36,6 +36,17 @@ class View:
         return View(**paths)
 
 
+@dataclass(frozen=True, slots=True)
+class Berth:
+    """Where the init of a slot in a nest lives, and what it can make ahead."""
+
+    user: int
+    """Descriptors of the nest's namespaces."""
+    pids: int
+    view: View
+    """Of its image; the service folder is not known yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """Paths of ``io`` and ``scratch`` may be relative to the keeper's working directory."""

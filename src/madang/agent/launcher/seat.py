@@ -14,7 +14,10 @@ import socket
 import struct
 from typing import Any, Final
 
-from madang.agent.launcher import channel
+from madang.agent.launcher import channel, syscalls
+from madang.agent.launcher.cgroups import Group
+from madang.agent.launcher.mounts import Frame
+from madang.agent.launcher.order import View
 
 SEAT_S: Final = 2.0
 """Who has not come by then, or not become the program, is done without."""
@@ -25,19 +28,29 @@ _FORMAT: Final = 2
 class Seat:
     """The init's side: a fork of the interpreter that waits in our slot to become its program."""
 
-    def __init__(self, joins: list[int]) -> None:
+    def __init__(self, joins: list[int], view: View) -> None:
+        """*joins*: descriptors by which it can be put into our group. *view*: of its image."""
         self._joins = joins
+        self._view = view
+        self.frame: Frame | None = None
+        """The session's root, in which we are, as far as it can be made ahead."""
         self._link: socket.socket | None = None
         self._pid = 0
         self.missed = False
         """Who waited here was asked, and did not become the program."""
+
+    def set_up(self, group: Group) -> None:
+        """Move into a root made ahead. Raises OSError."""
+        syscalls.unshare(syscalls.CLONE_NEWNS)
+        self.frame = Frame(self._view, group)
+        self.frame.enter()
 
     def offer(self, keeper: socket.socket) -> None:
         """Ask for it, by way of the keeper."""
         self._link, theirs = channel.pair()
         self._link.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
         self._link.settimeout(SEAT_S)
-        namespaces = [_open_own(name) for name in ("pid", "net", "ipc", "uts", "cgroup")]
+        namespaces = [_open_own(name) for name in ("pid", "net", "ipc", "uts", "cgroup", "mnt")]
         fds = [theirs.fileno(), *namespaces]
         channel.send(keeper, {"seat": True}, fds)
         theirs.close()
@@ -68,9 +81,9 @@ class Seat:
         """The pid of the program; None: it must be started in another way."""
         if self._link is None:
             return None
-        memory, mount = channel.memory_of(marshal.dumps(job, _FORMAT)), _open_own("mnt")
+        memory = channel.memory_of(marshal.dumps(job, _FORMAT))
         try:
-            socket.send_fds(self._link, [b"go"], [mount, *streams, memory], socket.MSG_NOSIGNAL)
+            socket.send_fds(self._link, [b"go"], [*streams, memory], socket.MSG_NOSIGNAL)
             if self._link.recv(16) == b"on":
                 self._link.close()
                 self._link = None
@@ -78,7 +91,6 @@ class Seat:
         except OSError:
             pass
         finally:
-            os.close(mount)
             os.close(memory)
         self.missed = True
         self.give_up()

@@ -16,10 +16,10 @@ from typing import Any, Final
 
 from madang.agent.launcher import channel, scratch
 from madang.agent.launcher.cgroups import Group, Hierarchies
-from madang.agent.launcher.helpers import Helpers
-from madang.agent.launcher.order import Order
+from madang.agent.launcher.order import Berth, Order
 from madang.agent.launcher.processes import ProcessId, kill, say, stat_fields
 from madang.agent.launcher.timers import Timers
+from madang.agent.launcher.workers import Workers
 from madang.agent.launcher.zygote import Zygote, ZygoteLost
 from madang.wire.errors import PlatformError, RuntimeFailed
 
@@ -57,11 +57,14 @@ class Slot:
     admit: Callable[[int, int], None] | None = None
     """Takes a pidfd of the first process of its box, and where word of it is waited for."""
 
-    def claim(self, order: Order, guard: Sequence[int] = ()) -> bool:
-        """Hand the session over, and a channel to its guard; False if the keeper has gone."""
+    def claim(self, order: Order, guard: Sequence[int] = (), folders: Sequence[int] = ()) -> bool:
+        """Hand the session over, and a channel to its guard; False if the keeper has gone.
+
+        *folders* are for an init with a seat; see ``Frame.take``.
+        """
         fd = channel.to_memory(order.to_json())
         try:
-            return channel.send(self.link, {"claim": True}, [fd, *guard])
+            return channel.send(self.link, {"folders": len(folders)}, [fd, *folders, *guard])
         finally:
             os.close(fd)
 
@@ -121,7 +124,7 @@ class Slots:
         wanted: int,
         hierarchies: Hierarchies,
         disks: scratch.Pool,
-        helpers: Helpers,
+        workers: Workers,
         selector: selectors.BaseSelector,
         timers: Timers,
     ) -> None:
@@ -129,7 +132,7 @@ class Slots:
         self._wanted = wanted
         self._hierarchies = hierarchies
         self._disks = disks
-        self._helpers = helpers
+        self._workers = workers
         self._selector = selector
         self._timers = timers
         self._ready: list[Slot] = []
@@ -143,19 +146,19 @@ class Slots:
     def make(
         self,
         pool: list[Slot],
-        nest: tuple[int, int] | None = None,
+        berth: Berth | None = None,
         seat: Callable[[Sequence[int]], None] | None = None,
         missed: Callable[[], None] = lambda: None,
     ) -> Slot:
         """A new one, for *pool*, into which the caller puts it. Raises RuntimeFailed.
 
-        In a *nest*, given by its user and PID namespaces; *seat* and *missed*: see Slot.
+        In a nest, where *berth* says; *seat* and *missed*: see Slot.
         """
         try:
             try:
-                slot = self._fork(nest)
+                slot = self._fork(berth)
             except ZygoteLost:
-                slot = self._fork(nest)
+                slot = self._fork(berth)
         except OSError as exc:
             raise RuntimeFailed(f"no process can be had for a session: {exc}.") from exc
         slot.pool, slot.seat, slot.missed = pool, seat, missed
@@ -169,14 +172,14 @@ class Slots:
         except ZygoteLost:
             return self._zygote.fork_nest(launcher, interpreter, order)
 
-    def _fork(self, nest: tuple[int, int] | None) -> Slot:
+    def _fork(self, berth: Berth | None) -> Slot:
         """A new slot. Raises OSError if no process or group can be had."""
         name = f"s{next(_numbers)}-{os.urandom(3).hex()}"
         group = self._hierarchies.make(name)
         ours, theirs = channel.pair()
         try:
             with theirs:
-                pid = self._zygote.fork_keeper(name, theirs, nest)
+                pid = self._zygote.fork_keeper(name, theirs, berth)
             keeper = ProcessId.of(pid)
             if keeper is None:
                 os.waitpid(pid, 0)
@@ -204,6 +207,7 @@ class Slots:
             if slot.pool is not None and slot in slot.pool:
                 slot.pool.remove(slot)
             say(f"launcher: slot lost: {slot.failure or 'killed'}")
+            slot.missed()
             self.drop(slot)
             self._timers.after(1.0, self.fill_up)
 
@@ -265,7 +269,7 @@ class Slots:
                 if isinstance(result, PlatformError):
                     say(f"launcher: {result.text}")
 
-            self._helpers.run(self._disks.refill, filled)
+            self._workers.run("refill", done=filled)
 
     def end_init(self, init_fd: int) -> None:
         """Of a keeper that has left. Kill it; bury it if it became our child (a subreaper's)."""

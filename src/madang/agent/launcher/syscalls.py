@@ -65,6 +65,7 @@ _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
 _OPEN_TREE_CLONE: Final = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
+_AT_SYMLINK_NOFOLLOW: Final = 0x100
 _CAPABILITY_V3: Final = 0x20080522
 _SIOCSIFFLAGS: Final = 0x8914
 _IFF_UP_RUNNING: Final = 0x41
@@ -133,11 +134,19 @@ def open_tree(path: bytes) -> int:
     return check(result, f"open_tree {os.fsdecode(path)}")
 
 
-def attach_tree(tree: int, target: bytes) -> None:
-    """Mount what ``open_tree`` gave, in whatever mount namespace we are in now."""
-    flags = _MOVE_MOUNT_F_EMPTY_PATH
-    result = _libc.syscall(number("move_mount"), tree, b"", _AT_FDCWD, target, flags)
-    check(result, f"move_mount {os.fsdecode(target)}")
+def clone_mount(path: bytes) -> int:
+    """A descriptor of what is mounted at *path*, once more: mounted nowhere yet."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | _AT_SYMLINK_NOFOLLOW
+    result = _libc.syscall(number("open_tree"), _AT_FDCWD, path, flags)
+    return check(result, f"open_tree {os.fsdecode(path)}")
+
+
+def move_mount(fd: int, target: bytes) -> None:
+    """Mount what ``clone_mount`` or ``open_tree`` gave, in whatever mount namespace we are in."""
+    result = _libc.syscall(
+        number("move_mount"), fd, b"", _AT_FDCWD, target, _MOVE_MOUNT_F_EMPTY_PATH
+    )
+    check(result, f"move_mount to {os.fsdecode(target)}")
 
 
 def pivot_root(new: bytes, old: bytes) -> None:

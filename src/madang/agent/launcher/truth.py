@@ -36,6 +36,8 @@ MOST_TOPOLOGY: Final = 128
 """Processors."""
 _CPU: Final = "/sys/devices/system/cpu"
 
+PROC_FILES: Final = ("/proc/cpuinfo", "/proc/stat", "/proc/meminfo")
+
 Block = dict[str, str]
 """Keys and values of one paragraph of ``/proc/cpuinfo``, in order."""
 

@@ -21,16 +21,16 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import cgroups, channel, processes, seccomp
+from madang.agent.launcher import cgroups, channel, seccomp
 from madang.agent.launcher.cgroups import Group, Hierarchies
-from madang.agent.launcher.helpers import Helpers
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.nest import OWN_UIDS
-from madang.agent.launcher.order import Order
+from madang.agent.launcher.order import Berth, Order, View
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
+from madang.agent.launcher.workers import Workers
 from madang.wire.errors import PlatformError
 from madang.wire.kernel import NATIVE, KernelSpec
 from madang.wire.policy import Sandbox
@@ -113,8 +113,9 @@ class Nest:
     link: socket.socket
     """To the interpreter: whatever comes from there is an image's word."""
     holder: ProcessId | None = None
+    view: View
+    """Of its image, whose template must stay mounted; as seen from the folder of kernels."""
     template: str
-    """Of its image, which must stay mounted."""
     namespaces: tuple[int, int] | None = None
     """Descriptors of the user and PID namespaces that its slots are made in."""
     ready: bool = False
@@ -157,7 +158,7 @@ class Warmth:
         hierarchies: Hierarchies,
         templates: Templates,
         slots: Slots,
-        helpers: Helpers,
+        workers: Workers,
         selector: selectors.BaseSelector,
         timers: Timers,
     ) -> None:
@@ -169,7 +170,7 @@ class Warmth:
         self._hierarchies = hierarchies
         self._templates = templates
         self._slots = slots
-        self._helpers = helpers
+        self._workers = workers
         self._selector = selector
         self._timers = timers
         self._nests: dict[Key, Nest] = {}
@@ -279,7 +280,8 @@ class Warmth:
         link, interpreter = channel.pair()
         try:
             with theirs, interpreter:
-                memory = channel.to_memory(self._order(spec, block, group).to_json())
+                order = self._order(spec, block, group)
+                memory = channel.to_memory(order.to_json())
                 try:
                     child = self._slots.fork_nest(theirs, interpreter, memory)
                 finally:
@@ -290,6 +292,7 @@ class Warmth:
             self._slots.clear_group(group, lambda _: None)
             raise
         self._bury(os.pidfd_open(child))
+        assert order.view is not None
         nest = Nest(
             key=key,
             name=name,
@@ -297,6 +300,7 @@ class Warmth:
             block=block,
             holder_link=holder_link,
             link=link,
+            view=order.view,
             template=self._templates.template(spec.image.kind, spec.image.layers),
         )
         nest.starts.append(nest.began)
@@ -417,7 +421,8 @@ class Warmth:
 
     def _make(self, nest: Nest) -> Slot:
         assert nest.namespaces is not None
-        slot = self._slots.make(nest.slots, nest.namespaces, nest.offer, partial(self._miss, nest))
+        berth = Berth(*nest.namespaces, nest.view)
+        slot = self._slots.make(nest.slots, berth, nest.offer, partial(self._miss, nest))
         slot.nest = nest.name
         return slot
 
@@ -464,7 +469,7 @@ class Warmth:
                 self._retire(nest)
             elif len(nest.slots) > nest.wanted:
                 self._slots.drop(nest.slots.pop())
-        if _is_short():
+        if is_short():
             self._end_oldest()
         self._measure()
         self._look_later()
@@ -486,7 +491,7 @@ class Warmth:
                     nest.pss_bytes = self._sizes[nest.key] = found
                 self._make_room(0)
 
-        self._helpers.run(lambda: [sum(map(processes.pss_bytes, some)) for some in pids], measured)
+        self._workers.run("measure", pids, done=measured)
 
     def _make_room(self, more_bytes: int) -> bool:
         """End those that were not used for longest; whether *more_bytes* fit then."""
@@ -502,7 +507,7 @@ class Warmth:
         return oldest is not None
 
 
-def _is_short() -> bool:
+def is_short() -> bool:
     """Whether the machine's memory is."""
     found = dict.fromkeys(("MemTotal", "MemAvailable"), 0)
     for line in cgroups.read("/proc/meminfo").splitlines():

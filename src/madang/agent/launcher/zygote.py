@@ -20,11 +20,12 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import asdict
 from typing import Final, NoReturn
 
 from madang.agent.launcher import channel, guard, keeper, nest, syscalls
 from madang.agent.launcher.cgroups import Hierarchies
-from madang.agent.launcher.order import Order
+from madang.agent.launcher.order import Berth, Order, View
 
 _ANSWER_S: Final = 10.0
 """Who has not forked by then is given up."""
@@ -49,15 +50,16 @@ class Zygote:
         self._link: socket.socket | None = None
         self._pid = 0
 
-    def fork_keeper(
-        self, slot: str, launcher: socket.socket, nest: tuple[int, int] | None = None
-    ) -> int:
+    def fork_keeper(self, slot: str, launcher: socket.socket, berth: Berth | None = None) -> int:
         """The pid of a keeper, our child. Raises OSError if it can't be had, ZygoteLost among them.
 
-        *slot* names its group, *launcher* is its end of a channel to us; *nest*: see
+        *slot* names its group, *launcher* is its end of a channel to us; *berth*: see
         ``keeper.run``.
         """
-        return self._fork({"slot": slot}, [launcher.fileno(), *(nest or ())])
+        if berth is None:
+            return self._fork({"slot": slot}, [launcher.fileno()])
+        message = {"slot": slot, "view": asdict(berth.view)}
+        return self._fork(message, [launcher.fileno(), berth.user, berth.pids])
 
     def fork_guard(self, launcher: socket.socket) -> int:
         """The same of a guard."""
@@ -168,8 +170,11 @@ class Zygote:
             order = Order.from_json(channel.from_memory(memory))
             nest.run(link, socket.socket(fileno=interpreter), self._folder, order)
         group = self._hierarchies.group(message["slot"])
-        namespaces = (others[0], others[1]) if others else None
-        keeper.run(link, self._folder, group, *self._owner, namespaces)
+        berth = None
+        if others:
+            user, pids = others
+            berth = Berth(user, pids, View(**message["view"]))
+        keeper.run(link, self._folder, group, *self._owner, berth)
 
 
 def _close_gaps() -> list[bytes]:

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec, WarmLoad
 from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
@@ -95,6 +95,10 @@ class Runtime(Protocol):
         """Run ``spec.argv`` as the main program, or idle. Doing it again changes nothing."""
         ...
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        """``prepare`` and ``start`` in one: what most kernels need. Doing it again is the same."""
+        ...
+
     async def exec(self, kernel: KernelId, exec_id: str, spec: ExecSpec) -> Started:
         """One more program in a running kernel; SessionNotRunning if it does not run."""
         ...
@@ -127,6 +131,10 @@ class Runtime(Protocol):
 
     async def usage(self, kernel: KernelId) -> Usage:
         """Of a running kernel; cheap."""
+        ...
+
+    async def warmth(self) -> WarmLoad | None:
+        """What is kept ready for warm starts; None: nothing ever is."""
         ...
 
     async def files(self, kernel: KernelId) -> socket.socket:

@@ -20,7 +20,7 @@ from madang.wire.errors import (
     RuntimeFailed,
     from_problem,
 )
-from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec, WarmLoad
 from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
@@ -73,13 +73,22 @@ class NativeRuntime:
             self._link = None
 
     async def prepare(self, kernel: KernelId, spec: KernelSpec) -> Prepared:
-        answer = await self._call("prepare", kernel=str(kernel), spec=to_builtins(spec))
+        return self._prepared(
+            await self._call("prepare", kernel=str(kernel), spec=to_builtins(spec))
+        )
+
+    def _prepared(self, answer: dict[str, Any]) -> Prepared:
         enforced = self._enforced | answer["enforced"] | _policy(answer["policy"])
         return Prepared(enforced=enforced, warnings=tuple(answer["warnings"]))
 
     async def start(self, kernel: KernelId, spec: KernelSpec) -> Started:
         answer = await self._call("start", kernel=str(kernel), spec=to_builtins(spec))
         return Started(at=answer["at"], timings_ms=answer.get("timings_ms", {}))
+
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        answer = await self._call("run", kernel=str(kernel), spec=to_builtins(spec))
+        started = Started(at=answer["at"], timings_ms=answer.get("timings_ms", {}))
+        return self._prepared(answer), started
 
     async def exec(self, kernel: KernelId, exec_id: str, spec: ExecSpec) -> Started:
         return await layout.start_exec(self.kernel_dir(kernel), kernel, exec_id, spec)
@@ -116,9 +125,10 @@ class NativeRuntime:
             finally:
                 link.close()
 
-    async def warmth(self) -> dict[str, int]:
-        """What is kept warm; see ``launcher.warm``."""
-        return await self._call("warm")
+    async def warmth(self) -> WarmLoad | None:
+        """See ``launcher.warm``."""
+        found = WarmLoad(**await self._call("warm"))
+        return found if found.budget_bytes else None
 
     async def adopt(self) -> list[Found]:
         answer = await self._call("list")

@@ -31,7 +31,7 @@ from madang.wire.errors import (
     RuntimeNotOffered,
     SessionNotRunning,
 )
-from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec
+from madang.wire.kernel import Capacity, ExecSpec, KernelId, KernelSpec, WarmLoad
 from madang.wire.policy import Sandbox
 from madang.wire.session import Ended, Usage
 
@@ -116,6 +116,9 @@ class ProcessRuntime:
         assert record is not None
         return Started(at=record.started_at or 0.0)
 
+    async def run(self, kernel: KernelId, spec: KernelSpec) -> tuple[Prepared, Started]:
+        return await self.prepare(kernel, spec), await self.start(kernel, spec)
+
     async def _start(self, found: _Kernel, order: Order) -> None:
         folder = os.path.dirname(order.io)
         request = json.dumps({"order": order.to_json(), "folder": folder})
@@ -194,6 +197,9 @@ class ProcessRuntime:
             root = f"{self.kernel_dir(kernel)}/scratch"
             await _run_helper("files", str(fd), root, pass_fds=(fd,))
         return ours
+
+    async def warmth(self) -> WarmLoad | None:
+        return None
 
     async def adopt(self) -> list[Found]:
         return [self._found(kernel, found) for kernel, found in self._kernels.items()]

@@ -165,10 +165,10 @@ class EventFeed(Loop):
                 self._publish(event)
 
     def _publish(self, event: Event) -> None:
+        for listener in self._listeners:  # First: they go on with it, the others only tell.
+            listener(event)
         for watch in (*self._objects.get(event.object, ()), *self._all):
             watch.set()
-        for listener in self._listeners:
-            listener(event)
 
     def release(self) -> None:
         """The server stops: wake everybody; who waits looks at ``closing``."""

@@ -1,8 +1,9 @@
 """Output and input: WebSockets for run, attach and exec; ``logs`` over plain HTTP.
 
 A conversation is three tasks: *tell* sends the session at each change, *output* sends records from
-the moment the kernel runs until its end and reopens after a break where it stopped, *input* passes
-on what the client sends. A client that goes away ends the conversation, never the session.
+the moment the kernel has a node until its end and reopens after a break where it stopped, *input*
+passes on what the client sends. The agent holds the stream of output until the kernel runs, so its
+first words wait for no report. A client that goes away ends the conversation, never the session.
 """
 
 from __future__ import annotations
@@ -76,8 +77,10 @@ class Conversation:
     row: SessionRow
     offset: int = 0
     tail_bytes: int | None = None
+    placed: asyncio.Event = field(default_factory=asyncio.Event)
+    """The kernel has a node, which knows when there is output to read; or it never will."""
     begun: asyncio.Event = field(default_factory=asyncio.Event)
-    """The kernel runs, or did: there is output to read."""
+    """The kernel runs, or did."""
 
 
 class StreamApi:
@@ -188,6 +191,8 @@ class StreamApi:
                         op=ServerOp.SESSION, session=self._sessions.view(talk.row)
                     )
                     await talk.channel.send(message)
+                if talk.row.status != S.PENDING:
+                    talk.placed.set()
                 if talk.row.status in _BEGUN:
                     talk.begun.set()
                 if talk.row.status == S.TERMINATED:
@@ -199,7 +204,7 @@ class StreamApi:
 
     async def _output(self, talk: Conversation) -> None:
         """All output, whatever breaks on the way; a reader's place is its offset."""
-        await talk.begun.wait()
+        await talk.placed.wait()
         while True:
             if talk.row.held_by is None:
                 return  # it was never placed, or its machine is lost
