@@ -158,6 +158,31 @@ for line in sys.stdin:
         assert b"passed passed" in await sessions.until(kernel, b"passed passed")
 
 
+@needs_fanotify
+async def test_a_folder_of_which_no_rule_spoke_is_asked_about_when_one_does(
+    sessions: Sessions,
+) -> None:
+    code = (
+        TRY
+        + """
+import textwrap
+for line in sys.stdin:
+    print(attempt(os.__file__), attempt(textwrap.__file__), flush=True)
+"""
+    )
+    elsewhere = policy('[[files]]\ndeny = ["/usr/bin/env"]')
+    here = policy('[[files]]\ndeny = ["/usr/**/textwrap.py"]')
+    refused = b"passed Operation not permitted\n"
+    kernel = await sessions.start(*PYTHON, code, sandbox=elsewhere, stdin=True)
+    async with typing_to(sessions, kernel) as stdin:
+        said = b""
+        for rules, found in ((here, refused), (elsewhere, b"passed passed\n")) * 2:
+            await guard(sessions, kernel, rules)
+            await stdin.write(b"1\n" * 3)
+            said += found * 3
+            assert await sessions.until(kernel, said) == said
+
+
 @needs_landlock
 async def test_files_are_changed_only_where_a_rule_lets_them(sessions: Sessions) -> None:
     code = """
