@@ -1,12 +1,13 @@
 """The sandbox policy: what the programs of a session may do.
 
-A policy is a stack of *layers*: ``base`` (ours, see ``policy_base``), ``site`` and ``node`` (the
-administrator's), ``image`` (kept with it by who built it), ``session`` (of whoever starts it). A
-layer is a list of *rules*, and a rule can only refuse: a call passes if no rule of any layer
-refuses it. So layers are merged by putting their rules one after the other, and whatever a later
-layer says, nothing becomes wider. The one exception is written down: an administrator's layer may
-*widen* named rules of the base, which then don't count; on a machine whose root allows it
-(``[sandbox] widen``), and never those that the others stand on (``policy_base.FIXED``).
+A policy is a stack of *layers*: ``base`` (ours, see ``policy_base``), ``site``, ``group`` and
+``node`` (the administrator's), ``project`` (of who administers that), ``image`` (kept with it by
+who built it), ``session`` (of whoever starts it). A layer is a list of *rules*, and a rule can only
+refuse: a call passes if no rule of any layer refuses it. So layers are merged by putting their
+rules one after the other, and whatever a later layer says, nothing
+becomes wider. The one exception is written down: an administrator's layer may *widen* named rules
+of the base, which then don't count; on a machine whose root allows it (``[sandbox] widen``), and
+never those that the others stand on (``policy_base.FIXED``).
 
 Of several rules that refuse a call the strictest answer counts (kill, then an error, then only a
 line in the kernel's log), of equally strict ones the first.
@@ -28,9 +29,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeVar
 
-BASE, SITE, NODE, IMAGE, SESSION = "base", "site", "node", "image", "session"
-LAYERS: Final = (BASE, SITE, NODE, IMAGE, SESSION)
+BASE, SITE, GROUP, NODE, PROJECT = "base", "site", "group", "node", "project"
+IMAGE, SESSION = "image", "session"
+LAYERS: Final = (BASE, SITE, GROUP, NODE, PROJECT, IMAGE, SESSION)
 """In the order in which they count."""
+WIDENING: Final = (SITE, GROUP, NODE)
+"""The administrator's, who may widen the base."""
 
 MAX_RULES: Final = 256
 """Of all layers but the base together."""
@@ -381,14 +385,20 @@ class Refusal:
     """How often this rule has refused this so far."""
     answer: str = ""
     """``EPERM``, ``SIGKILL``, or ``log``: it passed."""
+    of: str = ""
+    """Whose policy it is: the name of the project, group or machine. The server knows."""
+    ask: str = ""
+    """Who can change it."""
 
     @property
     def text(self) -> str:
-        """``connect to 10.0.0.5:5432 refused by site policy, line 12 (no databases)``"""
+        """``connect to 10.0.0.5:5432 refused by project policy lab, line 12 (no mail); ask ann``"""
         did = _DID.get(self.what, f"{self.what}: ")
         refused = "logged" if self.answer == Answer.LOG else "refused"
         why = f" ({self.why or self.name})" if self.why or self.name else ""
-        return f"{did}{self.object} {refused} by {self.layer} policy, line {self.line}{why}"
+        ask = f"; ask {self.ask}" if self.ask and self.answer != Answer.LOG else ""
+        policy = f"{self.layer} policy {self.of}".rstrip()
+        return f"{did}{self.object} {refused} by {policy}, line {self.line}{why}{ask}"
 
 
 _DID: Final[Mapping[str, str]] = {
