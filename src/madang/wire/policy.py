@@ -4,10 +4,10 @@ A policy is a stack of *layers*: ``base`` (ours, see ``policy_base``), ``site``,
 ``node`` (the administrator's), ``project`` (of who administers that), ``image`` (kept with it by
 who built it), ``session`` (of whoever starts it). A layer is a list of *rules*, and a rule can only
 refuse: a call passes if no rule of any layer refuses it. So layers are merged by putting their
-rules one after the other, and whatever a later layer says, nothing
-becomes wider. The one exception is written down: an administrator's layer may *widen* named rules
-of the base, which then don't count; on a machine whose root allows it (``[sandbox] widen``), and
-never those that the others stand on (``policy_base.FIXED``).
+rules one after the other, and whatever a later layer says, nothing becomes wider. The one exception
+is written down: an administrator's layer may *widen* named rules of the base, which then don't
+count; on a machine whose root allows it (``[sandbox] widen``), and never those that the others
+stand on (``policy_base.FIXED``).
 
 Of several rules that refuse a call the strictest answer counts (kill, then an error, then only a
 line in the kernel's log), of equally strict ones the first.
