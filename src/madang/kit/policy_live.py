@@ -13,11 +13,13 @@ from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
     Access,
     Act,
+    Answer,
     AnswerRule,
     CountRule,
     FileRule,
     LiveRule,
     NetRule,
+    WatchRule,
     WriteRule,
 )
 from madang.wire.policy_live import (
@@ -37,14 +39,24 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "bind": ("deny", "only", *COMMON),
     "count": ("of", "calls", "limit", "per_s", *COMMON),
     "answer": ("call", "nodename", "release", "version", "cpus", "mem_bytes", "name", "why"),
+    "watch": ("of", "name", "why"),
 }
 """Headers → keys."""
+_WATCHED: Final = "calls"
+"""What can be watched."""
+_HEADERS: Final = {
+    FileRule: "files",
+    WriteRule: "write",
+    CountRule: "count",
+    AnswerRule: "answer",
+    WatchRule: "watch",
+}
 
 
 def read(tables: Iterable[Table], layer: str) -> dict[str, tuple[Any, ...]]:
     """The fields of a ``Layer``. Raises BadLine."""
     found: dict[str, list[LiveRule | WriteRule]] = {
-        "files": [], "writes": [], "nets": [], "counts": [], "answers": [],
+        "files": [], "writes": [], "nets": [], "counts": [], "answers": [], "watches": [],
     }  # fmt: skip
     for table in tables:
         if table.name not in KINDS:
@@ -70,6 +82,8 @@ def _rule(table: Table, layer: str) -> tuple[str, LiveRule | WriteRule]:
         return "writes", WriteRule(folders=_listed(table, "only"), code=errno.EACCES, **common)
     if table.name == "answer":
         return "answers", _answer_rule(table, common)
+    if table.name == "watch":
+        return "watches", _watch_rule(table, common)
     does, code = answer(table)
     common |= {"answer": does, "code": code}
     if table.name == "count":
@@ -132,6 +146,12 @@ def _answer_rule(table: Table, common: dict[str, Any]) -> AnswerRule:
     )
 
 
+def _watch_rule(table: Table, common: dict[str, Any]) -> WatchRule:
+    if _text(table, "of") != _WATCHED:
+        raise BadLine(table.line, f"[[watch]] takes of = {quoted(_WATCHED)}")
+    return WatchRule(answer=Answer.LOG, **common)
+
+
 def _text(table: Table, key: str) -> str:
     """Empty: not given."""
     item = table.keys.get(key)
@@ -153,7 +173,7 @@ def render(rules: Iterable[LiveRule | WriteRule]) -> Iterator[str]:
         if rule.name:
             yield f"name = {quoted(rule.name)}"
         yield from _render(rule)
-        if isinstance(rule, WriteRule):
+        if isinstance(rule, WriteRule | WatchRule):
             if rule.why:
                 yield f"why = {quoted(rule.why)}"
         else:
@@ -163,12 +183,14 @@ def render(rules: Iterable[LiveRule | WriteRule]) -> Iterator[str]:
 def _header(rule: LiveRule | WriteRule) -> str:
     if isinstance(rule, NetRule):
         return rule.act.value
-    return {FileRule: "files", WriteRule: "write", CountRule: "count"}.get(type(rule), "answer")
+    return _HEADERS[type(rule)]
 
 
 def _render(rule: LiveRule | WriteRule) -> Iterator[str]:
     if isinstance(rule, WriteRule):
         yield f"only = {_list(rule.folders)}"
+    elif isinstance(rule, WatchRule):
+        yield f"of = {quoted(_WATCHED)}"
     elif isinstance(rule, FileRule):
         yield f"access = {_list(rule.access)}"
         yield f"{_verb(rule)} = {_list(rule.patterns)}"

@@ -251,7 +251,12 @@ class AnswerRule(Placed):
     mem_bytes: int | None = None
 
 
-LiveRule = FileRule | NetRule | CountRule | AnswerRule
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchRule(Placed):
+    """Writes down which system calls are made, each once; refuses nothing."""
+
+
+LiveRule = FileRule | NetRule | CountRule | AnswerRule | WatchRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -273,6 +278,7 @@ class Layer:
     nets: tuple[NetRule, ...] = ()
     counts: tuple[CountRule, ...] = ()
     answers: tuple[AnswerRule, ...] = ()
+    watches: tuple[WatchRule, ...] = ()
     widen: tuple[Widening, ...] = ()
 
     @property
@@ -295,6 +301,7 @@ class Sandbox:
     nets: tuple[NetRule, ...] = ()
     counts: tuple[CountRule, ...] = ()
     answers: tuple[AnswerRule, ...] = ()
+    watches: tuple[WatchRule, ...] = ()
     names: tuple[Resolved, ...] = ()
     """Of what ``nets`` name; the agent looks them up and keeps them fresh."""
     widen: tuple[str, ...] = ()
@@ -320,7 +327,7 @@ class Sandbox:
 
 
 def _live(found: Layer | Sandbox) -> tuple[LiveRule, ...]:
-    return (*found.files, *found.nets, *found.counts, *found.answers)
+    return (*found.files, *found.nets, *found.counts, *found.answers, *found.watches)
 
 
 NO_SANDBOX: Final = Sandbox()
@@ -337,6 +344,7 @@ def merge(layers: Iterable[Layer], label: str = "") -> Sandbox:
         nets=tuple(rule for layer in stack for rule in layer.nets),
         counts=tuple(rule for layer in stack for rule in layer.counts),
         answers=tuple(rule for layer in stack for rule in layer.answers),
+        watches=tuple(rule for layer in stack for rule in layer.watches),
         widen=tuple(dict.fromkeys(each.name for layer in stack for each in layer.widen)),
         label=label,
     )
@@ -374,9 +382,9 @@ class Refusal:
     layer: str
     line: int
     what: str
-    """``open``, ``execute``, ``connect``, ``bind``, or the system call that was counted."""
+    """``open``, ``execute``, ``connect``, ``bind``, ``call``, or the call that was counted."""
     object: str = ""
-    """A path, or address:port; printable."""
+    """A path, an address:port, or a call's name; printable."""
     name: str = ""
     why: str = ""
     pid: int = 0
@@ -406,4 +414,5 @@ _DID: Final[Mapping[str, str]] = {
     "execute": "execution of ",
     "connect": "connect to ",
     "bind": "bind to ",
+    "call": "call of ",
 }

@@ -22,6 +22,7 @@ from madang.wire.policy import (
     LiveRule,
     NetRule,
     Resolved,
+    WatchRule,
     WriteRule,
 )
 from madang.wire.policy_base import known_calls, near_call
@@ -169,6 +170,9 @@ def check_live(rule: LiveRule | WriteRule) -> None:
         _each(rule.targets, Target, least=not rule.others)
         if rule.answer is Answer.KILL:
             raise PolicyInvalid('a rule about addresses takes "log" or an error, not "kill"')
+    elif isinstance(rule, WatchRule):
+        if rule.answer is not Answer.LOG:
+            raise PolicyInvalid("a rule that watches refuses nothing; it takes no `with`")
     elif isinstance(rule, CountRule):
         _check_count(rule)
     else:

@@ -30,6 +30,7 @@ from madang.wire.policy import (
     Resolved,
     Rule,
     Sandbox,
+    WatchRule,
     When,
     WriteRule,
 )
@@ -180,6 +181,7 @@ def sandbox(value: object) -> Sandbox:
         nets=_all(fields, "nets", _net_rule),
         counts=_all(fields, "counts", _count_rule),
         answers=_all(fields, "answers", _answer_rule),
+        watches=_all(fields, "watches", _watch_rule),
         names=_all(fields, "names", _resolved),
         widen=fields.texts("widen"),
         label=fields.text("label", policy.MAX_WORDS, ""),
@@ -294,7 +296,12 @@ def _answer_rule(value: object) -> AnswerRule:
     return _live(fields, rule)
 
 
-_L = TypeVar("_L", FileRule, WriteRule, NetRule, CountRule, AnswerRule, Resolved)
+def _watch_rule(value: object) -> WatchRule:
+    fields = _Fields("watch rule", value)
+    return _live(fields, WatchRule(**_placed(fields)))
+
+
+_L = TypeVar("_L", FileRule, WriteRule, NetRule, CountRule, AnswerRule, WatchRule, Resolved)
 
 
 def _live(fields: _Fields, rule: _L) -> _L:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, cast
 
-from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp
+from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp, watch
 from madang.wire import addresses
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
 from madang.wire.kernel import NATIVE
@@ -106,6 +106,7 @@ _ABILITIES: Final[tuple[tuple[str, Callable[[], bool], str], ...]] = (
     ("counts", cache(notify.possible), "the kernel hands no calls over"),
     ("answers", cache(notify.possible), "the kernel hands no calls over"),
     ("nets", cache(fence.possible), fence.TAKES),
+    ("watches", cache(watch.possible), watch.TAKES),
 )
 """Fields of a Sandbox, what they take, and what to say where that is not there."""
 _NATIVE_ALONE: Final = frozenset({"files", "writes", "counts", "answers"})
