@@ -7,7 +7,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from madang.kit.lines import BadLine, Table
-from madang.kit.policy_keys import COMMON, answer, only_keys, quoted, render_common, texts, whole
+from madang.kit.policy_keys import (
+    COMMON,
+    answer,
+    number,
+    only_keys,
+    quoted,
+    render_common,
+    texts,
+    whole,
+)
 from madang.kit.policy_keys import words as words_of
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
@@ -29,6 +38,7 @@ from madang.wire.policy_live import (
     MAX_LIMIT,
     MAX_MEM_BYTES,
     MAX_PER_S,
+    MIN_PER_S,
     check_live,
 )
 
@@ -126,7 +136,7 @@ def _count_rule(table: Table, common: dict[str, Any]) -> CountRule:
     if limit is None:
         raise BadLine(table.line, "[[count]] needs limit = how many calls pass")
     calls = GROUPS[of] if of else _listed(table, "calls")
-    per_s = whole(table, "per_s", 1, MAX_PER_S)
+    per_s = number(table, "per_s", MIN_PER_S, MAX_PER_S)
     return CountRule(calls=calls, of=of, limit=limit, per_s=per_s, **common)
 
 
@@ -200,7 +210,7 @@ def _render(rule: LiveRule | WriteRule) -> Iterator[str]:
         yield f"of = {quoted(rule.of)}" if rule.of else f"calls = {_list(rule.calls)}"
         yield f"limit = {rule.limit}"
         if rule.per_s is not None:
-            yield f"per_s = {rule.per_s}"
+            yield f"per_s = {rule.per_s:.15g}"
     else:
         yield f"call = {quoted(rule.call)}"
         for key in ANSWERED[rule.call]:

@@ -232,7 +232,7 @@ class CountRule(Placed):
     calls: tuple[str, ...]
     limit: int
     """So many pass: in the session's life, or in any ``per_s`` seconds."""
-    per_s: int | None = None
+    per_s: float | None = None
     of: str = ""
     """``exec``, ``fork``, ``open`` or ``connect``: ``calls`` are those of ``policy_live.GROUPS``.
     Threads are no forks."""
@@ -306,6 +306,9 @@ class Sandbox:
     """Of what ``nets`` name; the agent looks them up and keeps them fresh."""
     widen: tuple[str, ...] = ()
     """Rules of the base that don't count."""
+    accepts: tuple[str, ...] = ()
+    """Kinds of rules (``UNENFORCED``) that the scaling group's administrator does without where a
+    machine can't keep them; the session then has a warning."""
     label: str = ""
     """Which layers, for showing: ``site 3, session``."""
     broken: str = ""
@@ -330,6 +333,8 @@ def _live(found: Layer | Sandbox) -> tuple[LiveRule, ...]:
     return (*found.files, *found.nets, *found.counts, *found.answers, *found.watches)
 
 
+UNENFORCED: Final = ("rules", "files", "writes", "nets", "counts", "answers", "watches")
+"""What ``Sandbox.accepts`` may have: its fields."""
 NO_SANDBOX: Final = Sandbox()
 """The base alone."""
 

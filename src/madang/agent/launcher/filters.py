@@ -65,12 +65,16 @@ class Filters:
                 raise PolicyInvalid(
                     f"{text}. Add it to `sandbox.widen` in its settings.", rule=name
                 )
-        warnings = seccomp.check_kept(sandbox, accept=self._accept_unkept)
+        warnings = seccomp.check_kept(sandbox, accept=self._accepts(sandbox, "rules"))
         kept, more = self._kept(sandbox, runtime)
         _check_numbers(kept)
         static = replace(kept, rules=(*kept.rules, *implied(kept)))
         program = b64encode(seccomp.program(sandbox=static)).decode()
         return Filter(program, deadly(kept), (*warnings, *more, *addresses.unresolved(kept)), kept)
+
+    def _accepts(self, sandbox: Sandbox, field: str) -> bool:
+        """Whether an administrator does without such rules where they can't be kept."""
+        return self._accept_unkept or field in sandbox.accepts
 
     def _kept(self, sandbox: Sandbox, runtime: str) -> tuple[Sandbox, list[str]]:
         """(what can be kept here, what can't, in words). Raises PolicyUnkept."""
@@ -82,12 +86,20 @@ class Filters:
             elif not rules or possible():
                 continue
             found = f"policy: {rules[0].place} is not kept: {text}"
-            if not self._accept_unkept:
-                mend = "Take the rule out, or set sandbox.accept_unkept."
+            if not self._accepts(sandbox, field):
+                mend = (
+                    "Take the rule out, set sandbox.accept_unkept, or let its scaling group "
+                    f'say accept_unenforced = ["{field}"].'
+                )
                 raise PolicyUnkept(f"{found}. {mend}", place=rules[0].place)
             missing.append(found)
             sandbox = replace(sandbox, **cast(Any, {field: ()}))
         return sandbox, missing
+
+
+def keeps() -> list[str]:
+    """Kinds of rules, as fields of a Sandbox, that this machine keeps beside those about calls."""
+    return [field for field, possible, _ in _ABILITIES if possible()]
 
 
 @cache

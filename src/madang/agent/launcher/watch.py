@@ -40,7 +40,7 @@ class Watch:
         self._table = Map(bpf.ARRAY, 4, 8, _ENTRIES)
         self._event = -1
         try:
-            program = bpf.load(bpf.RAW_TRACEPOINT, 0, _code(group, self._table), "madang_watch")
+            program = _program(group, self._table)
             try:
                 self._event = bpf.trace(_EVENT, program)
             finally:
@@ -74,11 +74,19 @@ class Watch:
 
 
 def possible() -> bool:
-    """Whether this machine can do it."""
+    """Whether this machine can do it; nothing is watched meanwhile."""
     with contextlib.suppress(OSError):
-        Watch(0).close()
+        table = Map(bpf.ARRAY, 4, 8, _ENTRIES)
+        try:
+            os.close(_program(0, table))
+        finally:
+            table.close()
         return True
     return False
+
+
+def _program(group: int, table: Map) -> int:
+    return bpf.load(bpf.RAW_TRACEPOINT, 0, _code(group, table), "madang_watch")
 
 
 def _code(group: int, table: Map) -> bytes:

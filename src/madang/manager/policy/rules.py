@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -35,6 +36,7 @@ from madang.wire.policy import (
     PROJECT,
     SESSION,
     SITE,
+    UNENFORCED,
     Answer,
     Layer,
     Placed,
@@ -162,8 +164,22 @@ def check_note(note: str) -> str:
     return note
 
 
-def sandbox_of(rows: Sequence[PolicyRow], image: str, session: str) -> Sandbox:
-    """What a session gets: the administrator's layers, its image's text, then its own.
+def accepted(text: str) -> tuple[str, ...]:
+    """Of a scaling group's settings: kinds of rules that may go unkept where a machine can't.
+
+    Nothing, where they can't be read: then such sessions do not start.
+    """
+    try:
+        found = tomllib.loads(text).get("accept_unenforced", [])
+    except tomllib.TOMLDecodeError:
+        return ()
+    return tuple(kind for kind in UNENFORCED if isinstance(found, list) and kind in found)
+
+
+def sandbox_of(
+    rows: Sequence[PolicyRow], image: str, session: str, accepts: tuple[str, ...] = ()
+) -> Sandbox:
+    """What a session gets: the administrators' layers, its image's text, then its own.
 
     A text that can't be read any more is passed on as broken: such a session does not start.
     """
@@ -179,7 +195,7 @@ def sandbox_of(rows: Sequence[PolicyRow], image: str, session: str) -> Sandbox:
                 labels.append(layer)
     except PolicyInvalid as exc:
         return Sandbox(broken=exc.text[:200])
-    return merge(layers, ", ".join(labels))
+    return replace(merge(layers, ", ".join(labels)), accepts=accepts)
 
 
 def live_digest(sandbox: Sandbox) -> str:

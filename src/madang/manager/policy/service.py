@@ -72,9 +72,13 @@ class PolicyService:
 
     async def sandboxes(self, tx: Reader, seats: Iterable[Seat]) -> Sandboxes:
         """For sessions at *seats*."""
-        targets = {target for seat in seats for target in rules.targets_of(seat).values()}
+        asked = set(seats)
+        targets = {target for seat in asked for target in rules.targets_of(seat).values()}
         found = [await store.find(tx, target) for target in sorted(targets)]
-        return Sandboxes({row.target: row for row in found if row is not None})
+        groups = sorted({seat.group for seat in asked})
+        texts = {name: await store.find_group_text(tx, name) for name in groups}
+        accepts = {name: rules.accepted(text) for name, text in texts.items()}
+        return Sandboxes({row.target: row for row in found if row is not None}, accepts)
 
     # --- for people
 
@@ -316,15 +320,18 @@ class PolicyService:
 class Sandboxes:
     """What sessions get, at one moment."""
 
-    def __init__(self, rows: Mapping[str, PolicyRow]) -> None:
-        """*rows*: by target, of all seats that it is asked about."""
+    def __init__(
+        self, rows: Mapping[str, PolicyRow], accepts: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        """*rows*: by target, *accepts*: by group, of all seats that it is asked about."""
         self._rows: Final = rows
+        self._accepts: Final = accepts
 
     def of(self, seat: Seat, image: str, session: str) -> Sandbox:
         """*image*, *session*: the texts of these layers; empty: none."""
         targets = rules.targets_of(seat).values()
         found = [self._rows[target] for target in targets if target in self._rows]
-        return rules.sandbox_of(found, image, session)
+        return rules.sandbox_of(found, image, session, self._accepts.get(seat.group, ()))
 
     def live_of(self, seat: Seat, image: str, session: str) -> str:
         """Names the live rules of that sandbox; none: empty."""

@@ -72,6 +72,7 @@ _ADMINS: Final = (
     .order_by(memberships.c.created_at, users.c.name)
     .limit(3)
 )
+_GROUP_TEXT: Final = sa.select(groups.c.text).where(groups.c.name == sa.bindparam("b_name"))
 _GROUP: Final = sa.union_all(
     sa.select(groups.c.name).where(groups.c.name == sa.bindparam("b_name")),
     sa.select(nodes.c.group_name).where(nodes.c.group_name == sa.bindparam("b_name")),
@@ -160,6 +161,12 @@ async def find_project_by_id(tx: Reader, project: str) -> ProjectRow | None:
 async def list_project_admins(tx: Reader, project: str) -> list[str]:
     """Names of some."""
     return [record.name for record in await tx.all(_ADMINS, b_id=project)]
+
+
+async def find_group_text(tx: Reader, name: str) -> str:
+    """Its settings; a group that nobody has set up has none."""
+    found = await tx.one(_GROUP_TEXT, b_name=name)
+    return "" if found is None else str(found.text)
 
 
 async def has_group(tx: Reader, name: str) -> bool:
