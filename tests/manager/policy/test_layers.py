@@ -221,3 +221,33 @@ def test_each_layer_of_a_place_has_one_target() -> None:
     assert [rules.layer_of(target) for target in targets.values()] == list(targets)
     row = ProjectRow(id="p", name="lab", domain_id="d", domain="arts", role=None)
     assert (rules.project_name(row, "d"), rules.project_name(row, "e")) == ("lab", "arts/lab")
+
+
+@pytest.mark.parametrize(
+    ("text", "accepts"),
+    [
+        ('accept_unenforced = ["nets", "files"]\n[weights]\nx = 1\n', ("files", "nets")),
+        ('accept_unenforced = ["nets", "everything", 7]', ("nets",)),
+        ('accept_unenforced = "files"', ()),
+        ("accept_unenforced = [", ()),
+        ("", ()),
+    ],
+)
+def test_a_group_accepts_by_name_what_is_not_kept(text: str, accepts: tuple[str, ...]) -> None:
+    assert rules.accepted(text) == accepts
+
+
+async def test_what_a_group_accepts_is_told_with_its_sessions_policy(
+    either_box: ManagerBox,
+) -> None:
+    box = either_box
+    agent = await box.add_agent()
+    async with box.manager.database.begin() as tx:
+        await tx.execute(
+            sa.update(groups).where(groups.c.name == sa.bindparam("b_name")),
+            b_name="default",
+            text='accept_unenforced = ["files"]',
+        )
+    _, told = await running(box, agent, "one")
+
+    assert told.spec.sandbox.accepts == ("files",)
