@@ -21,7 +21,7 @@ import rows
 import traces
 import warm
 from policy_edit import policy_edit
-from policy_import import policy_import
+from policy_import import policy_import, policy_import_files
 from rows import Bench, Row
 from soak import soak
 from starts import start_exit
@@ -46,6 +46,7 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "restart": rows.restart,
     "blas_truth": rows.blas_truth,
     "policy_import": policy_import,
+    "policy_import_files": policy_import_files,
     "policy_connect": rows.policy_connect,
     "policy_edit": policy_edit,
     "session_warm": warm.session_warm,

@@ -13,13 +13,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import machine
 import references
 from madang.client import Client
 from madang.testing.platform import Platform, begin
 from madang.wire.session import Session, SessionSpec, SessionStatus, SizeRequest
+
+T = TypeVar("T")
 
 PRINT: Final = ("/usr/bin/python3", "-c", "print(1)")
 ROUNDS: Final = 40
@@ -111,15 +113,15 @@ class Bench:
         return time.perf_counter() - begin
 
 
-def interleaved(rounds: int, *measures: Callable[[], float]) -> list[list[float]]:
+def interleaved(rounds: int, *measures: Callable[[], T]) -> list[list[T]]:
     """Each in turn, with gaps; the first round warms up and does not count."""
-    found: list[list[float]] = [[] for _ in measures]
+    found: list[list[T]] = [[] for _ in measures]
     for number in range(rounds + 1):
         for values, measure in zip(found, measures, strict=True):
             time.sleep(GAP_S)
-            seconds = measure()
+            value = measure()
             if number:
-                values.append(seconds)
+                values.append(value)
     return found
 
 

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from madang.agent.launcher import patterns
@@ -22,6 +22,7 @@ from madang.wire.policy import (
     Sandbox,
     merge,
 )
+from madang.wire.policy_base import NEEDED, known_calls
 from madang.wire.policy_live import FILES_NEEDED
 
 NAMES = st.sampled_from(
@@ -34,6 +35,7 @@ ADDRESSES = st.one_of(
     st.builds(lambda a, p: f"[{a}]:{p}", st.ip_addresses(v=6), PORTS),
 )
 THINGS = st.one_of(
+    st.tuples(st.just("call"), st.sampled_from(sorted(known_calls()))),
     st.tuples(st.sampled_from(["open", "execute"]), PATHS),
     st.tuples(st.sampled_from(["connect", "bind"]), ADDRESSES),
 )
@@ -65,11 +67,28 @@ def test_all_that_was_used_passes(used: list[tuple[str, str]]) -> None:
 
 @given(st.lists(THINGS, max_size=12))
 def test_what_was_not_used_is_refused(used: list[tuple[str, str]]) -> None:
+    assume(not any("\\x0a" in thing for _, thing in used))  # It becomes a star: any name.
     sandbox = merge([learned(used)])
     for what in ("open", "execute"):
         assert not passes(sandbox, what, "/never/used")
     for what in ("connect", "bind"):
         assert not passes(sandbox, what, "203.0.113.9:7") or ("203.0.113.9" in str(used))
+
+
+@given(st.sets(st.sampled_from(sorted(known_calls())), max_size=400))
+def test_calls_that_were_not_made_are_refused_but_for_those_that_every_program_makes(
+    used: set[str],
+) -> None:
+    sandbox = merge([learned(("call", name) for name in used)])
+    refused = {name for name in known_calls() if not passes(sandbox, "call", name)}
+
+    assert refused == (known_calls() - used - NEEDED if used else set())
+
+
+@pytest.mark.parametrize("used", [[], [("call", "")], [("call", ""), ("call", "mount")]])
+def test_where_calls_were_not_all_written_down_none_is_refused(used: list[tuple[str, str]]) -> None:
+    assert learned(used).rules == ()
+    assert "# System calls were not written down" in propose(records(used), "trial")
 
 
 def test_many_files_become_folders_and_never_the_whole_machine() -> None:
@@ -102,7 +121,7 @@ def test_what_could_not_be_written_down_is_let_pass() -> None:
 def test_learning_adds_rules_that_refuse_nothing(own: str) -> None:
     layer = policy.parse(with_learning(own), SESSION)
     added = [rule for rule in layer.every if rule.name == LEARN]
-    assert len(added) == 3
+    assert len(added) == 4
     assert {rule.answer for rule in added} == {Answer.LOG}
     assert all(not getattr(rule, "patterns", getattr(rule, "targets", ())) for rule in added)
     assert len(layer.rules) == bool(own)

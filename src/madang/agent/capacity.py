@@ -45,6 +45,8 @@ def facts_as_text(facts: RuntimeFacts) -> dict[str, str]:
     return texts | {
         "runtime": runtimes[0],
         "runtimes": ", ".join(runtimes),
+        "networks": ", ".join(facts.networks),
+        "keeps": ", ".join(facts.keeps),
         "rootless": "yes" if facts.rootless else "no",
     }
 

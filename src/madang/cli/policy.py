@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import click
 
@@ -16,7 +18,17 @@ from madang.wire.policies import Policy, PolicyDraft, PolicyQuestion, PolicyRevi
 
 _MOST_NAMED = 12
 
-_node = click.option("--node", metavar="NAME", help="Of one machine. Default: of all (site).")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _where(command: F) -> F:
+    """Options that name a layer; see ``_target``."""
+    for name, what in (("project", "project"), ("node", "machine"), ("group", "scaling group")):
+        help_text = f"Of one {what}." + " Default: of all (site)." * (name == "group")
+        command = click.option(f"--{name}", metavar="NAME", help=help_text)(command)
+    return command
+
+
 _session = click.option(
     "--session", is_flag=True, help="As the layer of a session, for `run --policy`."
 )
@@ -26,8 +38,8 @@ _session = click.option(
 def policy() -> None:
     """Show, try and apply sandbox policies: what sessions may do.
 
-    Layers count one after the other and only get stricter: base (ours), site (all machines), node
-    (one machine), session (`madang run --policy FILE`).
+    Layers count one after the other and only get stricter: base (ours), site (all machines), group,
+    node (one machine), project, image, session (`madang run --policy FILE`).
     """
 
 
@@ -41,7 +53,10 @@ for _command in (edit, learn, refusals):
 @click.option("--counts", is_flag=True, help="What each of its rules has refused.")
 @json_option
 def show(target: str | None, history: bool, counts: bool, as_json: bool) -> None:
-    """Show what is in force; of base, site, node:NAME or session:NAME its text."""
+    """Show what is in force; of a TARGET its text.
+
+    TARGET is base, site, group:NAME, node:NAME, project:NAME or session:NAME.
+    """
     with connect() as client:
         if history:
             _list(client.get_policy_history(target or "site"), as_json=as_json)
@@ -125,13 +140,13 @@ def _print_diff(old: str, new: str, old_name: str, new_name: str) -> None:
 
 @policy.command()
 @click.argument("file")
-@_node
+@_where
 @_session
 @json_option
-def check(file: str, node: str | None, session: bool, as_json: bool) -> None:
+def check(file: str, session: bool, as_json: bool, **where: str | None) -> None:
     """Check a file, and say what it would change."""
     with connect() as client:
-        review = client.review_policy(_draft(file, node, session=session))
+        review = client.review_policy(_draft(file, where, session=session))
     if as_json:
         print_json(review)
         return
@@ -149,11 +164,11 @@ def _print_changes(review: PolicyReview) -> None:
 
 @policy.command()
 @click.argument("file")
-@_node
+@_where
 @json_option
-def diff(file: str, node: str | None, as_json: bool) -> None:
+def diff(file: str, as_json: bool, **where: str | None) -> None:
     """Compare a file with the policy in force."""
-    draft = _draft(file, node)
+    draft = _draft(file, where)
     with connect() as client:
         review = client.review_policy(draft)
     if as_json:
@@ -165,13 +180,18 @@ def diff(file: str, node: str | None, as_json: bool) -> None:
 
 @policy.command()
 @click.argument("file")
-@_node
+@_where
 @click.option("--in", "inside", metavar="SESSION", help="Of one session that is there already.")
 @click.option("--note", default="", help="Why; kept with it.")
 @click.option("--version", type=int, metavar="N", help="Only if N is still in force.")
 @json_option
 def apply(
-    file: str, node: str | None, inside: str | None, note: str, version: int | None, as_json: bool
+    file: str,
+    inside: str | None,
+    note: str,
+    version: int | None,
+    as_json: bool,
+    **where: str | None,
 ) -> None:
     """Put a file in force: in running sessions what can be changed there, in new ones all of it.
 
@@ -179,11 +199,7 @@ def apply(
     madang policy diff lab.toml
     madang policy apply lab.toml --note "no debuggers"
     """
-    if inside is not None and node is not None:
-        raise click.UsageError("--in and --node don't go together.")
-    draft = _draft(file, node, note=note)
-    if inside is not None:
-        draft = PolicyDraft(text=draft.text, target=f"session:{inside}", note=note)
+    draft = _draft(file, where | {"session": inside}, note=note)
     with connect() as client:
         done = client.apply_policy(draft, version=version)
     if as_json:
@@ -197,7 +213,7 @@ def apply(
 @click.argument("file")
 @click.argument("call", required=False)
 @click.argument("arguments", nargs=-1, metavar="[ARGUMENT]...")
-@_node
+@_where
 @_session
 @click.option(
     "--of", "sessions", multiple=True, metavar="NAME", help="Replay what this session did."
@@ -207,10 +223,10 @@ def test(
     file: str,
     call: str | None,
     arguments: tuple[str, ...],
-    node: str | None,
     session: bool,
     sessions: tuple[str, ...],
     as_json: bool,
+    **where: str | None,
 ) -> None:
     """Say what would happen to a system call under a file, and by which rule.
 
@@ -222,14 +238,15 @@ def test(
     madang policy test lab.toml socket 17 3
     madang policy test lab.toml --of my-session
     """
-    draft = None if file == "-" else _draft(file, node, session=session)
+    draft = None if file == "-" else _draft(file, where, session=session)
+    seat = {name: value or "" for name, value in where.items()}
     if call is None:
         if draft is None:
             raise click.UsageError("give a FILE to replay against, or a CALL.")
-        replay(draft, node or "", sessions, as_json=as_json)
+        replay(draft, seat, sessions, as_json=as_json)
         return
     values = tuple(_number(argument) for argument in arguments)
-    question = PolicyQuestion(call=call, arguments=values, draft=draft, node=node or "")
+    question = PolicyQuestion(call=call, arguments=values, draft=draft, **seat)
     with connect() as client:
         verdict = client.ask_policy(question)
     if as_json:
@@ -256,8 +273,12 @@ def _number(text: str) -> int:
     return value % 2**64 if -(2**63) <= value < 0 else value
 
 
-def _draft(file: str, node: str | None, *, session: bool = False, note: str = "") -> PolicyDraft:
-    if session and node is not None:
-        raise click.UsageError("--session and --node don't go together.")
-    target = "session" if session else "site" if node is None else f"node:{node}"
+def _draft(
+    file: str, where: Mapping[str, str | None], *, session: bool = False, note: str = ""
+) -> PolicyDraft:
+    """*where*: of ``_where``, at most one."""
+    given = [f"{name}:{value}" for name, value in where.items() if value is not None]
+    if len(given) + session > 1:
+        raise click.UsageError("a file stands in one place: these options don't go together.")
+    target = "session" if session else given[0] if given else "site"
     return PolicyDraft(text=read_policy(file), target=target, note=note)

@@ -8,7 +8,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -62,8 +62,8 @@ def _some(names: Sequence[str], most: int = 12) -> str:
 def edit(target: str, note: str, yes: bool) -> int:
     """Edit a policy in $VISUAL or $EDITOR, look at the difference, and put it in force.
 
-    TARGET is site (the default), node:NAME or session:NAME. Running sessions have what can be
-    changed in them when the command returns.
+    TARGET is site (the default), group:NAME, node:NAME, project:NAME or session:NAME. Running
+    sessions have what can be changed in them when the command returns.
     """
     with connect() as client:
         policy = client.get_policy(target)
@@ -174,11 +174,13 @@ def learn(name: str, output: str | None) -> None:
     print(f"{printable(output)}: try it with `madang run --policy {printable(output)}`")
 
 
-def replay(draft: PolicyDraft, node: str, names: Sequence[str], *, as_json: bool) -> None:
-    """Say what *draft* would change of what sessions did."""
+def replay(
+    draft: PolicyDraft, seat: Mapping[str, str], names: Sequence[str], *, as_json: bool
+) -> None:
+    """Say what *draft* would change of what sessions did. *seat*: node, group, project."""
     with connect() as client:
         recorded = _recorded(client, names)
-        question = ReplayQuestion(draft=draft, refusals=tuple(recorded), node=node)
+        question = ReplayQuestion(draft=draft, refusals=tuple(recorded), **seat)
         verdicts = client.replay_policy(question)
     if as_json:
         print_json(verdicts)

@@ -605,7 +605,7 @@ class AsyncClient:
         return await self.call(calls.policies())
 
     async def get_policy(self, target: str = "site") -> Policy:
-        """Of ``base``, ``site``, ``node:NAME`` or ``session:NAME``."""
+        """Of ``base``, ``site``, ``group:``, ``node:``, ``project:`` or ``session:NAME``."""
         return await self.call(calls.policy(target))
 
     async def get_policy_history(self, target: str = "site") -> list[Policy]:

@@ -462,7 +462,7 @@ class Client:
         return self.call(calls.policies())
 
     def get_policy(self, target: str = "site") -> Policy:
-        """Of ``base``, ``site``, ``node:NAME`` or ``session:NAME``."""
+        """Of ``base``, ``site``, ``group:``, ``node:``, ``project:`` or ``session:NAME``."""
         return self.call(calls.policy(target))
 
     def get_policy_history(self, target: str = "site") -> list[Policy]:

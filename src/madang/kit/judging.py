@@ -8,18 +8,21 @@ from functools import lru_cache
 from typing import Final
 
 from madang.wire.addresses import PORTS, Table, look_up, table
-from madang.wire.policy import Act, FileRule, NetRule, Sandbox, strictest
+from madang.wire.policy import Act, FileRule, NetRule, Rule, Sandbox, judge, strictest
 from madang.wire.policy_live import FILES_NEEDED, names_in
 
 _ACCESS: Final = frozenset({"open", "execute"})
 _ACTS: Final = frozenset(Act)
+_NO_ARGUMENTS: Final = (0,) * 6
 
 
-def judge_live(sandbox: Sandbox, what: str, thing: str) -> tuple[bool, FileRule | NetRule | None]:
+def judge_live(
+    sandbox: Sandbox, what: str, thing: str
+) -> tuple[bool, Rule | FileRule | NetRule | None]:
     """Whether this can be judged, and the rule that decides about it; None: it passes.
 
     *what* and *thing* as in ``Refusal``. Numbers of calls can't be judged, nor names in rules:
-    what they stood for then is not known.
+    what they stood for then is not known. Of system calls the names alone count.
     """
     if what in _ACCESS:
         files = (r for r in strictest(sandbox.files) if _refuses_file(r, what, thing))
@@ -33,6 +36,9 @@ def judge_live(sandbox: Sandbox, what: str, thing: str) -> tuple[bool, FileRule 
             return False, None
         decides = look_up(_table(nets, Act(what)), *address)
         return True, None if decides is None else nets[decides]
+    if what == "call":
+        always = (rule for rule in sandbox.rules if rule.always)
+        return True, judge(always, thing, _NO_ARGUMENTS)
     return False, None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import textwrap
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -38,6 +39,10 @@ name = "{LEARN}"
 only = []
 with = "log"
 name = "{LEARN}"
+
+[[watch]]
+of = "calls"
+name = "{LEARN}"
 """
 MANY: Final = 8
 """More files of one folder, or ports of one host, stand for all of it."""
@@ -59,6 +64,7 @@ def with_learning(text: str) -> str:
 def propose(records: Iterable[Refusal], session: str) -> str:
     """The text of a policy; all of *records* pass under it."""
     used: dict[str, set[str]] = {"open": set(), "execute": set(), "connect": set(), "bind": set()}
+    used["call"] = set()
     for record in records:
         if record.name == LEARN and record.what in used:
             used[record.what].add(record.object)
@@ -69,7 +75,19 @@ def propose(records: Iterable[Refusal], session: str) -> str:
     for what in ("connect", "bind"):
         parts += ["", f"[[{what}]]", *_listed(_targets(used[what], what))]
         parts.append(f'why = "learned from {session}"')
-    return "\n".join(parts) + "\n"
+    return "\n".join([*parts, *_calls(used["call"], session)]) + "\n"
+
+
+def _calls(names: Collection[str], session: str) -> list[str]:
+    """Nothing where they were not written down, or not all."""
+    if not names or "" in names:
+        return [
+            "",
+            "# System calls were not written down: all that the base lets pass may be made.",
+        ]
+    listed = textwrap.wrap(", ".join(map(quoted, sorted(names))) + ",", 92)
+    lines = [f"    {line}" for line in listed]
+    return ["", "[[only]]", "calls = [", *lines, "]", f'why = "learned from {session}"']
 
 
 def _listed(items: Sequence[str]) -> list[str]:

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-Value = str | int | bool | list["Item"] | dict[str, "Item"]
+Value = str | int | float | bool | list["Item"] | dict[str, "Item"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ _NUMBER: Final = re.compile(
     r"0x[0-9A-Fa-f](?:_?[0-9A-Fa-f])*|0o[0-7](?:_?[0-7])*|0b[01](?:_?[01])*"
     r"|[+-]?(?:0|[1-9](?:_?[0-9])*)"
 )
+_FRACTION: Final = re.compile(r"(?:0|[1-9][0-9]{0,8})\.[0-9]{1,9}")
 _LONGEST_NUMBER: Final = 40
 _WORD: Final = re.compile(r"true|false")
 _LITERAL: Final = re.compile(r"'([^'\n]*)'")
@@ -162,18 +163,20 @@ class _Reader:
             return Item(self._string(), line)
         return Item(self._plain(), line)
 
-    def _plain(self) -> int | bool:
+    def _plain(self) -> int | float | bool:
         rest = self._rest() or "nothing"
         if found := self._match(_WORD):
-            value: int | bool = found[0] == "true"
+            value: int | float | bool = found[0] == "true"
+        elif found := self._match(_FRACTION):
+            value = float(found[0])
         elif found := self._match(_NUMBER):
             if len(found[0]) > _LONGEST_NUMBER:
                 raise self._bad("a number is too long")
             value = int(found[0], 0 if found[0][:2] in {"0x", "0o", "0b"} else 10)
         else:
-            raise self._bad(f"{rest!r} is no text in quotes, no whole number and no list")
+            raise self._bad(f"{rest!r} is no text in quotes, no number and no list")
         if self._peek() and self._peek() not in _AFTER:
-            raise self._bad(f"{rest!r} is no text in quotes, no whole number and no list")
+            raise self._bad(f"{rest!r} is no text in quotes, no number and no list")
         return value
 
     def _string(self) -> str:

@@ -16,11 +16,10 @@ from madang.kit.policy_keys import COMMON, answer, only_keys, quoted, render_com
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
     BASE,
-    IMAGE,
     MAX_RULES,
     MAX_TEXT_BYTES,
     MAX_VALUES,
-    SESSION,
+    WIDENING,
     WORD,
     Check,
     Layer,
@@ -93,7 +92,7 @@ def _parse(tables: list[Table], layer: str) -> Layer:
 def _widen(item: Item | None, layer: str) -> tuple[Widening, ...]:
     if item is None:
         return ()
-    if layer in {SESSION, IMAGE, BASE}:
+    if layer not in WIDENING:
         raise BadLine(item.line, "only an administrator's layer can widen rules of the base")
     found = []
     for name in texts(item, "widen"):

@@ -62,6 +62,17 @@ def whole(table: Table, key: str, least: int, most: int) -> int | None:
     return value
 
 
+def number(table: Table, key: str, least: float, most: float) -> float | None:
+    """Whole or with a fraction; None: not given."""
+    item = table.keys.get(key)
+    if item is None:
+        return None
+    value = item.value
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise BadLine(item.line, f"{key} takes a number from {least:g} to {most:.15g}")
+    return value
+
+
 def render_common(rule: Placed) -> Iterator[str]:
     """``with`` and ``why``; a name comes first, for those who look for it."""
     if rule.answer is not Answer.ERRNO:

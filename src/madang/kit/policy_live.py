@@ -7,17 +7,28 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
 from madang.kit.lines import BadLine, Table
-from madang.kit.policy_keys import COMMON, answer, only_keys, quoted, render_common, texts, whole
+from madang.kit.policy_keys import (
+    COMMON,
+    answer,
+    number,
+    only_keys,
+    quoted,
+    render_common,
+    texts,
+    whole,
+)
 from madang.kit.policy_keys import words as words_of
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
     Access,
     Act,
+    Answer,
     AnswerRule,
     CountRule,
     FileRule,
     LiveRule,
     NetRule,
+    WatchRule,
     WriteRule,
 )
 from madang.wire.policy_live import (
@@ -27,6 +38,7 @@ from madang.wire.policy_live import (
     MAX_LIMIT,
     MAX_MEM_BYTES,
     MAX_PER_S,
+    MIN_PER_S,
     check_live,
 )
 
@@ -37,14 +49,24 @@ KINDS: Final[Mapping[str, tuple[str, ...]]] = {
     "bind": ("deny", "only", *COMMON),
     "count": ("of", "calls", "limit", "per_s", *COMMON),
     "answer": ("call", "nodename", "release", "version", "cpus", "mem_bytes", "name", "why"),
+    "watch": ("of", "name", "why"),
 }
 """Headers → keys."""
+_WATCHED: Final = "calls"
+"""What can be watched."""
+_HEADERS: Final = {
+    FileRule: "files",
+    WriteRule: "write",
+    CountRule: "count",
+    AnswerRule: "answer",
+    WatchRule: "watch",
+}
 
 
 def read(tables: Iterable[Table], layer: str) -> dict[str, tuple[Any, ...]]:
     """The fields of a ``Layer``. Raises BadLine."""
     found: dict[str, list[LiveRule | WriteRule]] = {
-        "files": [], "writes": [], "nets": [], "counts": [], "answers": [],
+        "files": [], "writes": [], "nets": [], "counts": [], "answers": [], "watches": [],
     }  # fmt: skip
     for table in tables:
         if table.name not in KINDS:
@@ -70,6 +92,8 @@ def _rule(table: Table, layer: str) -> tuple[str, LiveRule | WriteRule]:
         return "writes", WriteRule(folders=_listed(table, "only"), code=errno.EACCES, **common)
     if table.name == "answer":
         return "answers", _answer_rule(table, common)
+    if table.name == "watch":
+        return "watches", _watch_rule(table, common)
     does, code = answer(table)
     common |= {"answer": does, "code": code}
     if table.name == "count":
@@ -112,7 +136,7 @@ def _count_rule(table: Table, common: dict[str, Any]) -> CountRule:
     if limit is None:
         raise BadLine(table.line, "[[count]] needs limit = how many calls pass")
     calls = GROUPS[of] if of else _listed(table, "calls")
-    per_s = whole(table, "per_s", 1, MAX_PER_S)
+    per_s = number(table, "per_s", MIN_PER_S, MAX_PER_S)
     return CountRule(calls=calls, of=of, limit=limit, per_s=per_s, **common)
 
 
@@ -130,6 +154,12 @@ def _answer_rule(table: Table, common: dict[str, Any]) -> AnswerRule:
         mem_bytes=whole(table, "mem_bytes", 1, MAX_MEM_BYTES),
         **common,
     )
+
+
+def _watch_rule(table: Table, common: dict[str, Any]) -> WatchRule:
+    if _text(table, "of") != _WATCHED:
+        raise BadLine(table.line, f"[[watch]] takes of = {quoted(_WATCHED)}")
+    return WatchRule(answer=Answer.LOG, **common)
 
 
 def _text(table: Table, key: str) -> str:
@@ -153,7 +183,7 @@ def render(rules: Iterable[LiveRule | WriteRule]) -> Iterator[str]:
         if rule.name:
             yield f"name = {quoted(rule.name)}"
         yield from _render(rule)
-        if isinstance(rule, WriteRule):
+        if isinstance(rule, WriteRule | WatchRule):
             if rule.why:
                 yield f"why = {quoted(rule.why)}"
         else:
@@ -163,12 +193,14 @@ def render(rules: Iterable[LiveRule | WriteRule]) -> Iterator[str]:
 def _header(rule: LiveRule | WriteRule) -> str:
     if isinstance(rule, NetRule):
         return rule.act.value
-    return {FileRule: "files", WriteRule: "write", CountRule: "count"}.get(type(rule), "answer")
+    return _HEADERS[type(rule)]
 
 
 def _render(rule: LiveRule | WriteRule) -> Iterator[str]:
     if isinstance(rule, WriteRule):
         yield f"only = {_list(rule.folders)}"
+    elif isinstance(rule, WatchRule):
+        yield f"of = {quoted(_WATCHED)}"
     elif isinstance(rule, FileRule):
         yield f"access = {_list(rule.access)}"
         yield f"{_verb(rule)} = {_list(rule.patterns)}"
@@ -178,7 +210,7 @@ def _render(rule: LiveRule | WriteRule) -> Iterator[str]:
         yield f"of = {quoted(rule.of)}" if rule.of else f"calls = {_list(rule.calls)}"
         yield f"limit = {rule.limit}"
         if rule.per_s is not None:
-            yield f"per_s = {rule.per_s}"
+            yield f"per_s = {rule.per_s:.15g}"
     else:
         yield f"call = {quoted(rule.call)}"
         for key in ANSWERED[rule.call]:

@@ -103,7 +103,7 @@ class Manager:
         self.sessions: Final = SessionService(
             self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
         )
-        self.kernels: Final = KernelService(self.fleet)
+        self.kernels: Final = KernelService(self.fleet, self.policies)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
         )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from madang.wire.errors import PolicyInvalid
 from madang.wire.policy import (
+    GROUP,
     MAX_ERRNO,
     NODE,
+    PROJECT,
     SESSION,
     SITE,
+    WIDENING,
     WORD,
     Answer,
     Check,
@@ -81,13 +84,16 @@ def _valid(rule: Rule) -> bool:
     return rule.code <= MAX_ERRNO
 
 
+STACKED: Final = (SITE, GROUP, NODE, PROJECT, SESSION)
+
+
 @st.composite
-def layers(draw: Any, names: tuple[str, ...] = (SITE, NODE, SESSION)) -> Layer:
+def layers(draw: Any, names: tuple[str, ...] = STACKED) -> Layer:
     """One valid layer."""
     name = draw(st.sampled_from(names))
     found = draw(st.lists(rules(name).filter(_valid), max_size=6))
     widen: list[str] = []
-    if name != SESSION:
+    if name in WIDENING:
         widen = draw(st.lists(st.sampled_from(sorted({*NAMES} - FIXED)), max_size=2, unique=True))
     return Layer(
         layer=name,
@@ -98,5 +104,5 @@ def layers(draw: Any, names: tuple[str, ...] = (SITE, NODE, SESSION)) -> Layer:
 
 def stacks() -> st.SearchStrategy[list[Layer]]:
     """Layers as they are merged, each at most once."""
-    each = [st.lists(layers((name,)), max_size=1) for name in (SITE, NODE, SESSION)]
+    each = [st.lists(layers((name,)), max_size=1) for name in STACKED]
     return st.tuples(*each).map(lambda found: [layer for few in found for layer in few])

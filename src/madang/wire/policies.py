@@ -29,7 +29,8 @@ class Policy:
     """A layer's text in one of its versions."""
 
     target: str
-    """``base``, ``site`` (every machine), ``node:NAME`` or ``session:NAME``."""
+    """``base``, ``site`` (everywhere), ``group:NAME``, ``node:NAME``, ``project:NAME`` or
+    ``session:NAME``; a project of another domain: ``project:DOMAIN/NAME``."""
     version: int
     """Counts from 1; 0: nobody has written one."""
     text: str
@@ -59,7 +60,7 @@ class PolicyDraft:
 
     text: str
     target: str = "site"
-    """``site``, ``node:NAME`` or ``session``: where it would stand."""
+    """``site``, ``group:NAME``, ``node:NAME``, ``project:NAME`` or ``session``: where it stands."""
     note: str = ""
     """Why it is put in force; kept with it."""
 
@@ -93,6 +94,8 @@ class PolicyQuestion:
     """None: as things are."""
     node: str = ""
     """Whose layer counts too."""
+    group: str = ""
+    project: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +121,8 @@ class ReplayQuestion:
     """As recorded; at most 5,000."""
     node: str = ""
     """Whose layer counts too."""
+    group: str = ""
+    project: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

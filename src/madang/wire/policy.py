@@ -1,12 +1,13 @@
 """The sandbox policy: what the programs of a session may do.
 
-A policy is a stack of *layers*: ``base`` (ours, see ``policy_base``), ``site`` and ``node`` (the
-administrator's), ``image`` (kept with it by who built it), ``session`` (of whoever starts it). A
-layer is a list of *rules*, and a rule can only refuse: a call passes if no rule of any layer
-refuses it. So layers are merged by putting their rules one after the other, and whatever a later
-layer says, nothing becomes wider. The one exception is written down: an administrator's layer may
-*widen* named rules of the base, which then don't count; on a machine whose root allows it
-(``[sandbox] widen``), and never those that the others stand on (``policy_base.FIXED``).
+A policy is a stack of *layers*: ``base`` (ours, see ``policy_base``), ``site``, ``group`` and
+``node`` (the administrator's), ``project`` (of who administers that), ``image`` (kept with it by
+who built it), ``session`` (of whoever starts it). A layer is a list of *rules*, and a rule can only
+refuse: a call passes if no rule of any layer refuses it. So layers are merged by putting their
+rules one after the other, and whatever a later layer says, nothing becomes wider. The one exception
+is written down: an administrator's layer may *widen* named rules of the base, which then don't
+count; on a machine whose root allows it (``[sandbox] widen``), and never those that the others
+stand on (``policy_base.FIXED``).
 
 Of several rules that refuse a call the strictest answer counts (kill, then an error, then only a
 line in the kernel's log), of equally strict ones the first.
@@ -28,9 +29,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeVar
 
-BASE, SITE, NODE, IMAGE, SESSION = "base", "site", "node", "image", "session"
-LAYERS: Final = (BASE, SITE, NODE, IMAGE, SESSION)
+BASE, SITE, GROUP, NODE, PROJECT = "base", "site", "group", "node", "project"
+IMAGE, SESSION = "image", "session"
+LAYERS: Final = (BASE, SITE, GROUP, NODE, PROJECT, IMAGE, SESSION)
 """In the order in which they count."""
+WIDENING: Final = (SITE, GROUP, NODE)
+"""The administrator's, who may widen the base."""
 
 MAX_RULES: Final = 256
 """Of all layers but the base together."""
@@ -228,7 +232,7 @@ class CountRule(Placed):
     calls: tuple[str, ...]
     limit: int
     """So many pass: in the session's life, or in any ``per_s`` seconds."""
-    per_s: int | None = None
+    per_s: float | None = None
     of: str = ""
     """``exec``, ``fork``, ``open`` or ``connect``: ``calls`` are those of ``policy_live.GROUPS``.
     Threads are no forks."""
@@ -247,7 +251,12 @@ class AnswerRule(Placed):
     mem_bytes: int | None = None
 
 
-LiveRule = FileRule | NetRule | CountRule | AnswerRule
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchRule(Placed):
+    """Writes down which system calls are made, each once; refuses nothing."""
+
+
+LiveRule = FileRule | NetRule | CountRule | AnswerRule | WatchRule
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -269,6 +278,7 @@ class Layer:
     nets: tuple[NetRule, ...] = ()
     counts: tuple[CountRule, ...] = ()
     answers: tuple[AnswerRule, ...] = ()
+    watches: tuple[WatchRule, ...] = ()
     widen: tuple[Widening, ...] = ()
 
     @property
@@ -291,10 +301,14 @@ class Sandbox:
     nets: tuple[NetRule, ...] = ()
     counts: tuple[CountRule, ...] = ()
     answers: tuple[AnswerRule, ...] = ()
+    watches: tuple[WatchRule, ...] = ()
     names: tuple[Resolved, ...] = ()
     """Of what ``nets`` name; the agent looks them up and keeps them fresh."""
     widen: tuple[str, ...] = ()
     """Rules of the base that don't count."""
+    accepts: tuple[str, ...] = ()
+    """Kinds of rules (``UNENFORCED``) that the scaling group's administrator does without where a
+    machine can't keep them; the session then has a warning."""
     label: str = ""
     """Which layers, for showing: ``site 3, session``."""
     broken: str = ""
@@ -316,9 +330,11 @@ class Sandbox:
 
 
 def _live(found: Layer | Sandbox) -> tuple[LiveRule, ...]:
-    return (*found.files, *found.nets, *found.counts, *found.answers)
+    return (*found.files, *found.nets, *found.counts, *found.answers, *found.watches)
 
 
+UNENFORCED: Final = ("rules", "files", "writes", "nets", "counts", "answers", "watches")
+"""What ``Sandbox.accepts`` may have: its fields."""
 NO_SANDBOX: Final = Sandbox()
 """The base alone."""
 
@@ -333,6 +349,7 @@ def merge(layers: Iterable[Layer], label: str = "") -> Sandbox:
         nets=tuple(rule for layer in stack for rule in layer.nets),
         counts=tuple(rule for layer in stack for rule in layer.counts),
         answers=tuple(rule for layer in stack for rule in layer.answers),
+        watches=tuple(rule for layer in stack for rule in layer.watches),
         widen=tuple(dict.fromkeys(each.name for layer in stack for each in layer.widen)),
         label=label,
     )
@@ -370,9 +387,9 @@ class Refusal:
     layer: str
     line: int
     what: str
-    """``open``, ``execute``, ``connect``, ``bind``, or the system call that was counted."""
+    """``open``, ``execute``, ``connect``, ``bind``, ``call``, or the call that was counted."""
     object: str = ""
-    """A path, or address:port; printable."""
+    """A path, an address:port, or a call's name; printable."""
     name: str = ""
     why: str = ""
     pid: int = 0
@@ -381,14 +398,20 @@ class Refusal:
     """How often this rule has refused this so far."""
     answer: str = ""
     """``EPERM``, ``SIGKILL``, or ``log``: it passed."""
+    of: str = ""
+    """Whose policy it is: the name of the project, group or machine. The server knows."""
+    ask: str = ""
+    """Who can change it."""
 
     @property
     def text(self) -> str:
-        """``connect to 10.0.0.5:5432 refused by site policy, line 12 (no databases)``"""
+        """``connect to 10.0.0.5:5432 refused by project policy lab, line 12 (no mail); ask ann``"""
         did = _DID.get(self.what, f"{self.what}: ")
         refused = "logged" if self.answer == Answer.LOG else "refused"
         why = f" ({self.why or self.name})" if self.why or self.name else ""
-        return f"{did}{self.object} {refused} by {self.layer} policy, line {self.line}{why}"
+        ask = f"; ask {self.ask}" if self.ask and self.answer != Answer.LOG else ""
+        policy = f"{self.layer} policy {self.of}".rstrip()
+        return f"{did}{self.object} {refused} by {policy}, line {self.line}{why}{ask}"
 
 
 _DID: Final[Mapping[str, str]] = {
@@ -396,4 +419,5 @@ _DID: Final[Mapping[str, str]] = {
     "execute": "execution of ",
     "connect": "connect to ",
     "bind": "bind to ",
+    "call": "call of ",
 }

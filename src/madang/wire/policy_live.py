@@ -22,6 +22,7 @@ from madang.wire.policy import (
     LiveRule,
     NetRule,
     Resolved,
+    WatchRule,
     WriteRule,
 )
 from madang.wire.policy_base import known_calls, near_call
@@ -55,7 +56,7 @@ FILES_NEEDED: Final = (
 MAX_LIMIT: Final = 1_000_000_000
 MAX_RATE_LIMIT: Final = 10_000
 """Of a rule with ``per_s``: each call is remembered for so long."""
-MAX_PER_S: Final = 86_400
+MIN_PER_S, MAX_PER_S = 0.01, 86_400
 MAX_CPUS: Final = 1024
 MAX_MEM_BYTES: Final = 2**50
 _MAX_UTS: Final = 64
@@ -169,6 +170,9 @@ def check_live(rule: LiveRule | WriteRule) -> None:
         _each(rule.targets, Target, least=not rule.others)
         if rule.answer is Answer.KILL:
             raise PolicyInvalid('a rule about addresses takes "log" or an error, not "kill"')
+    elif isinstance(rule, WatchRule):
+        if rule.answer is not Answer.LOG:
+            raise PolicyInvalid("a rule that watches refuses nothing; it takes no `with`")
     elif isinstance(rule, CountRule):
         _check_count(rule)
     else:
@@ -205,8 +209,8 @@ def _check_count(rule: CountRule) -> None:
     most = MAX_LIMIT if rule.per_s is None else MAX_RATE_LIMIT
     if not 1 <= rule.limit <= most:
         raise PolicyInvalid(f"limit is 1 to {most}")
-    if rule.per_s is not None and not 1 <= rule.per_s <= MAX_PER_S:
-        raise PolicyInvalid(f"per_s is 1 to {MAX_PER_S} seconds")
+    if rule.per_s is not None and not MIN_PER_S <= rule.per_s <= MAX_PER_S:
+        raise PolicyInvalid(f"per_s is {MIN_PER_S} to {MAX_PER_S} seconds")
 
 
 def _check_answer(rule: AnswerRule) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from madang.agent import files
 from madang.agent.keepers import StdinWriter
-from madang.agent.launcher import fanotify, landlock
+from madang.agent.launcher import fanotify, landlock, watch
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.codec import to_builtins
 from madang.kit.policy import parse
@@ -26,6 +26,7 @@ from madang.wire.policy import SITE, Refusal, Sandbox, merge
 from madang.wire.session import Reason
 
 needs_fanotify = pytest.mark.skipif(not fanotify.possible(), reason="takes root with fanotify")
+needs_watch = pytest.mark.skipif(not watch.possible(), reason=watch.TAKES)
 needs_landlock = pytest.mark.skipif(
     landlock.abi() < landlock.LEAST_ABI, reason="takes Landlock of Linux 6.2"
 )
@@ -156,6 +157,58 @@ for line in sys.stdin:
         await guard(sessions, kernel, Sandbox())
         await stdin.write(b"3\n")
         assert b"passed passed" in await sessions.until(kernel, b"passed passed")
+
+
+@needs_fanotify
+async def test_a_folder_of_which_no_rule_spoke_is_asked_about_when_one_does(
+    sessions: Sessions,
+) -> None:
+    code = (
+        TRY
+        + """
+import textwrap
+for line in sys.stdin:
+    print(attempt(os.__file__), attempt(textwrap.__file__), flush=True)
+"""
+    )
+    elsewhere = policy('[[files]]\ndeny = ["/usr/bin/env"]')
+    here = policy('[[files]]\ndeny = ["/usr/**/textwrap.py"]')
+    refused = b"passed Operation not permitted\n"
+    kernel = await sessions.start(*PYTHON, code, sandbox=elsewhere, stdin=True)
+    async with typing_to(sessions, kernel) as stdin:
+        said = b""
+        for rules, found in ((here, refused), (elsewhere, b"passed passed\n")) * 2:
+            await guard(sessions, kernel, rules)
+            await stdin.write(b"1\n" * 3)
+            said += found * 3
+            assert await sessions.until(kernel, said) == said
+
+
+@needs_watch
+async def test_calls_that_a_session_makes_are_written_down_and_no_others(
+    sessions: Sessions,
+) -> None:
+    code = """
+import os
+os.sched_yield()
+print(os.spawnvp(os.P_WAIT, "/usr/bin/true", ["true"]))
+for line in iter(input, ""):
+    os.getpgrp()
+"""
+    kernel = await sessions.start(
+        *PYTHON, code, sandbox=policy('[[watch]]\nof = "calls"'), stdin=True
+    )
+    await sessions.until(kernel, b"0\n")
+    async with typing_to(sessions, kernel) as stdin:
+        await guard(sessions, kernel, Sandbox())
+        first = {r.object for r in refusals(sessions, kernel) if r.what == "call"}
+        await stdin.write(b"1\n\n")
+        await sessions.outcome(kernel)
+
+    found = {r.object for r in refusals(sessions, kernel) if r.what == "call"}
+    assert found >= first
+    assert {"execve", "openat", "sched_yield", "wait4", "exit_group"} <= found
+    assert not {"ptrace", "mount", "getpgrp", "socket"} & found
 
 
 @needs_landlock

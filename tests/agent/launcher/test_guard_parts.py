@@ -18,7 +18,13 @@ from madang.agent.launcher import channel, landlock, notify
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.keeper_guard import SILENCE_S, Ward
 from madang.agent.launcher.pace import Pace
-from madang.agent.launcher.patterns import compiled, holds_all_of, may_lie_under
+from madang.agent.launcher.patterns import (
+    compiled,
+    folders_held,
+    folders_of,
+    holds_all_of,
+    may_lie_under,
+)
 from madang.agent.launcher.refusals import MAX_REFUSALS, Book, Refusals, shown
 from madang.kit.policy import parse
 from madang.testing.policies import PATIENT
@@ -72,6 +78,30 @@ def test_a_mount_that_is_not_asked_about_has_nothing_to_judge(
         named = bool(compiled([pattern]).fullmatch(path))
         assert may_lie_under(pattern, folder) or not named
         assert not holds_all_of(pattern, folder) or named
+
+
+@PATIENT
+@given(pattern=PATTERNS, folder=st.one_of(st.just("/"), PATHS), name=st.one_of(NAMES, st.just("z")))
+def test_what_is_known_of_a_folder_is_true_of_all_in_it(
+    pattern: str, folder: str, name: str
+) -> None:
+    named = bool(compiled([pattern]).fullmatch(folder.rstrip("/") + "/" + name))
+
+    assert compiled(folders_of(pattern)).fullmatch(folder) or not named
+    assert not compiled(folders_held(pattern)).fullmatch(folder) or named
+
+
+def test_folders_that_a_rule_does_not_speak_of_are_most() -> None:
+    folders = compiled([*folders_of("/usr/bin/gcc"), *folders_of("/opt/**")])
+
+    assert [
+        f for f in ("/", "/usr", "/usr/bin", "/opt", "/opt/a", "/o") if folders.fullmatch(f)
+    ] == [
+        "/",
+        "/usr/bin",
+        "/opt",
+        "/opt/a",
+    ]
 
 
 def test_no_pattern_names_nothing() -> None:

@@ -16,6 +16,7 @@ from madang.agent.launcher.filters import Filters, deadly
 from madang.agent.launcher.seccomp import ALLOW, AUDIT_ARCH, ERRNO, KILL_PROCESS, LOG
 from madang.kit.codec import to_builtins
 from madang.kit.policy import parse
+from madang.kit.policy_live import render
 from madang.testing.policies import ARGUMENTS, CALLS, PATIENT, layers, stacks
 from madang.testing.sessions import spec
 from madang.wire.errors import InvalidRequest, PolicyInvalid, PolicyUnkept
@@ -24,6 +25,7 @@ from madang.wire.policy import (
     NO_SANDBOX,
     SESSION,
     SITE,
+    UNENFORCED,
     Layer,
     Rule,
     Sandbox,
@@ -268,3 +270,51 @@ def test_what_kills_is_named_in_few_words() -> None:
     only = "version = 1\n[[only]]\ncalls = []\nwith = 'kill'\n"
     assert deadly(merge([parse(only, SESSION)])) == "calls it does not name (session line 2)"
     assert deadly(NO_SANDBOX) == ""
+
+
+@pytest.mark.parametrize("kind", ["files", "writes", "counts", "answers"])
+def test_what_a_runtime_can_not_keep_is_refused_unless_the_group_accepts_it(kind: str) -> None:
+    text = {
+        "files": "[[files]]\ndeny = ['/x']",
+        "writes": "[[write]]\nonly = ['/tmp']",
+        "counts": "[[count]]\nof = 'exec'\nlimit = 1",
+        "answers": "[[answer]]\ncall = 'uname'\nnodename = 'x'",
+    }[kind]
+    asked = merge([parse(f"version = 1\n{text}", SITE)])
+    filters = Filters((), accept_unkept=False)
+    others = replace(asked, accepts=tuple({*UNENFORCED} - {kind}))
+    for refused in (asked, others):
+        with pytest.raises(PolicyUnkept, match=rf'accept_unenforced = \["{kind}"\]'):
+            filters.of(refused, "crun")
+
+    found = filters.of(replace(asked, accepts=(kind,)), "crun")
+    assert getattr(found.kept, kind) == ()
+    assert "site line 2 is not kept" in found.warnings[0]
+
+
+@pytest.mark.parametrize("accepts", [["nonsense"], [1], "files", [["files"]]])
+def test_only_kinds_of_rules_can_be_accepted(accepts: object) -> None:
+    with pytest.raises(InvalidRequest):
+        checks.sandbox({**to_builtins(PLAIN), "accepts": accepts})
+
+
+@pytest.mark.parametrize("per_s", [0.5, 1, 10, 86_400, 0.01])
+def test_a_span_may_be_a_fraction_of_a_second(per_s: float) -> None:
+    text = f'version = 1\n\n[[count]]\nof = "exec"\nlimit = 3\nper_s = {per_s}\n'
+    layer = parse(text, SITE)
+    assert layer.counts[0].per_s == per_s
+    assert parse("\n".join(["version = 1", *render(layer.counts)]), SITE).counts[0].per_s == per_s
+    sandbox = merge([layer])
+    assert checks.sandbox(to_builtins(sandbox)) == sandbox
+
+
+@pytest.mark.parametrize("per_s", [0, 0.001, -1, 86_401, True, "1", float("nan"), float("inf")])
+def test_a_span_that_can_not_be_kept_is_refused(per_s: object) -> None:
+    layer = parse("version = 1\n[[count]]\nof = 'exec'\nlimit = 3\nper_s = 1", SITE)
+    value = to_builtins(merge([layer]))
+    value["counts"][0]["per_s"] = per_s
+    with pytest.raises(InvalidRequest):
+        checks.sandbox(value)
+    if not isinstance(per_s, str):
+        with pytest.raises(PolicyInvalid, match="line 5"):
+            parse(f"version = 1\n[[count]]\nof = 'exec'\nlimit = 3\nper_s = {per_s}", SITE)

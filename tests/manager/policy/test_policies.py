@@ -78,8 +78,8 @@ async def test_only_administrators_put_in_force_and_everybody_may_look(box: Mana
         ("session", DENY, 400, "can't be put in force"),
         ("base", DENY, 400, "can't be put in force"),
         ("node:nobody", DENY, 404, "no node 'nobody'"),
-        ("somewhere", DENY, 404, "base, site and node:NAME"),
-        ("node:..%2Fx", DENY, 404, "base, site and node:NAME"),
+        ("somewhere", DENY, 404, "base, site, group:NAME"),
+        ("node:..%2Fx", DENY, 404, "base, site, group:NAME"),
     ],
 )
 async def test_what_can_not_be_put_in_force_is_told(

@@ -1,4 +1,4 @@
-"""bpf(2) from Python: maps, a ring buffer, programs for control groups, and their assembler.
+"""bpf(2) from Python: maps, a ring buffer, programs, and their assembler.
 
 Instructions are written by hand (``Code``): nothing is compiled on a node, no library is needed.
 Each call raises OSError like ``os`` does. Kernel 5.12 or newer; root of the machine.
@@ -19,15 +19,15 @@ from madang.agent.launcher import syscalls
 
 ARRAY, LPM_TRIE, RINGBUF = 2, 11, 27
 """Kinds of maps."""
-SOCK, SOCK_ADDR = 9, 18
+SOCK, RAW_TRACEPOINT, SOCK_ADDR = 9, 17, 18
 """Kinds of programs."""
 SOCK_CREATE, BIND4, BIND6, CONNECT4, CONNECT6, SENDMSG4, SENDMSG6 = 2, 8, 9, 10, 11, 14, 15
 """Where a program is attached."""
-LOOKUP, GET_PID, RINGBUF_OUTPUT, SET_RETVAL = 1, 14, 130, 187
+LOOKUP, GET_PID, GET_CGROUP, RINGBUF_OUTPUT, SET_RETVAL = 1, 14, 80, 130, 187
 """Functions of the kernel's that a program calls."""
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _PROG_LOAD, _ATTACH, _DETACH = 0, 1, 2, 5, 8, 9
-_FD_BY_ID, _INFO, _QUERY = 13, 15, 16
+_FD_BY_ID, _INFO, _QUERY, _TRACE = 13, 15, 16, 17
 _NO_PREALLOC: Final = 1
 _MULTI, _REPLACE = 2, 4
 _ATTR_BYTES: Final = 160
@@ -139,10 +139,17 @@ class Code:
     def set(self, to: int, value: int) -> None:
         self._emit(0xB7, to, value=value)
 
+    def set64(self, to: int, value: int) -> None:
+        self._emit(0x18, to, value=value)
+        self._emit(0, value=value >> 32)
+
     def stack(self, to: int, offset: int) -> None:
         """The address of the stack's byte *offset* (below 0)."""
         self.move(to, 10)
         self._emit(0x07, to, value=offset)
+
+    def load64(self, to: int, source: int, offset: int) -> None:
+        self._emit(0x79, to, source, offset)
 
     def load32(self, to: int, source: int, offset: int) -> None:
         self._emit(0x61, to, source, offset)
@@ -165,6 +172,10 @@ class Code:
     def put16(self, offset: int, value: int) -> None:
         self._emit(0x6A, 10, 0, offset, value)
 
+    def put64(self, to: int, value: int) -> None:
+        """Where *to* points at."""
+        self._emit(0x7A, to, value=value)
+
     def add_atomically(self, to: int, source: int) -> None:
         """To the 64 bits that *to* points at."""
         self._emit(0xDB, to, source)
@@ -179,6 +190,10 @@ class Code:
     def if_equal(self, register: int, value: int, label: str) -> None:
         self._jumps.append((len(self._parts), label))
         self._emit(0x15, register, value=value)
+
+    def if_same(self, register: int, other: int, label: str) -> None:
+        self._jumps.append((len(self._parts), label))
+        self._emit(0x1D, register, other)
 
     def label(self, name: str) -> None:
         self._labels[name] = len(self._parts)
@@ -236,3 +251,9 @@ def attached(group: int, place: int) -> list[int]:
     _, attr = _bpf(_QUERY, "IIIIQI", group, place, 0, 0, where, _MAX_ATTACHED)
     count = struct.unpack_from("=I", attr, 24)[0]
     return [_bpf(_FD_BY_ID, "I", number)[0] for number in ids[:count]]
+
+
+def trace(event: str, program: int) -> int:
+    """Run the program at each *event* of the machine, until the descriptor is closed."""
+    name = ctypes.create_string_buffer(event.encode())
+    return _bpf(_TRACE, "QI", ctypes.addressof(name), program)[0]

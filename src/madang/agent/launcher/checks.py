@@ -30,6 +30,7 @@ from madang.wire.policy import (
     Resolved,
     Rule,
     Sandbox,
+    WatchRule,
     When,
     WriteRule,
 )
@@ -180,14 +181,18 @@ def sandbox(value: object) -> Sandbox:
         nets=_all(fields, "nets", _net_rule),
         counts=_all(fields, "counts", _count_rule),
         answers=_all(fields, "answers", _answer_rule),
+        watches=_all(fields, "watches", _watch_rule),
         names=_all(fields, "names", _resolved),
         widen=fields.texts("widen"),
+        accepts=fields.texts("accepts"),
         label=fields.text("label", policy.MAX_WORDS, ""),
         broken=fields.text("broken", policy.MAX_WORDS, ""),
     )
     fields.end()
     if len(found.rules) + len(found.writes) + len(found.live) > policy.MAX_RULES:
         raise InvalidRequest(f"sandbox: has more than {policy.MAX_RULES} rules.")
+    for name in found.accepts:
+        _one("sandbox.accepts", name, policy.UNENFORCED)
     for name in found.widen:
         if name not in policy_base.NAMES or name in policy_base.FIXED:
             raise InvalidRequest(f"sandbox.widen: {name[:60]!r} is no rule that can be widened.")
@@ -271,7 +276,7 @@ def _count_rule(value: object) -> CountRule:
     rule = CountRule(
         calls=fields.texts("calls"),
         limit=_whole("rule.limit", fields.take("limit"), policy_live.MAX_LIMIT, 1),
-        per_s=None if per_s is None else _whole("rule.per_s", per_s, policy_live.MAX_PER_S, 1),
+        per_s=None if per_s is None else _seconds("rule.per_s", per_s),
         of=fields.text("of", 20, ""),
         **_placed(fields),
     )
@@ -294,7 +299,12 @@ def _answer_rule(value: object) -> AnswerRule:
     return _live(fields, rule)
 
 
-_L = TypeVar("_L", FileRule, WriteRule, NetRule, CountRule, AnswerRule, Resolved)
+def _watch_rule(value: object) -> WatchRule:
+    fields = _Fields("watch rule", value)
+    return _live(fields, WatchRule(**_placed(fields)))
+
+
+_L = TypeVar("_L", FileRule, WriteRule, NetRule, CountRule, AnswerRule, WatchRule, Resolved)
 
 
 def _live(fields: _Fields, rule: _L) -> _L:
@@ -348,6 +358,14 @@ def _values(fields: _Fields) -> tuple[int, ...]:
 def _whole(name: str, value: object, most: int, least: int = 0) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise InvalidRequest(f"{name}: must be a whole number from {least} to {most}.")
+    return value
+
+
+def _seconds(name: str, value: object) -> float:
+    """Of a rate."""
+    least, most = policy_live.MIN_PER_S, policy_live.MAX_PER_S
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+        raise InvalidRequest(f"{name}: must be a number from {least} to {most}.")
     return value
 
 

@@ -23,6 +23,9 @@ _CLOEXEC, _NONBLOCK, _CONTENT, _UNLIMITED_QUEUE, _UNLIMITED_MARKS = 0x1, 0x2, 0x
 _EVENT_FLAGS: Final = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | 0o100000
 """Not to wait for the other end of a FIFO. 0o100000: O_LARGEFILE."""
 _ADD, _REMOVE, _MOUNT, _IGNORED, _FLUSH, _EVICTABLE = 0x1, 0x2, 0x10, 0x20, 0x80, 0x200
+_IGNORE_ENTRIES: Final = 0x8 | 0x40 | 0x200 | 0x400
+"""ONLYDIR, IGNORED_SURV_MODIFY, EVICTABLE and IGNORE, which heeds ON_CHILD."""
+_ON_CHILD: Final = 0x0800_0000
 _AT_FDCWD: Final = -100
 _ALLOW, _DENY = 1, 2
 _METADATA: Final = struct.Struct("=IBBHQii")
@@ -87,6 +90,15 @@ class Group:
         if result < 0 and self._evictable and ctypes.get_errno() == errno.EINVAL:
             self._evictable = 0  # Before Linux 5.19.
             self.ignore(fd, access)
+
+    def ignore_entries(self, folder: int) -> bool:
+        """Don't ask about what lies directly in *folder*, any descriptor, until ``ask_again``.
+
+        False: not before Linux 6.0.
+        """
+        path = b"/proc/self/fd/%d" % folder
+        mask = OPEN | EXECUTE | _ON_CHILD
+        return not _libc.fanotify_mark(self._fd, _ADD | _IGNORE_ENTRIES, mask, _AT_FDCWD, path)
 
     def ask_again(self) -> None:
         """Forget what is ignored."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, cast
 
-from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp
+from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp, watch
 from madang.wire import addresses
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
 from madang.wire.kernel import NATIVE, RUNSC
@@ -65,12 +65,16 @@ class Filters:
                 raise PolicyInvalid(
                     f"{text}. Add it to `sandbox.widen` in its settings.", rule=name
                 )
-        warnings = seccomp.check_kept(sandbox, accept=self._accept_unkept)
+        warnings = seccomp.check_kept(sandbox, accept=self._accepts(sandbox, "rules"))
         kept, more = self._kept(sandbox, runtime)
         _check_numbers(kept)
         static = replace(kept, rules=(*kept.rules, *implied(kept)))
         program = b64encode(seccomp.program(sandbox=static)).decode()
         return Filter(program, deadly(kept), (*warnings, *more, *addresses.unresolved(kept)), kept)
+
+    def _accepts(self, sandbox: Sandbox, field: str) -> bool:
+        """Whether an administrator does without such rules where they can't be kept."""
+        return self._accept_unkept or field in sandbox.accepts
 
     def _kept(self, sandbox: Sandbox, runtime: str) -> tuple[Sandbox, list[str]]:
         """(what can be kept here, what can't, in words). Raises PolicyUnkept."""
@@ -79,13 +83,13 @@ class Filters:
             sandbox, missing = self._without_logging(sandbox)
         for field, possible, text in _ABILITIES:
             rules: tuple[LiveRule | WriteRule, ...] = getattr(sandbox, field)
-            if rules and runtime == RUNSC and field == "nets":
-                text = "gVisor has a network of its own; use another runtime"
+            if rules and runtime == RUNSC and field in _OF_GVISOR:
+                text = _OF_GVISOR[field]
             elif rules and runtime != NATIVE and field in _NATIVE_ALONE:
                 text = f"{runtime} gives programs mounts and filters of its own; use native"
             elif not rules or possible():
                 continue
-            missing.append(self._unkept(rules[0].place, text))
+            missing.append(self._unkept(sandbox, field, rules[0].place, text))
             sandbox = replace(sandbox, **cast(Any, {field: ()}))
         return sandbox, missing
 
@@ -94,16 +98,26 @@ class Filters:
         kept = tuple(rule for rule in sandbox.rules if rule.answer is not Answer.LOG)
         text = "gVisor logs no system calls; use another runtime"
         return replace(sandbox, rules=kept), [
-            self._unkept(rule.place, text) for rule in sandbox.rules if rule.answer is Answer.LOG
+            self._unkept(sandbox, "rules", rule.place, text)
+            for rule in sandbox.rules
+            if rule.answer is Answer.LOG
         ]
 
-    def _unkept(self, place: str, why: str) -> str:
-        """In words. Raises PolicyUnkept where root does not accept that."""
+    def _unkept(self, sandbox: Sandbox, field: str, place: str, why: str) -> str:
+        """In words. Raises PolicyUnkept where no administrator accepts that."""
         found = f"policy: {place} is not kept: {why}"
-        if not self._accept_unkept:
-            mend = "Take the rule out, or set sandbox.accept_unkept."
+        if not self._accepts(sandbox, field):
+            mend = (
+                "Take the rule out, set sandbox.accept_unkept, or let its scaling group "
+                f'say accept_unenforced = ["{field}"].'
+            )
             raise PolicyUnkept(f"{found}. {mend}", place=place)
         return found
+
+
+def keeps() -> list[str]:
+    """Kinds of rules, as fields of a Sandbox, that this machine keeps beside those about calls."""
+    return [field for field, possible, _ in _ABILITIES if possible()]
 
 
 @cache
@@ -122,10 +136,16 @@ _ABILITIES: Final[tuple[tuple[str, Callable[[], bool], str], ...]] = (
     ("counts", cache(notify.possible), "the kernel hands no calls over"),
     ("answers", cache(notify.possible), "the kernel hands no calls over"),
     ("nets", cache(fence.possible), fence.TAKES),
+    ("watches", cache(watch.possible), watch.TAKES),
 )
 """Fields of a Sandbox, what they take, and what to say where that is not there."""
 _NATIVE_ALONE: Final = frozenset({"files", "writes", "counts", "answers"})
 """What hangs on mounts and filters that the init made itself."""
+_OF_GVISOR: Final = {
+    "nets": "gVisor has a network of its own; use another runtime",
+    "watches": "gVisor answers the calls of programs itself; use another runtime",
+}
+"""What the machine sees nothing of."""
 
 
 def _check_numbers(sandbox: Sandbox) -> None:

@@ -32,6 +32,7 @@ import selectors
 import signal
 import socket
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -46,6 +47,7 @@ from madang.agent.launcher.notify import Listener
 from madang.agent.launcher.pace import Pace, hurry
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.refusals import Refusals
+from madang.agent.launcher.watch import PERIOD_S, Watch
 from madang.wire.errors import PlatformError, PolicyUnkept, RuntimeFailed
 from madang.wire.policy import NO_SANDBOX, Sandbox
 
@@ -125,6 +127,9 @@ class _Guard:
         self._files: Files | None = None
         self._calls: Calls | None = None
         self._fence: Fence | None = None
+        self._watch_of_calls: Watch | None = None
+        self._watch_at = 0.0
+        """When it is read next."""
         self._fence_rests = False
         """It has told much, and is heard again when that was passed on."""
         self._handed_over: frozenset[str] = frozenset()
@@ -146,14 +151,15 @@ class _Guard:
             for key, _ in self._selector.select(self._wait_s(rest_s)):
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
+            self._read_watch(self._watch_at)
             self._tell_refusals()
         self._end()
 
     def _wait_s(self, rest_s: float) -> float | None:
-        news_s = self._refusals.wait_s()
-        if not rest_s:
-            return news_s
-        return rest_s if news_s is None else min(rest_s, news_s)
+        waits = [rest_s or None, self._refusals.wait_s()]
+        if self._watch_of_calls is not None:
+            waits.append(max(0.0, self._watch_at - time.monotonic()))
+        return min((wait for wait in waits if wait is not None), default=None)
 
     def _listen_to_the_session(self, wanted: bool) -> None:
         """Or let it wait: orders and the keeper are heard anyway."""
@@ -245,7 +251,26 @@ class _Guard:
         elif sandbox.nets:
             self._fence = Fence.attach(self._post.group, sandbox.nets, sandbox.names)
             self._watch(self._fence, self._hear_fence)
+        self._set_watch(bool(sandbox.watches))
         self._sandbox = sandbox
+
+    def _set_watch(self, wanted: bool) -> None:
+        """Of system calls; what was made before does not count."""
+        if wanted and self._watch_of_calls is None:
+            self._watch_of_calls = Watch.of(self._post.group)
+        elif not wanted and self._watch_of_calls is not None:
+            self._read_watch()
+            self._watch_of_calls.close()
+            self._watch_of_calls = None
+
+    def _read_watch(self, due_at: float = 0.0) -> None:
+        now = time.monotonic()
+        if self._watch_of_calls is None or now < due_at:
+            return
+        self._watch_at = now + PERIOD_S
+        for call in self._watch_of_calls.read():
+            for rule in self._sandbox.watches:
+                self._refusals.add(rule, "call", call, 0)
 
     def _later(self, sandbox: Sandbox) -> list[str]:
         """Places of rules that this session's filter does not hand over."""
@@ -297,6 +322,7 @@ class _Guard:
     def _finish(self) -> None:
         """Nobody asks any more; tell what is left."""
         self._read_fence()
+        self._read_watch()
         self._keeper.settimeout(_FINISH_S)
         with contextlib.suppress(TimeoutError):
             while news := self._refusals.take(at_once=True):

@@ -54,7 +54,7 @@ class Calls:
         self._tell = tell
         self._passed: Counter[str] = Counter()
         """In the session's life, whatever the rules were."""
-        self._spans: dict[tuple[tuple[str, ...], int], _Span] = {}
+        self._spans: dict[tuple[tuple[str, ...], float], _Span] = {}
         self._counts: tuple[CountRule, ...] = ()
         self._answers: dict[str, AnswerRule] = {}
 
@@ -166,7 +166,7 @@ class Calls:
 
 
 def _limit(rule: CountRule) -> str:
-    return f"{rule.limit}" if rule.per_s is None else f"{rule.limit} in {rule.per_s} s"
+    return f"{rule.limit}" if rule.per_s is None else f"{rule.limit} in {rule.per_s:.15g} s"
 
 
 def _process_of(tid: int) -> int:

@@ -1,8 +1,9 @@
 """Rules about files, kept by the guard: it is asked about each open on the session's mounts.
 
-Files on mounts that are read-only for the session are asked about once, as long as the rules stay:
-there, no name can come to mean another file. Mounts about which no rule says anything are not asked
-about at all.
+Where the session can change nothing, no name can come to mean another file, so there it is asked
+about a folder once: if no rule speaks of anything in it, the kernel asks no more about what lies in
+it, otherwise no more about the file. Until the rules change. Mounts about which no rule says
+anything are not asked about at all.
 """
 
 from __future__ import annotations
@@ -17,17 +18,14 @@ from typing import Final
 
 from madang.agent.launcher import fanotify, patterns, syscalls
 from madang.agent.launcher.fanotify import EXECUTE, OPEN, Event
-from madang.wire.errors import RuntimeFailed
+from madang.agent.launcher.guard_mounts import Mount, mount_under, session_mounts
 from madang.wire.policy import Access, Answer, FileRule, Placed, strictest
 from madang.wire.policy_live import FILES_NEEDED
 
-_UNASKED_KINDS: Final = frozenset("proc sysfs cgroup cgroup2 devpts mqueue".split())
-_UNASKED_PLACES: Final = ("/dev", "/proc", "/sys")
-"""What the kernel makes up. /dev/shm is asked about."""
-_SHARED_MEMORY: Final = "/dev/shm"
 _DELETED: Final = " (deleted)"
+MAX_FOLDERS: Final = 4096
+"""What is known about folders is forgotten beyond."""
 _BITS: Final = {Access.OPEN: OPEN, Access.EXECUTE: EXECUTE}
-_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 
 Tell = Callable[[Placed, str, str, int], None]
 """Called with the rule, what was tried, on what, and by which process (as we count)."""
@@ -40,67 +38,24 @@ class _Ready:
     rule: FileRule
     access: int
     names: re.Pattern[str]
+    folders: re.Pattern[str]
+    """Of which it may refuse an entry; with ``others``: of which it refuses none."""
 
     def refuses(self, path: str, access: int) -> bool:
         if not self.access & access:
             return False
         return bool(self.names.fullmatch(path)) is not self.rule.others
 
+    def speaks_of(self, folder: str) -> bool:
+        """Whether it may refuse anything that lies directly in it."""
+        return bool(self.folders.fullmatch(folder)) is not self.rule.others
+
 
 @dataclass(frozen=True, slots=True)
-class Mount:
-    """One of the session's: a descriptor on it, and where the session sees it."""
-
-    place: int
-    path: str
-
-
-def session_mounts(proc: int) -> list[Mount]:
-    """The mounts that files can be opened on. *proc*: the ``/proc`` folder of its init.
-
-    Raises OSError. What the session can change can't lead us elsewhere: no link is followed.
-    """
-    root = os.open("root", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=proc)
-    try:
-        with open(os.open("mountinfo", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc), "rb") as file:
-            lines = file.read().splitlines()
-        found: dict[int, Mount] = {}
-        for line in lines:
-            path, kind = _mount_of(line)
-            if kind in _UNASKED_KINDS or _is_unasked(path):
-                continue
-            name = path.lstrip(b"/") or b"."
-            place = syscalls.open_in_root(root, name, os.O_PATH | os.O_NOFOLLOW)
-            number = _mount_id(place)
-            if number in found:
-                os.close(place)
-            else:
-                found[number] = Mount(place, os.fsdecode(path))
-        return list(found.values())
-    finally:
-        os.close(root)
-
-
-def _mount_of(line: bytes) -> tuple[bytes, str]:
-    """(where it is mounted, its kind), of a line of mountinfo."""
-    fields, _, rest = line.partition(b" - ")
-    path = _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), fields.split()[4])
-    return path, rest.split()[0].decode("ascii", "replace")
-
-
-def _is_unasked(path: bytes) -> bool:
-    shown = os.fsdecode(path)
-    if shown == _SHARED_MEMORY or shown.startswith(_SHARED_MEMORY + "/"):
-        return False
-    return any(shown == place or shown.startswith(place + "/") for place in _UNASKED_PLACES)
-
-
-def _mount_id(fd: int) -> int:
-    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("mnt_id:"):
-                return int(line.split()[1])
-    raise RuntimeFailed("the kernel does not tell on which mount a file lies")
+class _Folder:
+    mount: Mount | None
+    """That it lies on, by its name."""
+    spoken_of: bool
 
 
 class Files:
@@ -110,18 +65,24 @@ class Files:
         self.group = group
         self._tell = tell
         self._mounts: list[Mount] = []
+        self._mount_points: dict[str, Mount] = {}
         self._marked: dict[Mount, int] = {}
         self._rules: tuple[_Ready, ...] = ()
+        self._folders: dict[str, _Folder] = {}
+        """What the rules say to them."""
+        self._by_folder = True
         self._pids = ""
 
     def connect(self, proc: int) -> None:
         """Find the session's mounts; *proc* as in ``session_mounts``."""
         self._mounts = session_mounts(proc)
+        self._mount_points = {mount.path: mount for mount in self._mounts}
         self._pids = os.readlink("ns/pid", dir_fd=proc)
 
     def replace(self, rules: Iterable[FileRule]) -> None:
         """In force when it returns: what was cached of the former rules is forgotten."""
         self._rules = tuple(map(_ready, strictest(rules)))
+        self._folders.clear()
         wanted = {mount: access for mount in self._mounts if (access := self._asked(mount))}
         for mount, access in wanted.items():
             if missing := access & ~self._marked.get(mount, 0):
@@ -158,9 +119,10 @@ class Files:
             path = _path_of(event.fd)
         except OSError:  # Deeper than the kernel can tell.
             return not self._rules
-        rule = self._refusing(path, event.access)
+        folder = self._folder(os.path.dirname(path))
+        rule = self._refusing(path, event.access) if folder.spoken_of else None
         if rule is None:
-            self._remember(event, path)
+            self._remember(event, path, folder)
             return True
         what = Access.EXECUTE if event.access & EXECUTE else Access.OPEN
         self._tell(rule, what, path, event.pid)
@@ -168,13 +130,41 @@ class Files:
             self._kill(event.pid)
         return rule.answer is Answer.LOG
 
+    def _folder(self, path: str) -> _Folder:
+        found = self._folders.get(path)
+        if found is None:
+            if len(self._folders) >= MAX_FOLDERS:
+                self._folders.clear()
+            spoken_of = any(each.speaks_of(path) for each in self._rules)
+            found = self._folders[path] = _Folder(mount_under(self._mounts, path), spoken_of)
+        return found
+
     def _refusing(self, path: str, access: int) -> FileRule | None:
         return next((each.rule for each in self._rules if each.refuses(path, access)), None)
 
-    def _remember(self, event: Event, path: str) -> None:
-        if os.fstatvfs(event.fd).f_flag & os.ST_RDONLY:
-            passing = [bit for bit in (OPEN, EXECUTE) if self._refusing(path, bit) is None]
-            self.group.ignore(event.fd, sum(passing))
+    def _remember(self, event: Event, path: str, folder: _Folder) -> None:
+        mount = self._mount_points.get(path, folder.mount)
+        if mount is None or not mount.still:
+            return
+        if not folder.spoken_of and mount is folder.mount and self._ignore_all_beside(path, mount):
+            return
+        passing = [bit for bit in (OPEN, EXECUTE) if self._refusing(path, bit) is None]
+        self.group.ignore(event.fd, sum(passing))
+
+    def _ignore_all_beside(self, path: str, mount: Mount) -> bool:
+        """False: this kernel can't, or there is no such folder any more."""
+        if not self._by_folder:
+            return False
+        name = os.path.dirname(path)[len(mount.path) :].lstrip("/") or "."
+        try:
+            folder = syscalls.open_below(mount.place, os.fsencode(name), os.O_PATH)
+        except OSError:
+            return False
+        try:
+            self._by_folder = self.group.ignore_entries(folder)
+        finally:
+            os.close(folder)
+        return self._by_folder
 
     def _kill(self, pid: int) -> None:
         """The process waits for our answer; should it die meanwhile, its number may be reused."""
@@ -190,7 +180,9 @@ class Files:
 def _ready(rule: FileRule) -> _Ready:
     names = (*rule.patterns, *FILES_NEEDED) if rule.others and not _logs(rule) else rule.patterns
     access = sum(_BITS[each] for each in set(rule.access))
-    return _Ready(rule, access, patterns.compiled(names))
+    folders_of = patterns.folders_held if rule.others else patterns.folders_of
+    folders = patterns.compiled(each for name in names for each in folders_of(name))
+    return _Ready(rule, access, patterns.compiled(names), folders)
 
 
 def _logs(rule: FileRule) -> bool:

@@ -645,7 +645,7 @@ class Kernels:
         kept = self._filters.of(sandbox, record.runtime).kept
         if record.guard is not None:
             self._guards.replace(kernel.folder, kept, answer)
-        elif not (kept.files or kept.nets):
+        elif not (kept.files or kept.nets or kept.watches):
             answer({"later": [rule.place for rule in kept.live]})
         else:
             left = partial(self._guard_left, kernel)

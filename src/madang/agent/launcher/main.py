@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, Final, NoReturn
 
 from madang.agent.launcher import cgroups, checks, init, registry, rootless, scratch, syscalls
-from madang.agent.launcher.filters import Filters
+from madang.agent.launcher.filters import Filters, keeps
 from madang.agent.launcher.kernels import Kernels
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.network.networks import NetworkConfig
@@ -230,6 +230,8 @@ class _Launcher:
             "warnings": warnings,
             "capacity": _capacity(self._config.state),
             "runtimes": self._offers.names,
+            "networks": ["none"] if self._rootless else list(self._config.network.modes),
+            "keeps": keeps(),
         }
 
 

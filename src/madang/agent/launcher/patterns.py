@@ -53,5 +53,23 @@ def holds_all_of(pattern: str, folder: str) -> bool:
     return names[: len(parts) - 1] == parts[:-1]
 
 
+def folders_of(pattern: str) -> list[str]:
+    """Patterns of the folders that may have an entry which *pattern* names."""
+    parts = _parts(pattern)
+    found = []
+    while parts and parts[-1] == _ANY:
+        found.append("/" + "/".join(parts))
+        parts.pop()
+    return [*found, "/" + "/".join(parts[:-1])] if parts else found
+
+
+def folders_held(pattern: str) -> list[str]:
+    """Patterns of folders all of whose entries *pattern* surely names."""
+    parts = _parts(pattern)
+    if parts and parts[-1] == _ANY:
+        return [pattern]
+    return ["/" + "/".join(parts[:-1])] if parts and parts[-1] == "*" else []
+
+
 def _parts(path: str) -> list[str]:
     return [part for part in path.split("/") if part]

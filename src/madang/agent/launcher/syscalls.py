@@ -274,11 +274,20 @@ def set_process_name(name: str) -> None:
 
 RESOLVE_NO_MAGICLINKS: Final = 0x2
 RESOLVE_IN_ROOT: Final = 0x10
+_BELOW: Final = 0x1 | RESOLVE_NO_MAGICLINKS | 0x4 | 0x8  # NO_XDEV, NO_SYMLINKS, BENEATH
 
 
 def open_in_root(root: int, path: bytes, flags: int) -> int:
     """Open *path* as if the folder *root* were ``/``: no link and no ``..`` leads out of it."""
-    resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS
+    return _open(root, path, flags, RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS)
+
+
+def open_below(folder: int, path: bytes, flags: int) -> int:
+    """Open *path* in *folder*, on its mount and without any link. Raises OSError."""
+    return _open(folder, path, flags, _BELOW)
+
+
+def _open(root: int, path: bytes, flags: int, resolve: int) -> int:
     how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
     while True:
         result = _libc.syscall(number("openat2"), root, path, how, len(how))

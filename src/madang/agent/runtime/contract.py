@@ -40,6 +40,10 @@ class RuntimeFacts:
     capacity: Capacity | None = None
     runtimes: tuple[str, ...] = ()
     """What sessions may choose (``KernelSpec.runtime``), its own choice first; none: just this."""
+    networks: tuple[str, ...] = ("none",)
+    """Modes of networks that sessions may have."""
+    keeps: tuple[str, ...] = ()
+    """Kinds of rules of a policy, beside those about system calls, that it keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

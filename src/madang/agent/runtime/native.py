@@ -60,6 +60,8 @@ class NativeRuntime:
             warnings=tuple(facts["warnings"]),
             capacity=convert(Capacity, facts["capacity"]),
             runtimes=tuple(facts["runtimes"]),
+            networks=tuple(facts["networks"]),
+            keeps=tuple(facts["keeps"]),
         )
 
     async def close(self) -> None:

@@ -11,7 +11,6 @@ from msgspec import Meta
 from madang.manager.http import Call, Reply, endpoint
 from madang.manager.http.versions import version_of
 from madang.manager.policy.service import PolicyService
-from madang.wire.errors import Forbidden
 from madang.wire.policies import (
     Policy,
     PolicyChange,
@@ -30,7 +29,7 @@ REPLAY_LIMIT: Final = 8 * 1024 * 1024
 
 class LogQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     target: Annotated[str, Meta(max_length=300)] | None = None
-    """``site``, ``node:NAME`` or ``session:ID``; all, if not given."""
+    """``site``, ``group:NAME``, ``node:NAME``, ``project:NAME`` or ``session:ID``; default: all."""
     limit: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
@@ -41,17 +40,17 @@ class PolicyApi:
     @endpoint("GET", "/v1/policies", returns=tuple[Policy, ...])
     async def list_policies(self, call: Call[Any, Any]) -> tuple[Policy, ...]:
         """What is in force everywhere, the base first."""
-        return await self._service.list()
+        return await self._service.list_all(call.caller)
 
     @endpoint("GET", "/v1/policies/{target}", returns=Policy)
     async def get_policy(self, call: Call[Any, Any]) -> Reply:
-        """The policy in force for base, site or node:NAME; version 0: there is none."""
-        return _tagged(await self._service.get(call.path("target")))
+        """The policy in force for base, site, group:NAME, node:NAME or project:NAME; 0: none."""
+        return _tagged(await self._service.get(call.caller, call.path("target")))
 
     @endpoint("GET", "/v1/policies/{target}/history", returns=tuple[Policy, ...])
     async def get_policy_history(self, call: Call[Any, Any]) -> tuple[Policy, ...]:
         """Its versions, newest first: text, who, when, why."""
-        return await self._service.history(call.path("target"))
+        return await self._service.history(call.caller, call.path("target"))
 
     @endpoint(
         "PUT",
@@ -62,7 +61,7 @@ class PolicyApi:
         headers=("If-Match",),
     )
     async def apply_policy(self, call: Call[Any, PolicyDraft]) -> Reply:
-        """Put a policy in force, its live rules in running sessions too; administrators only."""
+        """Put a policy in force, its live rules in running sessions too; for its administrators."""
         draft = replace(call.body, target=call.path("target"))
         version = version_of(call.header("If-Match"))
         return _tagged(await self._service.apply(call.caller, draft, version))
@@ -70,16 +69,14 @@ class PolicyApi:
     @endpoint("GET", "/v1/policy-log", query=LogQuery, returns=tuple[PolicyChange, ...])
     async def get_policy_log(self, call: Call[LogQuery, Any]) -> tuple[PolicyChange, ...]:
         """Every change of a policy, newest first: who, when, why, the text and the one before."""
-        if not call.caller.sees_all:
-            raise Forbidden("only an administrator reads the log of all policies.")
-        return await self._service.log(call.query.target, call.query.limit)
+        return await self._service.log(call.caller, call.query.target, call.query.limit)
 
     @endpoint(
         "POST", "/v1/policies/review", body=PolicyDraft, returns=PolicyReview, body_limit=BODY_LIMIT
     )
     async def review_policy(self, call: Call[Any, PolicyDraft]) -> PolicyReview:
         """Check a text and say what it would change; nothing is stored."""
-        return await self._service.review(call.body)
+        return await self._service.review(call.caller, call.body)
 
     @endpoint(
         "POST",
@@ -90,7 +87,7 @@ class PolicyApi:
     )
     async def test_policy(self, call: Call[Any, PolicyQuestion]) -> PolicyVerdict:
         """Say what would happen to a system call, by which rule; nothing is stored."""
-        return await self._service.ask(call.body)
+        return await self._service.ask(call.caller, call.body)
 
     @endpoint(
         "POST",
@@ -101,7 +98,7 @@ class PolicyApi:
     )
     async def replay_policy(self, call: Call[Any, ReplayQuestion]) -> tuple[ReplayVerdict, ...]:
         """Say what a draft's live rules would say to what sessions did; nothing is stored."""
-        return await self._service.replay(call.body)
+        return await self._service.replay(call.caller, call.body)
 
 
 def _tagged(policy: Policy) -> Reply:

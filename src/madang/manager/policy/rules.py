@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
@@ -11,16 +12,31 @@ from typing import Final, TypeVar
 from madang.kit import policy
 from madang.kit.codec import to_json
 from madang.kit.judging import judge_live
-from madang.manager.policy.types import NODE_PREFIX, SESSION_PREFIX, PolicyRow
+from madang.manager.http import Caller
+from madang.manager.identity.types import ProjectRole, Role
+from madang.manager.policy.types import (
+    GROUP_PREFIX,
+    NODE_PREFIX,
+    PROJECT_PREFIX,
+    SESSION_PREFIX,
+    Place,
+    PolicyRow,
+    ProjectRow,
+    Scope,
+    Seat,
+)
 from madang.wire.errors import Forbidden, InvalidRequest, NotFound, PolicyInvalid
 from madang.wire.policies import PolicyReview, PolicyVerdict, ReplayVerdict
 from madang.wire.policy import (
     BASE,
+    GROUP,
     IMAGE,
     MAX_RULES,
     NODE,
+    PROJECT,
     SESSION,
     SITE,
+    UNENFORCED,
     Answer,
     Layer,
     Placed,
@@ -39,8 +55,9 @@ T = TypeVar("T", bound=Placed | Widening)
 
 MAX_NOTE: Final = 500
 MAX_REPLAYED: Final = 5000
-_NODE: Final = re.compile(r"node:[A-Za-z0-9][A-Za-z0-9._-]{0,252}")
-_LABELLED: Final = re.compile(r"\b(site|node) ([0-9]{1,12})\b")
+_NAME: Final = r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}"
+_NAMED: Final = re.compile(f"(group|node):{_NAME}|(project):(?:{_NAME}/)?{_NAME}")
+_LABELLED: Final = re.compile(r"\b(site|group|node|project) ([0-9]{1,12})\b")
 _PLACE: Final = re.compile(r"([a-z]{1,20}) line ([0-9]{1,9})")
 _NO_VERSION: Final = "version = 1\n"
 
@@ -49,13 +66,79 @@ def layer_of(target: str) -> str:
     """Which layer a target's text is. Raises NotFound."""
     if target in {BASE, SITE, IMAGE, SESSION}:
         return target
-    if _NODE.fullmatch(target):
-        return NODE
-    raise NotFound(f"no policy {target[:64]!r}: there are base, site and node:NAME.")
+    if (named := _NAMED.fullmatch(target)) is not None:
+        return named[1] or named[2]
+    known = "base, site, group:NAME, node:NAME and project:NAME"
+    raise NotFound(f"no policy {target[:64]!r}: there are {known}.")
 
 
-def node_target(node: str) -> str:
-    return NODE_PREFIX + node
+def targets_of(seat: Seat) -> dict[str, str]:
+    """Layer → target as stored, of the layers that are in force at a place, in their order."""
+    return {
+        SITE: SITE,
+        GROUP: GROUP_PREFIX + seat.group,
+        NODE: NODE_PREFIX + seat.node,
+        PROJECT: PROJECT_PREFIX + seat.project,
+    }
+
+
+def plain_place(target: str, *, administers: bool) -> Place:
+    """Of a target that is no project's. Raises NotFound for what is none."""
+    layer = layer_of(target)
+    name = target.partition(":")[2]
+    return Place(
+        layer=layer,
+        key=target,
+        shown=target,
+        scope=Scope(node=name or None) if layer != GROUP else Scope(group=name),
+        changeable=administers,
+    )
+
+
+def project_place(caller: Caller, row: ProjectRow) -> Place:
+    return Place(
+        layer=PROJECT,
+        key=PROJECT_PREFIX + row.id,
+        shown=PROJECT_PREFIX + project_name(row, caller.domain_id),
+        scope=Scope(project=row.id),
+        changeable=caller.administers
+        or row.role == ProjectRole.ADMIN
+        or _administers_domain(caller, row),
+    )
+
+
+def project_name(row: ProjectRow, domain: str) -> str:
+    """As somebody of *domain*, an id, names it."""
+    return row.name if row.domain_id == domain else f"{row.domain}/{row.name}"
+
+
+def sees_project(caller: Caller, row: ProjectRow) -> bool:
+    """Whether the caller may know its policy: who works in it, and who administers it."""
+    return (
+        caller.sees_all
+        or row.role is not None
+        or row.id == caller.project_id
+        or _administers_domain(caller, row)
+    )
+
+
+def _administers_domain(caller: Caller, row: ProjectRow) -> bool:
+    return caller.role == Role.DOMAIN_ADMIN and row.domain_id == caller.domain_id
+
+
+def told(refusal: Refusal, seat: Seat, project: str, admins: Sequence[str]) -> Refusal:
+    """With whose policy it was, and who can change it; *project*: its name, *admins*: of it."""
+    admin = "an administrator"
+    match refusal.layer:
+        case "site":
+            return replace(refusal, ask=admin)
+        case "group":
+            return replace(refusal, of=seat.group, ask=admin)
+        case "node":
+            return replace(refusal, of=seat.node, ask=admin)
+        case "project":
+            return replace(refusal, of=project, ask=" or ".join(admins) or admin)
+    return refusal
 
 
 def session_target(session: str) -> str:
@@ -81,8 +164,22 @@ def check_note(note: str) -> str:
     return note
 
 
-def sandbox_of(rows: Sequence[PolicyRow], image: str, session: str) -> Sandbox:
-    """What a session gets: the administrator's layers, its image's text, then its own.
+def accepted(text: str) -> tuple[str, ...]:
+    """Of a scaling group's settings: kinds of rules that may go unkept where a machine can't.
+
+    Nothing, where they can't be read: then such sessions do not start.
+    """
+    try:
+        found = tomllib.loads(text).get("accept_unenforced", [])
+    except tomllib.TOMLDecodeError:
+        return ()
+    return tuple(kind for kind in UNENFORCED if isinstance(found, list) and kind in found)
+
+
+def sandbox_of(
+    rows: Sequence[PolicyRow], image: str, session: str, accepts: tuple[str, ...] = ()
+) -> Sandbox:
+    """What a session gets: the administrators' layers, its image's text, then its own.
 
     A text that can't be read any more is passed on as broken: such a session does not start.
     """
@@ -98,7 +195,7 @@ def sandbox_of(rows: Sequence[PolicyRow], image: str, session: str) -> Sandbox:
                 labels.append(layer)
     except PolicyInvalid as exc:
         return Sandbox(broken=exc.text[:200])
-    return merge(layers, ", ".join(labels))
+    return replace(merge(layers, ", ".join(labels)), accepts=accepts)
 
 
 def live_digest(sandbox: Sandbox) -> str:

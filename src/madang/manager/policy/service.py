@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from madang.kit import policy
@@ -13,7 +14,16 @@ from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.fleet import store as fleet
 from madang.manager.http import Caller
 from madang.manager.policy import rules, store
-from madang.manager.policy.types import NODE_PREFIX, CountRow, Followers, PolicyRow
+from madang.manager.policy.types import (
+    GROUP_PREFIX,
+    NODE_PREFIX,
+    PROJECT_PREFIX,
+    CountRow,
+    Followers,
+    Place,
+    PolicyRow,
+    Seat,
+)
 from madang.wire.errors import Forbidden, InvalidRequest, NotFound, PreconditionFailed
 from madang.wire.policies import (
     Policy,
@@ -25,14 +35,27 @@ from madang.wire.policies import (
     ReplayQuestion,
     ReplayVerdict,
 )
-from madang.wire.policy import BASE, IMAGE, LAYERS, SESSION, SITE, Layer, Sandbox, merge
+from madang.wire.policy import (
+    BASE,
+    GROUP,
+    IMAGE,
+    LAYERS,
+    NODE,
+    PROJECT,
+    SESSION,
+    SITE,
+    Layer,
+    Refusal,
+    Sandbox,
+    merge,
+)
 
 HISTORY: Final = 100
 """Versions that are listed."""
 
 
 class PolicyService:
-    """Everybody may read; administrators change."""
+    """Everybody may read, of projects those who are in it; who administers it changes it."""
 
     def __init__(self, database: Database, clock: Clock, widen: Collection[str]) -> None:
         """*widen*: rules of the base that a policy may widen on this server."""
@@ -47,109 +70,150 @@ class PolicyService:
 
     # --- for sessions
 
-    async def rows_for(self, tx: Reader, node: str) -> list[PolicyRow]:
-        """What is in force on a node, in the order of the layers."""
-        target = rules.node_target(node)
-        found = await store.find_two(tx, SITE, target)
-        return [found[name] for name in (SITE, target) if name in found]
-
-    async def sandboxes(self, tx: Reader, node: str) -> Sandboxes:
-        return Sandboxes(await self.rows_for(tx, node))
+    async def sandboxes(self, tx: Reader, seats: Iterable[Seat]) -> Sandboxes:
+        """For sessions at *seats*."""
+        asked = set(seats)
+        targets = {target for seat in asked for target in rules.targets_of(seat).values()}
+        found = [await store.find(tx, target) for target in sorted(targets)]
+        groups = sorted({seat.group for seat in asked})
+        texts = {name: await store.find_group_text(tx, name) for name in groups}
+        accepts = {name: rules.accepted(text) for name, text in texts.items()}
+        return Sandboxes({row.target: row for row in found if row is not None}, accepts)
 
     # --- for people
 
-    async def list(self) -> tuple[Policy, ...]:
-        """What is in force everywhere, the base first."""
+    async def list_all(self, caller: Caller) -> tuple[Policy, ...]:
+        """What is in force everywhere, of projects those that the caller sees; the base first."""
         async with self._database.read() as tx:
             rows = await store.list_in_force(tx)
             counts = await store.list_counts(tx)
-        found = [replace(_policy(row), refused=_refused(row, counts)) for row in rows]
-        return (_base(), *sorted(found, key=lambda each: each.target != SITE))
+            names = await self._names(tx, caller)
+        found = [
+            replace(_policy(row, names.get(row.target)), refused=_refused(row, counts))
+            for row in rows
+            if row.target in names or not row.target.startswith(PROJECT_PREFIX)
+        ]
+        return (_base(), *sorted(found, key=lambda each: _rank(each.target)))
 
-    async def get(self, target: str) -> Policy:
+    async def get(self, caller: Caller, target: str) -> Policy:
         if rules.layer_of(target) == BASE:
             return _base()
         async with self._database.read() as tx:
-            row = await self._find(tx, target)
+            place = await self._place(tx, caller, target)
+            row = await store.find(tx, place.key)
             counts = await store.list_counts(tx)
-        return replace(_policy(row), refused=_refused(row, counts)) if row else _empty(target)
+        if row is None:
+            return _empty(place.shown)
+        return replace(_policy(row, place.shown), refused=_refused(row, counts))
 
-    async def history(self, target: str) -> tuple[Policy, ...]:
+    async def history(self, caller: Caller, target: str) -> tuple[Policy, ...]:
         """Newest first."""
         if rules.layer_of(target) == BASE:
             return (_base(),)
         async with self._database.read() as tx:
-            await self._find(tx, target)
-            rows = await store.list_history(tx, target, HISTORY)
-        return tuple(map(_policy, rows))
+            place = await self._place(tx, caller, target)
+            rows = await store.list_history(tx, place.key, HISTORY)
+        return tuple(_policy(row, place.shown) for row in rows)
 
-    async def log(self, target: str | None, limit: int) -> tuple[PolicyChange, ...]:
+    async def log(self, caller: Caller, target: str | None, limit: int) -> tuple[PolicyChange, ...]:
         """Every change of *target* or of all, those of sessions too, newest first."""
         async with self._database.read() as tx:
-            rows = await store.list_log(tx, target, limit)
-        return tuple(PolicyChange(policy=_policy(row), former=former) for row, former in rows)
+            key = target
+            if target is not None and target.startswith(PROJECT_PREFIX):
+                place = await self._place(tx, caller, target)
+                key = place.key
+                allowed = place.changeable
+            else:
+                allowed = False
+            if not (caller.sees_all or allowed):
+                raise Forbidden("only an administrator reads the log of all policies.")
+            rows = await store.list_log(tx, key, limit)
+            names = await self._names(tx, caller)
+        return tuple(
+            PolicyChange(policy=_policy(row, names.get(row.target)), former=former)
+            for row, former in rows
+        )
 
     async def counts(self) -> Sequence[CountRow]:
         """What the rules in force have refused."""
         async with self._database.read() as tx:
             return await store.list_counts(tx)
 
-    async def review(self, draft: PolicyDraft) -> PolicyReview:
+    async def review(self, caller: Caller, draft: PolicyDraft) -> PolicyReview:
         """Raises PolicyInvalid."""
         layer = self._parse(draft)
         async with self._database.read() as tx:
-            row = await self._find(tx, draft.target)
-        return rules.review(draft.target, row, layer)
+            place = await self._place(tx, caller, draft.target)
+            row = await store.find(tx, place.key)
+        return rules.review(place.shown, row, layer)
 
     async def apply(self, caller: Caller, draft: PolicyDraft, version: int | None) -> Policy:
         """Put a text in force, if *version* still is; the one in force again changes nothing.
 
         The answer comes once running sessions have its live rules, or don't say so soon.
         """
-        if not caller.administers:
+        kind = rules.layer_of(draft.target)
+        if not caller.administers and kind != PROJECT:
             raise Forbidden("only an administrator puts a sandbox policy in force.")
-        if rules.layer_of(draft.target) in {BASE, IMAGE, SESSION}:
-            text = f"the {draft.target} layer can't be put in force; give site or node:NAME."
-            raise InvalidRequest(text, field="target")
-        layer = self._parse(draft)
-        rules.check_note(draft.note)
-        node = draft.target.removeprefix(NODE_PREFIX) if draft.target != SITE else None
+        if kind in {BASE, IMAGE, SESSION}:
+            text = f"the {draft.target} layer can't be put in force"
+            known_ones = "site, group:NAME, node:NAME or project:NAME"
+            raise InvalidRequest(f"{text}; give {known_ones}.", field="target")
         later: tuple[str, ...] = ()
         async with self._database.begin() as tx:
-            row = await self._find(tx, draft.target)
+            place = await self._place(tx, caller, draft.target)
+            if not place.changeable:
+                text = f"only who administers {place.shown} changes its sandbox policy."
+                raise Forbidden(text)
+            layer = self._parse(draft)
+            rules.check_note(draft.note)
+            row = await store.find(tx, place.key)
             known = 0 if row is None else row.version
             if version is not None and version != known:
-                text = f"policy {draft.target} is at version {known}, not {version}."
+                text = f"policy {place.shown} is at version {known}, not {version}."
                 raise PreconditionFailed(f"{text} Look at it again.", version=known)
             if row is None or row.text != draft.text:
                 later = rules.later_than(row, layer)
-                row = self._row(caller, draft, known + 1)
+                row = self._row(caller, replace(draft, target=place.key), known + 1)
                 await store.add(tx, row)
                 if self._followers is not None:
-                    await self._followers.concern(tx, node)
-        effect = None if self._followers is None else await self._followers.effect(node, later)
-        return replace(_policy(row), effect=effect)
+                    await self._followers.concern(tx, place.scope)
+        effect = None
+        if self._followers is not None:
+            effect = await self._followers.effect(place.scope, later)
+        return replace(_policy(row, place.shown), effect=effect)
 
-    async def ask(self, question: PolicyQuestion) -> PolicyVerdict:
+    async def ask(self, caller: Caller, question: PolicyQuestion) -> PolicyVerdict:
         """What would happen to a system call."""
-        ordered = await self._stack(question.draft, question.node)
+        ordered = await self._stack(caller, question)
         return rules.verdict(ordered, question.call, question.arguments)
 
-    async def replay(self, question: ReplayQuestion) -> tuple[ReplayVerdict, ...]:
+    async def replay(self, caller: Caller, question: ReplayQuestion) -> tuple[ReplayVerdict, ...]:
         """What would happen to what sessions did."""
         if len(question.refusals) > rules.MAX_REPLAYED:
             text = f"refusals: at most {rules.MAX_REPLAYED} at once."
             raise InvalidRequest(text, field="refusals")
-        sandbox = merge(await self._stack(question.draft, question.node))
+        sandbox = merge(await self._stack(caller, question))
         return tuple(rules.replayed(sandbox, refusal) for refusal in question.refusals)
 
-    async def _stack(self, draft: PolicyDraft | None, node: str) -> Sequence[Layer]:
-        """The layers in force on *node*, the draft in place of its own."""
-        layer = None if draft is None else self._parse(draft)
+    async def _stack(
+        self, caller: Caller, question: PolicyQuestion | ReplayQuestion
+    ) -> Sequence[Layer]:
+        """The layers in force where it asks about, the draft in place of its own."""
+        layer = None if question.draft is None else self._parse(question.draft)
+        asked = {
+            SITE: SITE,
+            GROUP: f"{GROUP_PREFIX}{question.group}" if question.group else "",
+            NODE: f"{NODE_PREFIX}{question.node}" if question.node else "",
+            PROJECT: f"{PROJECT_PREFIX}{question.project}" if question.project else "",
+        }
+        layers = {}
         async with self._database.read() as tx:
-            rows = await self.rows_for(tx, node)
-        layers = {rules.layer_of(r.target): policy.parse(r.text, rules.layer_of(r.target))
-                  for r in rows}  # fmt: skip
+            for name, target in asked.items():
+                place = await self._place(tx, caller, target) if target else None
+                row = None if place is None else await store.find(tx, place.key)
+                if row is not None:
+                    layers[name] = policy.parse(row.text, name)
         if layer is not None:
             layers[layer.layer] = layer
         return [layers[name] for name in LAYERS if name in layers]
@@ -186,14 +250,21 @@ class PolicyService:
         return replace(_policy(row), target=f"session:{name}")
 
     async def count_refusals(
-        self, tx: Transaction, label: str, node: str, news: Mapping[tuple[str, int], int]
+        self, tx: Transaction, label: str, seat: Seat, news: Mapping[tuple[str, int], int]
     ) -> None:
-        """Add what rules have refused on *node*; *label*: of the sandbox with those rules."""
-        versions = rules.versions_of(label)
+        """Add what rules have refused at *seat*; *label*: of the sandbox with those rules."""
+        versions, targets = rules.versions_of(label), rules.targets_of(seat)
         for (layer, line), more in news.items():
             if layer in versions:
-                target = layer if layer == SITE else rules.node_target(node)
-                await store.count(tx, target, versions[layer], line, more)
+                await store.count(tx, targets[layer], versions[layer], line, more)
+
+    async def teller(self, seat: Seat) -> Callable[[Refusal], Refusal]:
+        """What adds whose policy it was, and who can change it."""
+        async with self._database.read() as tx:
+            project = await store.find_project_by_id(tx, seat.project)
+            admins = await store.list_project_admins(tx, seat.project)
+        name = seat.project if project is None else project.name
+        return partial(rules.told, seat=seat, project=name, admins=tuple(admins))
 
     # --- inside
 
@@ -203,14 +274,34 @@ class PolicyService:
             raise InvalidRequest("the base layer is part of Madang itself.", field="target")
         return rules.check_widen(policy.parse(draft.text, layer), self._widen)
 
-    async def _find(self, tx: Reader, target: str) -> PolicyRow | None:
-        """What is in force; raises NotFound for a node that nobody has seen."""
-        row = await store.find(tx, target)
-        if row is None and target.startswith(NODE_PREFIX):
-            name = target.removeprefix(NODE_PREFIX)
-            if await fleet.find_node(tx, name) is None:
-                raise NotFound(f"no node {name[:64]!r}.", node=name[:64])
-        return row
+    async def _place(self, tx: Reader, caller: Caller, target: str) -> Place:
+        """Raises NotFound for what nobody has seen, and what the caller doesn't see."""
+        if rules.layer_of(target) == PROJECT:
+            return await self._project(tx, caller, target.removeprefix(PROJECT_PREFIX))
+        place = rules.plain_place(target, administers=caller.administers)
+        node, group = place.scope.node, place.scope.group
+        if node is not None and await fleet.find_node(tx, node) is None:
+            raise NotFound(f"no node {node[:64]!r}.", node=node[:64])
+        if group is not None and not await store.has_group(tx, group):
+            raise NotFound(f"no group {group[:64]!r}.", group=group[:64])
+        return place
+
+    async def _project(self, tx: Reader, caller: Caller, named: str) -> Place:
+        domain, _, name = named.rpartition("/")
+        where = {"domain": domain} if domain else {"domain_id": caller.domain_id}
+        row = await store.find_project(tx, caller.user_id, name, **where)
+        if row is None or not rules.sees_project(caller, row):
+            raise NotFound(f"no project {named[:64]!r}.", project=named[:64])
+        return rules.project_place(caller, row)
+
+    async def _names(self, tx: Reader, caller: Caller) -> dict[str, str]:
+        """Stored target → as the caller names it, of projects that they see."""
+        places = [
+            rules.project_place(caller, row)
+            for row in await store.list_projects(tx, caller.user_id)
+            if rules.sees_project(caller, row)
+        ]
+        return {place.key: place.shown for place in places}
 
     def _row(self, caller: Caller, draft: PolicyDraft, version: int) -> PolicyRow:
         return PolicyRow(
@@ -227,18 +318,24 @@ class PolicyService:
 
 
 class Sandboxes:
-    """What sessions get on one node, at one moment."""
+    """What sessions get, at one moment."""
 
-    def __init__(self, rows: list[PolicyRow]) -> None:
+    def __init__(
+        self, rows: Mapping[str, PolicyRow], accepts: Mapping[str, tuple[str, ...]]
+    ) -> None:
+        """*rows*: by target, *accepts*: by group, of all seats that it is asked about."""
         self._rows: Final = rows
+        self._accepts: Final = accepts
 
-    def of(self, image: str, session: str) -> Sandbox:
+    def of(self, seat: Seat, image: str, session: str) -> Sandbox:
         """*image*, *session*: the texts of these layers; empty: none."""
-        return rules.sandbox_of(self._rows, image, session)
+        targets = rules.targets_of(seat).values()
+        found = [self._rows[target] for target in targets if target in self._rows]
+        return rules.sandbox_of(found, image, session, self._accepts.get(seat.group, ()))
 
-    def live_of(self, image: str, session: str) -> str:
+    def live_of(self, seat: Seat, image: str, session: str) -> str:
         """Names the live rules of that sandbox; none: empty."""
-        return rules.live_digest(self.of(image, session))
+        return rules.live_digest(self.of(seat, image, session))
 
 
 def _refused(row: PolicyRow, counts: Sequence[CountRow]) -> dict[str, int]:
@@ -258,9 +355,13 @@ def _empty(target: str) -> Policy:
     return Policy(target=target, version=0, text="", digest=_digest(""))
 
 
-def _policy(row: PolicyRow) -> Policy:
+def _rank(target: str) -> tuple[int, str]:
+    return LAYERS.index(rules.layer_of(target)), target
+
+
+def _policy(row: PolicyRow, shown: str | None = None) -> Policy:
     return Policy(
-        target=row.target,
+        target=shown or row.target,
         version=row.version,
         text=row.text,
         digest=row.digest,

@@ -9,8 +9,11 @@ import sqlalchemy as sa
 
 from madang.manager.db import Reader, Transaction
 from madang.manager.db.events import add_event
+from madang.manager.fleet.tables import groups, nodes
+from madang.manager.identity.tables import domains, memberships, projects, users
+from madang.manager.identity.types import ProjectRole
 from madang.manager.policy.tables import policies, policy_counts
-from madang.manager.policy.types import SESSION_PREFIX, CountRow, PolicyRow
+from madang.manager.policy.types import SESSION_PREFIX, CountRow, PolicyRow, ProjectRow
 
 _COLUMNS: Final = [policies.c[field.name] for field in fields(PolicyRow)]
 _newer = policies.alias()
@@ -35,9 +38,45 @@ _HISTORY: Final = (
     .order_by(policies.c.version.desc())
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
 )
-_TWO: Final = _IN_FORCE.where(
-    sa.or_(policies.c.target == sa.bindparam("b_one"), policies.c.target == sa.bindparam("b_two"))
-).order_by(policies.c.id)
+_PROJECTS: Final = sa.select(
+    projects.c.id,
+    projects.c.name,
+    projects.c.domain_id,
+    domains.c.name.label("domain"),
+    memberships.c.role,
+).select_from(
+    projects.join(domains, domains.c.id == projects.c.domain_id).outerjoin(
+        memberships,
+        sa.and_(
+            memberships.c.project_id == projects.c.id,
+            memberships.c.user_id == sa.bindparam("b_user"),
+        ),
+    )
+)
+_PROJECT: Final = _PROJECTS.where(
+    projects.c.name == sa.bindparam("b_name"),
+    sa.or_(
+        domains.c.id == sa.bindparam("b_domain_id", type_=sa.Text),
+        domains.c.name == sa.bindparam("b_domain", type_=sa.Text),
+    ),
+)
+_PROJECT_BY_ID: Final = _PROJECTS.where(projects.c.id == sa.bindparam("b_id"))
+_ADMINS: Final = (
+    sa.select(users.c.name)
+    .join_from(memberships, users, memberships.c.user_id == users.c.id)
+    .where(
+        memberships.c.project_id == sa.bindparam("b_id"),
+        memberships.c.role == str(ProjectRole.ADMIN),
+        users.c.disabled_at.is_(None),
+    )
+    .order_by(memberships.c.created_at, users.c.name)
+    .limit(3)
+)
+_GROUP_TEXT: Final = sa.select(groups.c.text).where(groups.c.name == sa.bindparam("b_name"))
+_GROUP: Final = sa.union_all(
+    sa.select(groups.c.name).where(groups.c.name == sa.bindparam("b_name")),
+    sa.select(nodes.c.group_name).where(nodes.c.group_name == sa.bindparam("b_name")),
+)
 _LOG: Final = (
     sa.select(*_COLUMNS, _former.c.text.label("former"))
     .select_from(
@@ -101,10 +140,37 @@ async def list_in_force(tx: Reader) -> list[PolicyRow]:
     return [_row(record) for record in await tx.all(_ALL)]
 
 
-async def find_two(tx: Reader, one: str, two: str) -> dict[str, PolicyRow]:
-    """What is in force for two targets, by target."""
-    rows = [_row(record) for record in await tx.all(_TWO, b_one=one, b_two=two)]
-    return {row.target: row for row in rows}
+async def list_projects(tx: Reader, user: str) -> list[ProjectRow]:
+    """All of them, with what *user*, an id, is there."""
+    return [ProjectRow(**record._asdict()) for record in await tx.all(_PROJECTS, b_user=user)]
+
+
+async def find_project(
+    tx: Reader, user: str, name: str, *, domain_id: str | None = None, domain: str | None = None
+) -> ProjectRow | None:
+    """In the domain of that id, or of that name."""
+    found = await tx.one(_PROJECT, b_user=user, b_name=name, b_domain_id=domain_id, b_domain=domain)
+    return None if found is None else ProjectRow(**found._asdict())
+
+
+async def find_project_by_id(tx: Reader, project: str) -> ProjectRow | None:
+    found = await tx.one(_PROJECT_BY_ID, b_user="", b_id=project)
+    return None if found is None else ProjectRow(**found._asdict())
+
+
+async def list_project_admins(tx: Reader, project: str) -> list[str]:
+    """Names of some."""
+    return [record.name for record in await tx.all(_ADMINS, b_id=project)]
+
+
+async def find_group_text(tx: Reader, name: str) -> str:
+    """Its settings; a group that nobody has set up has none."""
+    found = await tx.one(_GROUP_TEXT, b_name=name)
+    return "" if found is None else str(found.text)
+
+
+async def has_group(tx: Reader, name: str) -> bool:
+    return bool(await tx.all(_GROUP, b_name=name))
 
 
 async def list_history(tx: Reader, target: str, limit: int) -> list[PolicyRow]:

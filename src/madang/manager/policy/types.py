@@ -9,7 +9,11 @@ from typing import Final, Protocol
 from madang.manager.db import Transaction
 from madang.wire.policies import PolicyEffect
 
+GROUP_PREFIX: Final = "group:"
 NODE_PREFIX: Final = "node:"
+PROJECT_PREFIX: Final = "project:"
+"""In the database with the project's id, for people with its name, after its domain's if that is
+not their own: ``project:physics/lab``."""
 SESSION_PREFIX: Final = "session:"
 """A session's own layer, by the session's id; kept for the log, in force is the session's spec."""
 
@@ -39,13 +43,58 @@ class CountRow:
     refused: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectRow:
+    """A project, and what a caller is in it."""
+
+    id: str
+    name: str
+    domain_id: str
+    domain: str
+    role: str | None
+    """Of the caller's membership; None: no member."""
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """Where a session is: which layers above its image's concern it."""
+
+    node: str
+    group: str
+    project: str
+    """Its id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Which sessions a layer concerns; all None: every one."""
+
+    node: str | None = None
+    group: str | None = None
+    project: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a text stands, for one caller."""
+
+    layer: str
+    key: str
+    """The target as stored."""
+    shown: str
+    """The target as the caller names it."""
+    scope: Scope
+    changeable: bool
+    """By the caller."""
+
+
 class Followers(Protocol):
     """What the session slice, which lies above this one, does when a policy changes."""
 
-    async def concern(self, tx: Transaction, node: str | None) -> None:
-        """All sessions on *node*, or everywhere, are to be told anew; with the change itself."""
+    async def concern(self, tx: Transaction, scope: Scope) -> None:
+        """Its sessions are to be told anew; with the change itself."""
         ...
 
-    async def effect(self, node: str | None, later: Sequence[str]) -> PolicyEffect:
+    async def effect(self, scope: Scope, later: Sequence[str]) -> PolicyEffect:
         """Tell them, and wait a little until they have it. *later*: places of static rules."""
         ...

@@ -194,7 +194,7 @@ def assignment_of(row: SessionRow, settings: SessionSettings, sandboxes: Sandbox
     live = (
         ""
         if wanted is Wanted.KEEP
-        else sandboxes.live_of(row.image_policy, from_json(SessionSpec, row.spec).policy)
+        else sandboxes.live_of(row.seat, row.image_policy, from_json(SessionSpec, row.spec).policy)
     )
     return Assignment(
         kernel=row.kernel,
@@ -240,7 +240,7 @@ def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxe
         log_limit_bytes=settings.log_limit_bytes,
         build=row.kind == SessionKind.BUILD,
         owner=row.owner_id,
-        sandbox=sandboxes.of(row.image_policy, spec.policy),
+        sandbox=sandboxes.of(row.seat, row.image_policy, spec.policy),
         runtime=spec.runtime,
         network=spec.network,
     )

@@ -55,7 +55,10 @@ _CHANGE: Final = (
     .returning(*sessions.c)
 )
 _RETELL: Final = sa.update(sessions).where(
-    sessions.c.held_by == _B("b_node"), one_of(sessions.c.status, PLACED)
+    sessions.c.held_by == _B("b_node"),
+    one_of(sessions.c.status, PLACED),
+    sa.or_(_B("b_group", type_=sa.Text).is_(None), sessions.c.group_name == _B("b_group")),
+    sa.or_(_B("b_project", type_=sa.Text).is_(None), sessions.c.project_id == _B("b_project")),
 )
 _COUNT_REFUSED: Final = sa.update(sessions).where(sessions.c.id == _B("b_id"))
 _EXPLAIN: Final = (
@@ -243,9 +246,11 @@ async def change(
     return changed
 
 
-async def retell(tx: Transaction, node: str, revision: int) -> None:
-    """All that *node* runs is to be told to it again, as of *revision*."""
-    await tx.execute(_RETELL, b_node=node, revision=revision)
+async def retell(
+    tx: Transaction, node: str, revision: int, *, group: str | None, project: str | None
+) -> None:
+    """What *node* runs, of that group or project, is to be told to it again as of *revision*."""
+    await tx.execute(_RETELL, b_node=node, b_group=group, b_project=project, revision=revision)
 
 
 async def count_refused(tx: Transaction, row: SessionRow, refused: str) -> SessionRow:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from madang.manager.db import Reader, Transaction
 from madang.manager.fleet.types import Slots
+from madang.manager.policy.types import Seat
 from madang.wire.api import WorkspaceManifest
 from madang.wire.kernel import ImageMount, KernelId
-from madang.wire.policy import Sandbox
+from madang.wire.policy import Refusal, Sandbox
 from madang.wire.session import SessionStatus
 
 S = SessionStatus
@@ -94,6 +95,11 @@ class SessionRow:
     def slots(self) -> Slots:
         return Slots(self.cpu_milli, self.mem_bytes, self.disk_bytes, self.pids)
 
+    @property
+    def seat(self) -> Seat:
+        """Which policies concern it, where it was placed last."""
+        return Seat(self.held_by or self.node or "", self.group_name, self.project_id)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSettings:
@@ -138,13 +144,13 @@ class Images(Protocol):
 
 
 class Sandboxes(Protocol):
-    """What the policies in force on one node make of a session."""
+    """What the policies in force make of a session."""
 
-    def of(self, image: str, session: str) -> Sandbox:
+    def of(self, seat: Seat, image: str, session: str) -> Sandbox:
         """*image*, *session*: the texts of these layers; empty: none."""
         ...
 
-    def live_of(self, image: str, session: str) -> str:
+    def live_of(self, seat: Seat, image: str, session: str) -> str:
         """Names the live rules of that sandbox; none: empty."""
         ...
 
@@ -152,12 +158,16 @@ class Sandboxes(Protocol):
 class Policies(Protocol):
     """What the policy slice does for sessions."""
 
-    async def sandboxes(self, tx: Reader, node: str) -> Sandboxes: ...
+    async def teller(self, seat: Seat) -> Callable[[Refusal], Refusal]:
+        """What adds whose policy it was, and who can change it."""
+        ...
+
+    async def sandboxes(self, tx: Reader, seats: Iterable[Seat]) -> Sandboxes: ...
 
     async def count_refusals(
-        self, tx: Transaction, label: str, node: str, news: Mapping[tuple[str, int], int]
+        self, tx: Transaction, label: str, seat: Seat, news: Mapping[tuple[str, int], int]
     ) -> None:
-        """(layer, line) of a rule → how much more it has refused on *node*.
+        """(layer, line) of a rule → how much more it has refused at *seat*.
 
         *label*: of the sandbox whose rules they are.
         """

@@ -228,8 +228,12 @@ class StreamApi:
             follow=True,
             refusals=True,
         )
+        told: Callable[[Refusal], Refusal] | None = None
         async with self._kernels.open(talk.row, request) as stream:
             async for item in stream:
+                if isinstance(item, Refusal):
+                    told = told or await self._kernels.teller(talk.row)
+                    item = told(item)
                 await _show(talk.channel, item)
                 if isinstance(item, LogRecord | LogGap):
                     talk.offset, talk.tail_bytes = item.end, None

@@ -57,7 +57,7 @@ class AgentService:
             if known is None or known.revision == since:
                 return None
             rows = await store.list_held(tx, node, -1 if since is None else since)
-            sandboxes = await self._policies.sandboxes(tx, node)
+            sandboxes = await self._policies.sandboxes(tx, {row.seat for row in rows})
             forget = () if since is None else await ledger.list_forgotten(tx, node, since)
         return Desired(
             revision=known.revision,
@@ -157,10 +157,9 @@ class AgentService:
         """What its policy has refused since the last report, by rule."""
         if not _refused_more(row, report):
             return row
-        assert row.held_by is not None
         label = report.guarded.label or report.enforced.get("policy", "")
         news = news_of(from_json(dict[str, int], row.refused), report.refused)
-        await self._policies.count_refusals(tx, label, row.held_by, news)
+        await self._policies.count_refusals(tx, label, row.seat, news)
         return await store.count_refused(tx, row, to_json(report.refused).decode())
 
     async def _follow_frost(

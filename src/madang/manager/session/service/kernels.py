@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Final
 
 from madang.manager.fleet.service import FleetService
-from madang.manager.session.types import SessionRow
+from madang.manager.session.types import Policies, SessionRow
 from madang.wire.errors import InvalidRequest, LogGone, NodeUnavailable, SessionNotRunning
 from madang.wire.kernel import KernelId
 from madang.wire.link import BulkStream, FilesWritten, ReadRefusals, SendSignal, StreamRequest
@@ -22,8 +22,9 @@ S = SessionStatus
 class KernelService:
     """What needs the machine itself: output, input, files."""
 
-    def __init__(self, fleet: FleetService) -> None:
+    def __init__(self, fleet: FleetService, policies: Policies) -> None:
         self._fleet: Final = fleet
+        self._policies: Final = policies
 
     def open(
         self, row: SessionRow, request: StreamRequest
@@ -44,8 +45,13 @@ class KernelService:
         """What its policy refused, each once, oldest first; nothing before it was placed."""
         if row.held_by is None:
             return []
+        told = await self.teller(row)
         async with self.open(row, ReadRefusals(kernel=row.kernel)) as stream:
-            return [item async for item in stream if isinstance(item, Refusal)]
+            return [told(item) async for item in stream if isinstance(item, Refusal)]
+
+    async def teller(self, row: SessionRow) -> Callable[[Refusal], Refusal]:
+        """What adds to a refusal whose policy it was, and who can change it."""
+        return await self._policies.teller(row.seat)
 
 
 def kernel_of(row: SessionRow) -> KernelId:

@@ -22,6 +22,7 @@ from madang.manager.fleet.service import FleetService
 from madang.manager.http import Caller
 from madang.manager.policy.rules import check_note, check_stricter, check_total, later
 from madang.manager.policy.service import PolicyService, Sandboxes
+from madang.manager.policy.types import Scope, Seat
 from madang.manager.session import store
 from madang.manager.session.service.agents import AgentService
 from madang.manager.session.service.kernels import not_running
@@ -72,29 +73,30 @@ class SessionPolicies:
 
     # --- the administrator's layers
 
-    async def concern(self, tx: Transaction, node: str | None) -> None:
-        for name in await self._nodes(tx, node):
-            await store.retell(tx, name, await ledger.next_revision(tx, name))
+    async def concern(self, tx: Transaction, scope: Scope) -> None:
+        for name in await self._nodes(tx, scope.node):
+            revision = await ledger.next_revision(tx, name)
+            await store.retell(tx, name, revision, group=scope.group, project=scope.project)
 
     async def _nodes(self, tx: Reader, node: str | None) -> list[str]:
         if node is not None:
             return [node]
         return [each.name for each in await ledger.list_nodes(tx)]
 
-    async def effect(self, node: str | None, later: Sequence[str]) -> PolicyEffect:
+    async def effect(self, scope: Scope, later: Sequence[str]) -> PolicyEffect:
         before = {session: report.guarded for session, report in self._agents.live.items()}
         self._feed.wake()
-        for name in self._fleet.online() if node is None else (node,):
+        for name in self._fleet.online() if scope.node is None else (scope.node,):
             self._fleet.wake(name)
         count = 0
         concerned: list[_Concerned] = []
         async with self._database.read() as tx:
-            for name in await self._nodes(tx, node):
+            for name in await self._nodes(tx, scope.node):
                 held = await store.list_placed_on(tx, name)
-                running = [row for row in held if row.status == S.RUNNING]
+                running = [row for row in held if row.status == S.RUNNING and _is_in(row, scope)]
                 count += len(running)
                 if running:
-                    sandboxes = await self._policies.sandboxes(tx, name)
+                    sandboxes = await self._policies.sandboxes(tx, {row.seat for row in running})
                     concerned += _concerned(running, before, sandboxes)
         return await self._outcome(count, concerned, later if count else ())
 
@@ -172,8 +174,8 @@ class SessionPolicies:
             if not caller.administers:
                 check_stricter(before, layer)
             if row.held_by is not None:
-                sandboxes = await self._policies.sandboxes(tx, row.held_by)
-                check_total(sandboxes.of(row.image_policy, draft.text))
+                sandboxes = await self._policies.sandboxes(tx, [row.seat])
+                check_total(sandboxes.of(row.seat, row.image_policy, draft.text))
             if known.text != draft.text:
                 row, known = await self._replace(tx, caller, row, draft)
         return replace(known, effect=await self._effect_on(row, later(before, layer)))
@@ -201,7 +203,7 @@ class SessionPolicies:
             return PolicyEffect(running=0, changed=0)
         self._fleet.wake(row.held_by)
         async with self._database.read() as tx:
-            sandboxes = await self._policies.sandboxes(tx, row.held_by)
+            sandboxes = await self._policies.sandboxes(tx, [row.seat])
         return await self._outcome(1, _concerned([row], before, sandboxes), places)
 
 
@@ -209,16 +211,21 @@ def _concerned(
     rows: Iterable[SessionRow], before: Mapping[str, Guarded], sandboxes: Sandboxes
 ) -> list[_Concerned]:
     """Those that had other live rules *before*, or could not have these."""
-    known: dict[tuple[str, str], str] = {}
+    known: dict[tuple[Seat, str, str], str] = {}
     found = []
     for row in rows:
-        own = row.image_policy, _own(row)
+        own = row.seat, row.image_policy, _own(row)
         if own not in known:
             known[own] = sandboxes.live_of(*own)
         guarded = before.get(row.id)
         if guarded is None or guarded.error or guarded.live != known[own]:
             found.append(_Concerned(row, known[own]))
     return found
+
+
+def _is_in(row: SessionRow, scope: Scope) -> bool:
+    """Of those on its node."""
+    return scope.group in {None, row.group_name} and scope.project in {None, row.project_id}
 
 
 def _own(row: SessionRow) -> str:
