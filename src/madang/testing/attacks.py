@@ -35,7 +35,7 @@ NEEDS: dict[str, str] = {}
 """Attack or bomb → the limit that holds it (``RuntimeFacts``), where not every machine has it."""
 OF_GUEST: dict[str, tuple[str, str]] = {
     "read_the_init": (
-        r"\['environ', 'maps', 'auxv', 'host:\[1\]', 'user:\[\d+\]'\]",
+        r"\['environ', 'maps', 'auxv', 'host:\[\d+\]', 'user:\[\d+\]'\]",
         "process 1 is no copy of the launcher",
     ),
     "run_setuid_programs": (
@@ -602,9 +602,9 @@ def read_password_hashes() -> str | None:
 @attack
 def write_outside_of_the_scratch_space() -> str | None:
     """A changed library or profile, executed by the next one."""
-    found = []
+    found, depth = [], FACTS.get("depth", 3)
     for folder, names, _ in os.walk("/"):
-        if folder.startswith("/proc") or folder in WRITABLE or folder.count("/") > 3:
+        if folder.startswith("/proc") or folder in WRITABLE or folder.count("/") > depth:
             names.clear()
             continue
         with contextlib.suppress(OSError):
