@@ -37,7 +37,7 @@ PROMISES: dict[str, str] = {"see_its_place_among_control_groups": "own place"}
 """Attack → the promise (``offers.LACKS``) that holds it, where not every runtime makes it."""
 OF_GUEST: dict[str, tuple[str, str]] = {
     "read_the_init": (
-        r"\['environ', 'maps', 'auxv', 'host:\[1\]', 'user:\[\d+\]'\]",
+        r"\['environ', 'maps', 'auxv', 'host:\[\d+\]', 'user:\[\d+\]'\]",
         "process 1 is no copy of the launcher",
     ),
     "run_setuid_programs": (
@@ -604,9 +604,9 @@ def read_password_hashes() -> str | None:
 @attack
 def write_outside_of_the_scratch_space() -> str | None:
     """A changed library or profile, executed by the next one."""
-    found = []
+    found, depth = [], FACTS.get("depth", 3)
     for folder, names, _ in os.walk("/"):
-        if folder.startswith("/proc") or folder in WRITABLE or folder.count("/") > 3:
+        if folder.startswith("/proc") or folder in WRITABLE or folder.count("/") > depth:
             names.clear()
             continue
         with contextlib.suppress(OSError):

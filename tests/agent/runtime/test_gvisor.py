@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import platform
 import signal
@@ -386,3 +387,22 @@ def test_process_1_signals_what_it_is_told_and_ends_with_its_input(tmp_path: Pat
     assert ignored >> (signal.SIGCHLD - 1) & 1
     one.stdin.close()
     assert one.wait(20) == 0
+
+
+@here
+async def test_a_kernel_that_can_not_start_is_quoted_and_may_be_tried_again(
+    sessions: Sessions,
+) -> None:
+    """Its files have no room; later they have."""
+    kernel = await sessions.start()
+    ballast = Path(f"/proc/{init_of(sessions, kernel)}/root/mnt/ballast")
+    with open(ballast, "wb") as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    first = await sessions.exec(kernel, "e1", "/bin/true")
+    ballast.unlink()
+    second = await sessions.exec(kernel, "e2", "/bin/true")
+
+    assert (first.ended.reason, first.code) == (Reason.EXIT, 126)
+    assert first.ended.text
+    assert second.code == 0

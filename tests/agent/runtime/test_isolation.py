@@ -60,8 +60,8 @@ SECURITY_PAGE = Path(__file__).parents[3] / "docs/explanation/security.md"
 RUN = ("/usr/bin/python3", "-I", "-S", "attacks.py")
 SLACK_BYTES = 4 * MIB
 BATTLE_S = 120.0
-GUEST_PATIENCE_S = 60
-"""One attack walks through all folders, which takes gVisor long."""
+GUEST_PATIENCE_S = 30
+"""One attack walks through all folders, which takes gVisor long (so it goes less deep there)."""
 LOG_BYTES = MIB
 
 VICTIM = f"""
@@ -180,7 +180,7 @@ async def fight(launcher: Launcher, booty: dict[str, Any], chosen: str) -> Battl
             "victim": str(victim),
         }
         if chosen == RUNSC:
-            facts |= {"init": "/madang/gate/one", "patience_s": GUEST_PATIENCE_S}
+            facts |= {"init": "/madang/gate/one", "patience_s": GUEST_PATIENCE_S, "depth": 2}
         attacker = await arm(found, facts)
         outcome = await found.outcome(attacker, patience_s=BATTLE_S)
         record = json.loads(Path(runtime.kernel_dir(attacker), "kernel.json").read_text())

@@ -73,7 +73,8 @@ def _hide(paths: list[str]) -> None:
     os.close(os.open(f"{_NOTHING}/file", os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0))
     for path in paths:
         kind = "folder" if os.path.isdir(path) else "file"
-        syscalls.bind(f"{_NOTHING}/{kind}".encode(), os.fsencode(path))
+        with contextlib.suppress(FileNotFoundError):  # The machine's own, which goes on living.
+            syscalls.bind(f"{_NOTHING}/{kind}".encode(), os.fsencode(path))
 
 
 def closed(folder: str) -> list[str]:
@@ -82,16 +83,15 @@ def closed(folder: str) -> list[str]:
     The gofer is root and would open it for a gVisor that has been broken into.
     """
     found = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.is_symlink():
-                continue
-            mode = entry.stat().st_mode
-            if entry.is_dir():
-                open_ = mode & stat.S_IROTH and mode & stat.S_IXOTH
-                found += closed(entry.path) if open_ else [entry.path]
-            elif not mode & stat.S_IROTH:
-                found.append(entry.path)
+    for name in os.listdir(folder):
+        path = f"{folder}/{name}"
+        with contextlib.suppress(FileNotFoundError):
+            mode = os.lstat(path).st_mode
+            needed = stat.S_IROTH | (stat.S_IXOTH if stat.S_ISDIR(mode) else 0)
+            if not stat.S_ISLNK(mode) and mode & needed != needed:
+                found.append(path)
+            elif stat.S_ISDIR(mode):
+                found += closed(path)
     return found
 
 
@@ -183,6 +183,8 @@ class Gvisor(Containers):
             self._orders = writer
         except BaseException:
             os.close(writer)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)  # Whatever of it runs; no program does.
             shutil.rmtree(_FOLDER, ignore_errors=True)
             raise
         finally:
