@@ -276,10 +276,12 @@ class Sessions:
         await self.runtime.exec(kernel, name, ExecSpec(argv=argv, **more))
         return await self.outcome(kernel, name)
 
-    async def outcome(self, kernel: KernelId, name: str = "main") -> Outcome:
+    async def outcome(
+        self, kernel: KernelId, name: str = "main", patience_s: float = PATIENCE_S
+    ) -> Outcome:
         """Wait for the end of the program, or exec *name*; settles the kernel after main."""
         folder = self.io(kernel, name)
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(patience_s):
             await self.gone(kernel, name)
             if name == "main":
                 await self.runtime.settle(kernel)
