@@ -6,6 +6,7 @@ import json
 import os
 import select
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -16,11 +17,12 @@ import pytest
 from madang.agent import files
 from madang.agent.keepers import StdinWriter
 from madang.agent.launcher import fanotify, landlock, watch
+from madang.agent.launcher.keeper_guard import SILENCE_S
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.codec import to_builtins
 from madang.kit.policy import parse
 from madang.testing.sessions import PATIENCE_S, PYTHON, Outcome, Sessions
-from madang.wire.errors import Conflict
+from madang.wire.errors import Conflict, PlatformError
 from madang.wire.kernel import KernelId
 from madang.wire.policy import SITE, Refusal, Sandbox, merge
 from madang.wire.session import Reason
@@ -384,6 +386,69 @@ for line in sys.stdin:
     os.kill(guards_of(sessions, kernel), signal.SIGKILL)
     launcher.start()
     assert (await sessions.outcome(kernel)).ended.reason is Reason.GUARD
+
+
+@needs_fanotify
+async def test_a_session_whose_guard_hangs_is_stopped_and_nothing_passes_meanwhile(
+    sessions: Sessions,
+) -> None:
+    code = (
+        TRY
+        + """
+print("up", flush=True)
+input()
+attempt("/usr/bin/env")
+open("/outputs/leaked", "w").close()
+"""
+    )
+    kernel = await sessions.start(
+        *PYTHON, code, sandbox=policy('[[files]]\ndeny = ["/usr/bin/env"]'), stdin=True
+    )
+    await sessions.until(kernel, b"up")
+    hung = os.pidfd_open(guards_of(sessions, kernel))
+    try:
+        signal.pidfd_send_signal(hung, signal.SIGSTOP)
+        began = time.monotonic()
+        async with typing_to(sessions, kernel) as stdin:
+            await stdin.write(b"1\n")
+        outcome = await sessions.outcome(kernel, patience_s=SILENCE_S + 60)
+
+        assert outcome.ended.reason is Reason.GUARD
+        assert SILENCE_S <= time.monotonic() - began <= SILENCE_S + 30
+        assert not outcome.ended.has_outputs
+        assert select.select([hung], [], [], PATIENCE_S)[0], "it is still there"
+    finally:
+        os.close(hung)
+
+
+async def test_a_late_guard_that_can_not_keep_the_rules_is_dismissed_and_the_session_goes_on(
+    own_sessions: Sessions,
+) -> None:
+    sessions = own_sessions
+    launcher = sessions.launcher
+    assert launcher is not None
+    code = "for line in iter(input, ''):\n    print(line, flush=True)"
+    walls = policy("[[connect]]\ndeny = ['10.0.0.0/8']")
+    kernel = await sessions.start(*PYTHON, code, stdin=True)
+    path = Path(sessions.runtime.kernel_dir(kernel), "kernel.json")
+    before = path.read_text()
+    record = json.loads(before)
+    group = record["group"]
+    group["paths"] = {name: f"{at}/gone" for name, at in group["paths"].items()}
+    launcher.kill()
+    path.write_text(json.dumps(record))
+    launcher.start()
+    with pytest.raises(PlatformError, match="rules about addresses take root"):
+        await guard(sessions, kernel, walls)
+    launcher.kill()
+    path.write_text(before)
+    launcher.start()
+    async with typing_to(sessions, kernel) as stdin:
+        await stdin.write(b"still here\n")
+        await sessions.until(kernel, b"still here\n")
+        assert await guard(sessions, kernel, walls) == []
+        await stdin.write(b"\n")
+    assert (await sessions.outcome(kernel)).code == 0
 
 
 async def test_a_guard_leaves_with_its_session(sessions: Sessions) -> None:

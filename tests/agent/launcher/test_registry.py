@@ -16,7 +16,7 @@ from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.processes import ProcessId, boot_id, kill
 from madang.agent.launcher.registry import Processors, Record, Uids
 from madang.agent.launcher.timers import Timers
-from madang.wire.errors import RuntimeFailed
+from madang.wire.errors import HostLacks, RuntimeFailed
 
 
 def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -48,6 +48,20 @@ def test_a_torn_record_is_no_record(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, registry.FILE).write_bytes(data)
         assert registry.load(folder) is None
+
+
+def test_a_record_of_a_newer_version_is_not_torn(tmp_path: Path) -> None:
+    folder = tmp_path / f"{'0' * 26}.1"
+    folder.mkdir()
+    Record(kernel="k", uid=7).save(str(folder))
+    registry.refuse_newer(str(tmp_path))
+    registry.refuse_newer(str(tmp_path / "nowhere"))
+    (folder / registry.FILE).write_text('{"version": 2, "something": "else"}')
+
+    with pytest.raises(HostLacks, match="newer Madang, and is left alone"):
+        registry.load(str(folder))
+    with pytest.raises(HostLacks, match=folder.name):
+        registry.refuse_newer(str(tmp_path))
 
 
 @given(st.lists(st.booleans(), max_size=60))

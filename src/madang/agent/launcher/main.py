@@ -68,6 +68,7 @@ class LauncherConfig:
 def serve(config: LauncherConfig) -> NoReturn:
     """Never returns; ends the process. Raises HostLacks where sessions can't be isolated."""
     supervisor = os.getppid()
+    registry.refuse_newer(f"{config.state}/kernels")
     owner_uid, owner_gid, uids = _become_root(config)
     syscalls.set_process_name("madang-launcher")
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)

@@ -17,13 +17,15 @@ from typing import Any, Final
 from madang.agent.launcher import syscalls
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.processes import ProcessId, boot_id
-from madang.wire.errors import RuntimeFailed
+from madang.wire.errors import HostLacks, RuntimeFailed
 from madang.wire.kernel import NATIVE, KernelId
 
 FILE: Final = "kernel.json"
 NETWORK_USE: Final = "network.json"
 """A ``wire.network.NetworkUse``, if the kernel has a network; see ``network.warden``."""
 
+VERSION: Final = 1
+"""Of ``Record``. It grows with each change that an older launcher would not understand."""
 PREPARED, STARTED, SETTLED = "prepared", "started", "settled"
 
 
@@ -63,6 +65,7 @@ class Record:
     connection: Connection | None = None
     started_at: float | None = None
     boot: str = ""
+    version: int = VERSION
 
     def save(self, folder: str) -> None:
         temporary = f"{folder}/{FILE}.new"
@@ -76,12 +79,32 @@ class Record:
 
 
 def load(folder: str) -> Record | None:
-    """None if the file is missing or torn by a crash of the machine."""
+    """None if the file is missing or torn by a crash of the machine.
+
+    Raises HostLacks if a newer Madang wrote it: what it means is not for us to guess.
+    """
     try:
         with open(f"{folder}/{FILE}", encoding="ascii") as file:
-            return _parse(json.load(file))
+            value = json.load(file)
+        _check_version(value, folder)
+        return _parse(value)
     except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError):
         return None
+
+
+def _check_version(value: dict[str, Any], folder: str) -> None:
+    version = value.get("version", VERSION)
+    if isinstance(version, int) and version > VERSION:
+        name = os.path.basename(folder)
+        text = f"session {name} was started by a newer Madang, and is left alone"
+        raise HostLacks(f"{text}. Start that version again, and end its sessions before this one.")
+
+
+def refuse_newer(kernels: str) -> None:
+    """Raises HostLacks if there is a kernel of a newer Madang; before anything is touched."""
+    with contextlib.suppress(FileNotFoundError):
+        for _, folder in folders(kernels):
+            load(folder)
 
 
 def _parse(value: dict[str, Any]) -> Record:
