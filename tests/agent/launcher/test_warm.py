@@ -326,6 +326,16 @@ async def test_each_fork_draws_other_numbers(sessions: Sessions) -> None:
     assert all(len(set(column)) == 3 for column in zip(*seen, strict=True)), seen
 
 
+async def test_times_of_processes_are_true(sessions: Sessions) -> None:
+    """They are counted from the boot time that a session's own ``/proc/stat`` tells."""
+    show = "print(next(line for line in open('/proc/stat') if line.startswith('btime')).split()[1])"
+    done = await sessions.run(WARM, "-c", show)
+    with open("/proc/stat", encoding="ascii") as file:
+        ours = next(int(line.split()[1]) for line in file if line.startswith("btime"))
+
+    assert abs(int(done.out) - ours) <= 1
+
+
 # -- images of all kinds ---------------------------------------------------------------------------
 
 
