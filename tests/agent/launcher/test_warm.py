@@ -326,6 +326,43 @@ async def test_each_fork_draws_other_numbers(sessions: Sessions) -> None:
     assert all(len(set(column)) == 3 for column in zip(*seen, strict=True)), seen
 
 
+async def test_times_of_processes_are_true(sessions: Sessions) -> None:
+    """They are counted from the boot time that a session's own ``/proc/stat`` tells."""
+    show = "print(next(line for line in open('/proc/stat') if line.startswith('btime')).split()[1])"
+    done = await sessions.run(WARM, "-c", show)
+    with open("/proc/stat", encoding="ascii") as file:
+        ours = next(int(line.split()[1]) for line in file if line.startswith("btime"))
+
+    assert abs(int(done.out) - ours) <= 1
+
+
+VIEW = """
+import os
+lines = [line.split() for line in open("/proc/self/mountinfo")]
+found = {(line[4], line[5], line[line.index("-") + 1]) for line in lines}
+for folder, _, names in os.walk("/sys/devices"):
+    found |= {(folder, name, open(f"{folder}/{name}").read()) for name in names}
+for path in ("/proc/cpuinfo", "/proc/meminfo", "/etc/passwd", "/etc/group", "/etc/resolv.conf"):
+    found.add((path, "", open(path).read().replace(str(os.getuid()), "UID")))
+for entry in sorted(found): print(entry)
+"""
+
+
+async def test_mounts_and_files_of_its_own_are_as_in_a_cold_one(sessions: Sessions) -> None:
+    before = await _starts(sessions)
+    warm_one, cold_one = [
+        (await sessions.run(program, "-c", VIEW, cpu=1)).out.decode().splitlines()
+        for program in (WARM, COLD)
+    ]
+
+    assert await _starts(sessions) == before + 1
+    assert warm_one == cold_one
+    shown = "\n".join(warm_one)
+    assert all(f"'{name}', 'r" in shown for name in ("/work", "/tmp", "/madang/run", "/dev/shm"))
+    for name in ("/etc/passwd", "/proc/stat", "/sys", "/madang/run"):
+        assert f"('{name}', 'ro," in shown
+
+
 # -- images of all kinds ---------------------------------------------------------------------------
 
 

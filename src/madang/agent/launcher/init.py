@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import gc
+import json
 import os
 import resource
 import selectors
@@ -55,8 +56,10 @@ from madang.wire.kernel import (
     USER_NAME,
     WORK_DIR,
     ExecSpec,
+    ImageMount,
     KernelSpec,
 )
+from madang.wire.size import Size
 
 MAIN: Final = "main"
 _OOM_SCORE: Final = b"300"
@@ -116,7 +119,23 @@ def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
     except OSError as exc:
         channel.send(link, {"failed": f"a slot can't be made: {exc}"})
         return False
-    return channel.send(link, {"ready": True, "warm": seat is not None and seat.taken})
+    sent = channel.send(link, {"ready": True, "warm": seat is not None and seat.taken})
+    if group is not None:
+        _rehearse(group)
+    return sent
+
+
+def _rehearse(group: Group) -> None:
+    """What the order will take, with some order: see ``warmed.rehearse``."""
+    size = Size(cpu=1, mem_bytes=1, pids=1, disk_bytes=1)
+    image = ImageMount(name="", digest="", kind="host")
+    spec = KernelSpec(argv=("true",), image=image, size=size)
+    order = Order(
+        kernel="", spec=spec, io="", scratch="", scratch_enforced="", group=group, cpus=[0], uid=0
+    )
+    order = Order.from_json(json.loads(json.dumps(order.to_json())))
+    mounts.own_files(order)
+    environment(order, order.spec)
 
 
 def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: list[int]) -> bool:

@@ -321,8 +321,7 @@ class Frame:
     def fill(self, order: Order) -> None:
         """Write the session's own files; afterwards nobody can write them any more."""
         size = order.spec.size
-        files = _etc_files(order) | truth.files(size.cpu, order.cpus, size.mem_bytes)
-        for path, content in files.items():
+        for path, content in own_files(order).items():
             _write(path[1:], content, self._private)
         os.close(self._private)
         options = b"mode=1777,size=%d" % size.mem_bytes
@@ -336,6 +335,12 @@ def move_into(root: bytes) -> None:
     syscalls.pivot_root(b".", b".")
     syscalls.umount(b".", syscalls.MNT_DETACH)
     os.chdir("/")
+
+
+def own_files(order: Order) -> dict[str, bytes]:
+    """Path → content of what no other session has."""
+    size = order.spec.size
+    return _etc_files(order) | truth.files(size.cpu, order.cpus, size.mem_bytes)
 
 
 def _write(path: str, content: bytes, parent: int) -> None:
