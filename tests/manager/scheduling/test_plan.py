@@ -7,7 +7,6 @@ from collections import defaultdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madang.manager.scheduling.rules import plan
 from madang.manager.scheduling.types import Ask, Held, Room
 
 SLOTS = ("cpu_milli", "mem_bytes")

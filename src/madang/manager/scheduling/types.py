@@ -49,6 +49,8 @@ class Ask:
     """It is enough that those of ``after`` have ended."""
     accounts: tuple[str, ...] = ()
     """Whose limits count, like ``project:lab``; empty: the owner's."""
+    kind: str = ""
+    """Sessions of one kind run about as long: its program."""
 
     @property
     def payers(self) -> tuple[str, ...]:
@@ -99,6 +101,7 @@ class Held:
     reservation: str = ""
     accounts: tuple[str, ...] = ()
     """As of an ask."""
+    kind: str = ""
 
     @property
     def payers(self) -> tuple[str, ...]:
@@ -156,6 +159,8 @@ class Policy:
     """Owner → share; 1 where not named."""
     limits: Mapping[str, Amounts] = field(default_factory=dict)
     """Account → slots at once, in all groups; devices are ``device_milli``."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Account → what people call it, where that differs."""
     half_life_s: float = 7 * 86400.0
     stretch: float = 10.0
     """For the order ``short``: how many seconds a second of run time counts."""
@@ -209,3 +214,55 @@ class Plan:
     preempts: tuple[Preempt, ...] = ()
     given_up: tuple[Wait, ...] = ()
     """Those that can't start any more, each with its reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What a session asks of its place besides amounts; kept with its row."""
+
+    after: tuple[str, ...] = ()
+    """Ids."""
+    after_any: bool = False
+    not_before: float | None = None
+    give_up_at: float | None = None
+    needs: tuple[str, ...] = ()
+    """Labels ``KEY=VALUE``, and offers such as ``network:full``."""
+    arch: str = ""
+    apart: str = ""
+    preemptible: bool = False
+    reservation: str = ""
+    accounts: tuple[str, ...] = ()
+    kind: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRules:
+    """A group's settings, parsed."""
+
+    policy: Policy = Policy()  # noqa: RUF009 - frozen
+    share_by: str = "user"
+    """Who shares, ``user`` or ``project``: the owner of asks."""
+    priority: int = 0
+    """Where nobody says."""
+    priority_max: int = 0
+    """The highest that those who don't administer may ask for."""
+    preempts_from: int | None = None
+    """Priority from which sessions may have others ended; None: none may."""
+    projects: tuple[str, ...] = ()
+    """Who may use it; empty, as for domains: everybody."""
+    domains: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    """What sessions in it may choose; empty: all."""
+    labels: tuple[str, ...] = ()
+    """Of all its machines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """An estimate as it was given to a session."""
+
+    at: float
+    p50_s: float
+    p90_s: float
+    base_s: float
+    kind: str

@@ -180,7 +180,8 @@ class Pass:
             if limit is None:
                 continue
             held = self._holdings.of(account)
-            if (wait := self._reasons.limit(ask, account, limit, held)) is not None:
+            called = self._policy.names.get(account, account)
+            if (wait := self._reasons.limit(ask, account, called, limit, held)) is not None:
                 return wait
         return None
 

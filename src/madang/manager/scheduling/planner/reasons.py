@@ -215,7 +215,9 @@ class Reasons:
         text = f"waits for reservation {one.name}, which starts in {left}."
         return Wait(ask.session, "reservation.later", text)
 
-    def limit(self, ask: Ask, account: str, limit: Amounts, holds: Amounts) -> Wait | None:
+    def limit(
+        self, ask: Ask, account: str, called: str, limit: Amounts, holds: Amounts
+    ) -> Wait | None:
         """None: within the account's limit."""
         asked = {slot: amount * ask.members for slot, amount in ask.slots.items()}
         asked["device_milli"] = ask.devices * ask.device_milli * ask.members
@@ -223,7 +225,7 @@ class Reasons:
             left = limit[slot] - holds.get(slot, 0)
             if asked.get(slot, 0) > max(0, left):
                 text = (
-                    f"waits for {slot_name(slot)} within the limit of {account}: asks "
+                    f"waits for {slot_name(slot)} within the limit of {called}: asks "
                     f"{show(slot, asked[slot])}, {show(slot, max(0, left))} of "
                     f"{show(slot, limit[slot])} left."
                 )
