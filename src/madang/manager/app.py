@@ -35,10 +35,13 @@ from madang.manager.image.types import ImageSettings, Owner
 from madang.manager.metrics import Metrics
 from madang.manager.policy.api import PolicyApi
 from madang.manager.policy.service import PolicyService
+from madang.manager.scheduling.api import GroupApi
+from madang.manager.scheduling.service import GroupService, Memory
 from madang.manager.session import store as session_store
 from madang.manager.session.api import (
     EventApi,
     FileApi,
+    QueueApi,
     SessionApi,
     SessionPolicyApi,
     StreamApi,
@@ -48,7 +51,9 @@ from madang.manager.session.loops import Reaper, Retention, Scheduler
 from madang.manager.session.service import AgentService, SessionService
 from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
-from madang.manager.session.types import Blobs, SessionSettings
+from madang.manager.session.service.queueing import QueueService
+from madang.manager.session.service.snapshots import SnapshotReader
+from madang.manager.session.types import Blobs, NoLimits, SessionSettings
 from madang.manager.system import SystemApi
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
@@ -100,16 +105,30 @@ class Manager:
             self.database, self.feed, self.images, self.policies, clock, limits
         )
         self.fleet.bind(self.agents)
+        self.groups: Final = GroupService(self.database, self.feed, clock, limits.reserve_after_s)
+        memory = Memory()
+        reader = SnapshotReader(self.fleet, self.groups, memory, NoLimits())
         self.sessions: Final = SessionService(
-            self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
+            self.database,
+            self.feed,
+            self.fleet,
+            self.agents,
+            self.images,
+            blobs,
+            self.groups,
+            reader,
+            memory,
+            clock,
+            limits,
         )
+        self.queue: Final = QueueService(self.database, self.sessions, reader, memory, clock)
         self.kernels: Final = KernelService(self.fleet)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
         )
         self.policies.bind(self.session_policies)
         self.images.sessions = _Builds(self)
-        self._scheduler: Final = Scheduler(self.database, self.feed, self.fleet, clock, limits)
+        self._scheduler: Final = Scheduler(self.database, self.feed, reader, memory, clock)
         self._builds: Final = BuildWatcher(self.images, clock)
         self._loops: Final[tuple[Loop, ...]] = (
             self.feed,
@@ -157,6 +176,8 @@ class Manager:
                 SystemApi(self._health, self._info, self.metrics, self._fill_metrics),
                 IdentityApi(),
                 FleetApi(self.fleet, self._count_by_node),
+                GroupApi(self.groups),
+                QueueApi(self.queue),
                 ImageApi(self.images),
                 PolicyApi(self.policies),
                 SessionApi(self.sessions, self.kernels),
@@ -185,7 +206,7 @@ class Manager:
         target = event.payload.get("target")
         if (node := event.payload.get("node")) and target not in _REPORTED:
             self.fleet.wake(node)
-        if event.kind == "node.connected" or target in _ASKS_OR_FREES:
+        if event.kind in {"node.connected", "group.changed"} or target in _ASKS_OR_FREES:
             self._scheduler.wake()
 
     async def _health(self) -> None:

@@ -203,8 +203,7 @@ async def prune_forgotten(tx: Transaction, node: str, upto: int) -> None:
 
 async def list_groups(tx: Reader) -> list[GroupRow]:
     return [
-        GroupRow(name=row.name, text=row.text, version=row.version)
-        for row in await tx.all(_GROUPS)
+        GroupRow(name=row.name, text=row.text, version=row.version) for row in await tx.all(_GROUPS)
     ]
 
 

@@ -68,7 +68,6 @@ class NodeRow:
         found = from_json(dict[str, str], self.facts)
         return tuple(found.get("runtimes", NATIVE).split(", "))
 
-
     @property
     def own_group(self) -> str:
         """What its own settings say; empty: nothing."""

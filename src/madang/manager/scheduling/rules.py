@@ -154,9 +154,7 @@ def _labels(value: Any) -> tuple[str, ...]:
 # What sessions may ask of a group
 
 
-def priority_of(
-    wanted: int | None, group: str, rules: GroupRules, *, administers: bool
-) -> int:
+def priority_of(wanted: int | None, group: str, rules: GroupRules, *, administers: bool) -> int:
     """Raises GroupRefused above what the group allows."""
     if wanted is None:
         return rules.priority

@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
-from madang.manager.db import Reader, Transaction
+from madang.kit.codec import from_json
+from madang.manager.db import Reader, Transaction, seconds
 from madang.manager.identity.tables import domains, projects
-from madang.manager.scheduling.tables import decisions, runs
+from madang.manager.scheduling.tables import decisions, reservations, runs
+from madang.manager.scheduling.types import Reservation, Run
 
 _B = sa.bindparam
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """A session that has ended, as the planner saw it; times in microseconds."""
-
-    session_id: str
-    name: str
-    group_name: str
-    node: str | None
-    owner: str
-    project_id: str
-    program: str
-    priority: int
-    cpu_milli: int
-    mem_bytes: int
-    disk_bytes: int
-    pids: int
-    time_us: int | None
-    wishes: str
-    told: str
-    created_at: int
-    scheduled_at: int | None
-    """None: it never had a place."""
-    ended_at: int
-    result: str
-    reason: str
 
 
 _ADD_RUN: Final = sa.insert(runs)
@@ -72,6 +46,9 @@ _FIRST_WHOLE: Final = sa.select(sa.func.min(decisions.c.id).label("id")).where(
 _PRUNE_DECISIONS: Final = sa.delete(decisions).where(decisions.c.id < _B("b_id"))
 
 
+_RESERVATIONS: Final = sa.select(reservations).order_by(
+    reservations.c.starts_at, reservations.c.name
+)
 _PROJECTS: Final = sa.select(projects.c.id, projects.c.name)
 _DOMAINS: Final = sa.select(domains.c.id, domains.c.name)
 
@@ -103,7 +80,9 @@ async def find_result(tx: Reader, session_id: str) -> str | None:
     return None if row is None else str(row.result)
 
 
-async def add_decision(tx: Transaction, *, at: int, whole: bool, inputs: bytes, digest: str) -> None:
+async def add_decision(
+    tx: Transaction, *, at: int, whole: bool, inputs: bytes, digest: str
+) -> None:
     await tx.execute(_ADD_DECISION, at=at, whole=int(whole), inputs=inputs, digest=digest)
 
 
@@ -126,3 +105,16 @@ async def prune(tx: Transaction, *, before: int) -> None:
     row = await tx.one(_WHOLE_BEFORE, b_at=before)
     if row is not None and row.id is not None:
         await tx.execute(_PRUNE_DECISIONS, b_id=row.id)
+
+
+async def list_reservations(tx: Reader) -> list[Reservation]:
+    return [
+        Reservation(
+            name=row.name,
+            nodes=frozenset(from_json(list[str], row.nodes)),
+            starts_at=seconds(row.starts_at),
+            ends_at=seconds(row.ends_at),
+            no_show_s=seconds(row.no_show_us),
+        )
+        for row in await tx.all(_RESERVATIONS)
+    ]

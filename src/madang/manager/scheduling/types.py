@@ -239,7 +239,7 @@ class Wishes:
 class GroupRules:
     """A group's settings, parsed."""
 
-    policy: Policy = Policy()  # noqa: RUF009 - frozen
+    policy: Policy = Policy()
     share_by: str = "user"
     """Who shares, ``user`` or ``project``: the owner of asks."""
     priority: int = 0
@@ -266,3 +266,30 @@ class Told:
     p90_s: float
     base_s: float
     kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A session that has ended, as the planner saw it; times in microseconds."""
+
+    session_id: str
+    name: str
+    group_name: str
+    node: str | None
+    owner: str
+    project_id: str
+    program: str
+    priority: int
+    cpu_milli: int
+    mem_bytes: int
+    disk_bytes: int
+    pids: int
+    time_us: int | None
+    wishes: str
+    told: str
+    created_at: int
+    scheduled_at: int | None
+    """None: it never had a place."""
+    ended_at: int
+    result: str
+    reason: str

@@ -55,6 +55,8 @@ sessions: Final = sa.Table(
     sa.Column("image_policy", sa.Text, nullable=False, server_default=""),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("group_name", sa.Text, nullable=False, server_default="default"),
+    sa.Column("wishes", sa.Text, nullable=False, server_default=""),
+    sa.Column("told", sa.Text, nullable=False, server_default=""),
 )
 sa.Index("ix_sessions_status", sessions.c.status, sessions.c.priority, sessions.c.created_at)
 sa.Index("ix_sessions_held_by", sessions.c.held_by, sessions.c.revision)

@@ -85,6 +85,10 @@ class SessionRow:
     image_policy: str
     version: int
     group_name: str = "default"
+    wishes: str = ""
+    """``scheduling.types.Wishes`` as JSON; empty: none."""
+    told: str = ""
+    """The first estimate that it was given, ``scheduling.types.Told`` as JSON; empty: none."""
 
     @property
     def kernel(self) -> KernelId:
@@ -115,6 +119,8 @@ class SessionSettings:
     """How long events can be read again by ``Last-Event-ID``."""
     key_retention_s: float = 86400.0
     """How long an Idempotency-Key is remembered."""
+    decision_retention_s: float = 30 * 86400.0
+    """How long it is kept what was decided and what became of it: for replays and forecasts."""
     reserve_after_s: float = 120.0
     """After this a waiting session has room kept for it: smaller ones don't pass for ever."""
     node_lost_after_s: float = 900.0
@@ -162,6 +168,28 @@ class Policies(Protocol):
         *label*: of the sandbox whose rules they are.
         """
         ...
+
+
+class Limits(Protocol):
+    """What the limits slice does for the scheduler."""
+
+    async def slots_at_once(
+        self, tx: Reader, accounts: Sequence[str]
+    ) -> Mapping[str, Mapping[str, int]]:
+        """Account → slots that its sessions may hold together; those without a limit are left out.
+
+        Accounts are ``user:ID``, ``project:ID``, ``domain:ID``, ``token:ID``.
+        """
+        ...
+
+
+class NoLimits:
+    """Nobody is limited."""
+
+    async def slots_at_once(
+        self, tx: Reader, accounts: Sequence[str]
+    ) -> Mapping[str, Mapping[str, int]]:
+        return {}
 
 
 class Blobs(Protocol):

@@ -169,7 +169,9 @@ class GroupService:
             if row is None:
                 raise NotFound(f"no machine {node[:60]!r}. `madang node ls` lists them.")
             if await _find(tx, group) is None:
-                raise NotFound(f"no group {group[:60]!r}. `madang group add {group[:40]}` makes it.")
+                raise NotFound(
+                    f"no group {group[:60]!r}. `madang group add {group[:40]}` makes it."
+                )
             if row.own_group and row.own_group != group:
                 text = f"machine {node} is in {row.own_group} by its own settings (`node.group`)."
                 raise Conflict(f"{text} Change them there.", node=node, group=row.own_group)
@@ -179,9 +181,7 @@ class GroupService:
 
     async def _announce(self, tx: Transaction, name: str, at: int) -> None:
         payload = {"name": name}
-        await add_event(
-            tx, at=at, kind="group.changed", subject=name, owner_id="", payload=payload
-        )
+        await add_event(tx, at=at, kind="group.changed", subject=name, owner_id="", payload=payload)
 
     def _changed(self) -> None:
         self._known = None

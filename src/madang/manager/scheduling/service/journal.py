@@ -1,8 +1,8 @@
 """The log of decisions: the inputs of each pass that decided something, and what came of it.
 
-Each entry holds what is different from the one before; a whole one comes first after a start and now
-and then. Written in the transaction that carries the decision out, never changed. ``replay`` reads
-them back and must come to the same plans.
+Each entry holds what is different from the one before; a whole one comes first after a start and
+now and then. Written in the transaction that carries the decision out, never changed. Whoever reads
+them back must come to the same plans.
 """
 
 from __future__ import annotations
@@ -86,9 +86,12 @@ class _State:
 
     @classmethod
     def of(cls, snapshot: Snapshot, policies: Mapping[str, Policy]) -> _State:
-        things = {
-            _key(thing): thing for thing in (*snapshot.pending, *snapshot.rooms, *snapshot.held)
-        }
+        everything: tuple[Ask | Room | Held, ...] = (
+            *snapshot.pending,
+            *snapshot.rooms,
+            *snapshot.held,
+        )
+        things = {_key(thing): thing for thing in everything}
         return cls(
             things,
             snapshot.reservations,
@@ -115,7 +118,8 @@ class _State:
     def follow(self, step: Step) -> None:
         for key in step.gone:
             del self.things[key]
-        for thing in (*step.pending, *step.rooms, *step.held):
+        news: tuple[Ask | Room | Held, ...] = (*step.pending, *step.rooms, *step.held)
+        for thing in news:
             self.things[_key(thing)] = thing
         self.reservations = self.reservations if step.reservations is None else step.reservations
         self.used = self.used if step.used is None else step.used

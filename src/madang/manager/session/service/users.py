@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from dataclasses import dataclass, replace
+from typing import Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import to_json
 from madang.kit.ids import new_id, new_name
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, last_event
-from madang.manager.fleet import store as ledger
 from madang.manager.fleet.service import FleetService
-from madang.manager.fleet.tables import SLOTS
 from madang.manager.fleet.types import Slots
 from madang.manager.http import Caller
-from madang.manager.scheduling.rules import lacking, plan, show, slot_name
-from madang.manager.scheduling.types import Ask, Held, Room
+from madang.manager.scheduling.planner import plan
+from madang.manager.scheduling.rules import priority_of
+from madang.manager.scheduling.service import GroupService, Memory
 from madang.manager.session import store
-from madang.manager.session.rules import check_spec, next_phases, resolve_size, view
+from madang.manager.session.rules import (
+    check_spec,
+    next_phases,
+    resolve_size,
+    size_of,
+    view,
+)
 from madang.manager.session.service import moves
 from madang.manager.session.service.agents import AgentService
+from madang.manager.session.service.estimates import estimates, pending_of
 from madang.manager.session.service.kernels import not_running
+from madang.manager.session.service.places import refuse_impossible, wishes_for
+from madang.manager.session.service.snapshots import SnapshotReader, View
 from madang.manager.session.types import Blobs, Images, SessionRow, SessionSettings
 from madang.wire.api import StopRequest
 from madang.wire.errors import (
@@ -35,14 +42,11 @@ from madang.wire.errors import (
     InvalidRequest,
     NotFound,
     PreconditionFailed,
-    RuntimeNotOffered,
-    SizeImpossible,
     WorkspaceIncomplete,
 )
 from madang.wire.kernel import ImageMount, KernelReport
 from madang.wire.session import (
     HistoryEntry,
-    Pending,
     Reason,
     Session,
     SessionKind,
@@ -55,6 +59,8 @@ S = SessionStatus
 
 MAX_WAIT_S: Final = 60.0
 MAX_KEY: Final = 200
+SEEN: Final = 2000
+"""Waiting sessions that a preview and a question look at."""
 CONFIRM_S: Final = 2.0
 """How long a freeze or thaw waits to hear that it was done; it is done later all the same."""
 _REF: Final = re.compile(r"[0-9a-z-]{1,64}")
@@ -78,6 +84,9 @@ class SessionService:
         agents: AgentService,
         images: Images,
         blobs: Blobs,
+        groups: GroupService,
+        reader: SnapshotReader,
+        memory: Memory,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
@@ -87,6 +96,9 @@ class SessionService:
         self._agents: Final = agents
         self._images: Final = images
         self._blobs: Final = blobs
+        self._groups: Final = groups
+        self._reader: Final = reader
+        self._memory: Final = memory
         self._clock: Final = clock
         self._settings: Final = settings
 
@@ -149,12 +161,25 @@ class SessionService:
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
             raise WorkspaceIncomplete(text, workspace=spec.workspace)
-        await self._refuse_impossible(size)
-        await self._refuse_missing(spec.runtime)
         if kind is None:
             kind = SessionKind.RUN if spec.argv else SessionKind.IDLE
         row = self._row(caller, spec, body, kind, size, mount)
-        return replace(row, image_policy=image_policy)
+        return await self._put_in_group(caller, spec, replace(row, image_policy=image_policy))
+
+    async def _put_in_group(self, caller: Caller, spec: SessionSpec, row: SessionRow) -> SessionRow:
+        """With its group, priority and wishes. Raises GroupRefused, NotFound, SizeImpossible, …"""
+        async with self._database.read() as tx:
+            groups = await self._groups.current(tx)
+            name = groups.choose(spec.group, caller)
+            rules = groups.rules[name]
+            after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
+            wishes = wishes_for(spec, row, caller, tuple(after))
+        refuse_impossible(
+            Slots.of(size_of(row)), wishes, spec, name, rules, await self._fleet.nodes()
+        )
+        priority = priority_of(spec.priority, name, rules, administers=caller.administers)
+        text = to_json(wishes).decode()
+        return replace(row, group_name=name, priority=priority, wishes=text)
 
     def _row(
         self,
@@ -225,39 +250,26 @@ class SessionService:
             tries += 1
         return name
 
-    async def _refuse_impossible(self, size: Size) -> None:
-        nodes = await self._fleet.nodes()
-        slots = Slots.of(size)
-        if not nodes or any(slots.within(node.capacity) for node in nodes):
-            return
-        asked = asdict(slots)
-        slot, most = lacking(asked, [asdict(node.capacity) for node in nodes])
-        name = slot_name(slot)
-        text = (
-            f"{name}: asks {show(slot, asked[slot])}, but the largest machine has "
-            f"{show(slot, most)}. Ask for less with --{name}."
-        )
-        raise SizeImpossible(text, slot=name, asked=asked[slot], largest=most)
-
-    async def _refuse_missing(self, runtime: str) -> None:
-        """A runtime that no machine offers."""
-        nodes = await self._fleet.nodes()
-        offered = {name: None for node in nodes for name in node.runtimes}
-        if runtime and nodes and runtime not in offered:
-            raise RuntimeNotOffered(runtime, offered=offered, why="no machine offers it")
-
     async def preview(self, caller: Caller, spec: SessionSpec) -> Session:
         """As ``create`` would make it, with where it would go or why it would wait; not stored."""
+        row, _ = await self.draft(caller, spec)
+        return view(row, None)
+
+    async def draft(self, caller: Caller, spec: SessionSpec) -> tuple[SessionRow, View]:
+        """The row that ``create`` would add, with its place or its reason, among all that wait."""
         row = await self._prepare(caller, spec, to_json(spec).decode(), None)
-        ask = ask_of(row)
+        now = seconds(row.created_at)
         async with self._database.read() as tx:
-            snapshot = await read_snapshot(tx, self._fleet.online())
-        found = plan([ask], snapshot.rooms, seconds(row.created_at), held=snapshot.held)
-        if found.places:
-            return view(replace(row, node=found.places[0].node), None)
-        wait = found.waits[0]
-        pending = Pending(code=wait.code, text=wait.text, since=seconds(row.created_at))
-        return view(replace(row, pending=to_json(pending).decode()), None)
+            found = await self._reader.read(tx, [*await store.list_pending(tx, SEEN), row], now)
+        decided = plan(found.snapshot, found.policies, now)
+        for place in decided.places:
+            if place.session == row.id:
+                return replace(row, node=place.node), found
+        waits = (*decided.waits, *decided.given_up)
+        wait = next(wait for wait in waits if wait.session == row.id)
+        told = estimates(found, [wait], self._memory, now).get(row.id)
+        pending = pending_of(row, wait, told, row.created_at)
+        return replace(row, pending=to_json(pending).decode()), found
 
     # Reading
 
@@ -414,39 +426,3 @@ class SessionService:
             if row is not None:
                 await moves.remove(tx, row, at=at, actor=caller.user)
         self._feed.wake()
-
-
-def ask_of(row: Any) -> Ask:
-    """Of a ``SessionRow`` or a row of ``store.list_pending``."""
-    return Ask(
-        session=row.id,
-        name=row.name,
-        priority=row.priority,
-        created_at=seconds(row.created_at),
-        slots=_slots(row),
-    )
-
-
-def _slots(row: Any) -> dict[str, int]:
-    return {slot: getattr(row, slot) for slot in SLOTS}
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the planner looks at."""
-
-    rooms: Sequence[Room]
-    held: Sequence[Held]
-
-
-async def read_snapshot(tx: Reader, online: set[str]) -> Snapshot:
-    rooms = []
-    for node in await ledger.list_nodes(tx):
-        if node.name in online:
-            capacity, used = asdict(node.capacity), asdict(node.used)
-            free = {slot: capacity[slot] - used[slot] for slot in capacity}
-            rooms.append(Room(node=node.name, capacity=capacity, free=free))
-    held = [
-        Held(node=row.node, name=row.name, slots=_slots(row)) for row in await store.list_placed(tx)
-    ]
-    return Snapshot(rooms, held)
