@@ -29,6 +29,8 @@ SECTIONS: Final = {
         "top": ("madang.cli.top:top", "Watch what sessions use."),
         "freeze": ("madang.cli.sessions:freeze", "Freeze sessions: no CPU until input comes."),
         "thaw": ("madang.cli.sessions:thaw", "Let frozen sessions go on."),
+        "queue": ("madang.cli.queue:queue", "List waiting sessions, with reasons and estimates."),
+        "why": ("madang.cli.queue:why", "Say why a session waits, how long, what would help."),
         "stop": ("madang.cli.sessions:stop", "Stop sessions."),
         "rm": ("madang.cli.sessions:rm", "Remove ended sessions with their files."),
     },
@@ -40,6 +42,8 @@ SECTIONS: Final = {
     },
     "Administration": {
         "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
+        "group": ("madang.cli.group:group", "Groups of machines and how their queues are run."),
+        "node": ("madang.cli.group:node", "List machines and put them into groups."),
     },
     "Server": {
         "up": ("madang.daemon.commands:up", "Start Madang on this machine."),

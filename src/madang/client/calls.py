@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # 10 ms, and not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
+    from madang.wire.queue import Group, Queue, Why
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -330,6 +331,68 @@ def _policy_path(target: str) -> str:
     if kind == "session" and ref:
         return session_path(ref, "/policy")
     return f"/v1/policies/{quote(target, safe='')}"
+
+
+def groups() -> Call[list[Group]]:
+    from madang.wire.queue import Group
+
+    return Call(method="GET", path="/v1/groups", decode=_read(list[Group]))
+
+
+def group(name: str) -> Call[Group]:
+    from madang.wire.queue import Group
+
+    return Call(method="GET", path=_group_path(name), decode=_read(Group))
+
+
+def put_group(name: str, text: str, version: int | None) -> Call[Group]:
+    """*version*: the one that it replaces; None: it is new."""
+    from madang.wire.queue import Group, GroupDraft
+
+    match = {} if version is None else {"If-Match": f'"{version}"'}
+    return Call(
+        method="PUT",
+        path=_group_path(name),
+        body=to_json(GroupDraft(text=text)),
+        headers={**_JSON, **match},
+        decode=_read(Group),
+        repeatable=False,
+    )
+
+
+def remove_group(name: str) -> Call[None]:
+    return Call(method="DELETE", path=_group_path(name), decode=_nothing)
+
+
+def move_node(node: str, group: str) -> Call[None]:
+    from madang.wire.queue import NodeDraft
+
+    path, body = f"/v1/nodes/{quote(node, safe='')}", to_json(NodeDraft(group=group))
+    return Call(method="PATCH", path=path, body=body, headers=_JSON, decode=_nothing)
+
+
+def _group_path(name: str) -> str:
+    return f"/v1/groups/{quote(name, safe='')}"
+
+
+def queue(group: str | None, after: int) -> Call[Queue]:
+    from madang.wire.queue import Queue
+
+    path = query("/v1/queue", group=group, after=after or None)
+    return Call(method="GET", path=path, decode=_read(Queue))
+
+
+def why(ref: str) -> Call[Why]:
+    from madang.wire.queue import Why
+
+    return Call(method="GET", path=session_path(ref, "/why"), decode=_read(Why))
+
+
+def preview(spec: SessionSpec) -> Call[Why]:
+    from madang.wire.queue import Why
+
+    path, body = "/v1/queue/preview", to_json(spec)
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Why))
 
 
 def nodes() -> Call[list[Node]]:
