@@ -85,6 +85,15 @@ class SessionRow:
     image_policy: str
     version: int
     group_name: str = "default"
+    token_id: str = ""
+    """The token that asked for it."""
+    idle_text: str = ""
+    """In which way it is idle, if it was warned."""
+    protected_by: str = ""
+    idle_stop_at: int | None = None
+    """When it will be stopped for being idle; None: it was not warned."""
+    protected_until: int | None = None
+    """Not stopped for being idle before that."""
 
     @property
     def kernel(self) -> KernelId:
