@@ -50,6 +50,10 @@ class Reason(StrEnum):
     """The time limit ran out."""
     USER = "user"
     """Somebody stopped it."""
+    PREEMPTED = "preempted"
+    """It gave way to one of higher priority."""
+    GIVEN_UP = "given_up"
+    """It never started: its time to wait ran out, or what it comes after did not end well."""
     GUARD = "guard"
     """What keeps its sandbox policy was lost, so it was stopped."""
     LOST = "lost"
@@ -138,6 +142,28 @@ class SessionSpec:
     runtime: str = ""
     """What starts its programs: one of those that the machine offers; empty: its own choice."""
     network: Network = NO_NETWORK
+    group: str = ""
+    """Scaling group: the machines that it may run on; empty: the default one."""
+    priority: int | None = None
+    """Higher comes first; None: as the group says."""
+    after: tuple[str, ...] = ()
+    """Sessions, by name or id, that must have ended well before it starts."""
+    after_any: bool = False
+    """It is enough that they have ended, however they did."""
+    not_before: float | None = None
+    """Unix time before which it does not start."""
+    give_up_after_s: float | None = None
+    """It ends unstarted if it has waited so long."""
+    node_labels: tuple[str, ...] = ()
+    """``KEY=VALUE``, what its machine must have."""
+    arch: str = ""
+    """Architecture of its machine, like ``x86_64``; empty: any."""
+    apart: str = ""
+    """Of all sessions that name the same word, one on a machine."""
+    preemptible: bool = False
+    """Whether it may be ended for one of higher priority."""
+    reservation: str = ""
+    """Name of a reservation whose machines it uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +188,10 @@ class Pending:
     """``capacity.cpu``, ``capacity.mem``, ``node.none``, …"""
     text: str
     since: float
+    start_p50: float | None = None
+    """Unix time before which it starts as likely as not; None: nobody can tell yet."""
+    start_p90: float | None = None
+    """The same, of nine in ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +224,8 @@ class Session:
     stdin: bool
     labels: dict[str, str]
     network: Network = NO_NETWORK
+    group: str = "default"
+    priority: int = 0
     node: str | None
     attempt: int
     created_at: float

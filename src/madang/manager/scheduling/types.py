@@ -45,6 +45,14 @@ class Ask:
     reservation: str = ""
     preempts: bool = False
     """Whether those of lower priority may be ended for it."""
+    after_any: bool = False
+    """It is enough that those of ``after`` have ended."""
+    accounts: tuple[str, ...] = ()
+    """Whose limits count, like ``project:lab``; empty: the owner's."""
+
+    @property
+    def payers(self) -> tuple[str, ...]:
+        return self.accounts or (self.owner,)
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
@@ -89,6 +97,12 @@ class Held:
     leaving: bool = False
     """It was told to end."""
     reservation: str = ""
+    accounts: tuple[str, ...] = ()
+    """As of an ask."""
+
+    @property
+    def payers(self) -> tuple[str, ...]:
+        return self.accounts or (self.owner,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +155,7 @@ class Policy:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Owner → share; 1 where not named."""
     limits: Mapping[str, Amounts] = field(default_factory=dict)
-    """Owner → slots at once; devices are ``device_milli``."""
+    """Account → slots at once, in all groups; devices are ``device_milli``."""
     half_life_s: float = 7 * 86400.0
     stretch: float = 10.0
     """For the order ``short``: how many seconds a second of run time counts."""

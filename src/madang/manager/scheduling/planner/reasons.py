@@ -141,7 +141,7 @@ class Reasons:
     def _restricted(self, shape: int) -> str:
         wanted = self._book.shapes[shape]
         words = [
-            *[f"label {label}" for label in sorted(wanted.labels)],
+            *[_named(label) for label in sorted(wanted.labels)],
             *([f"architecture {wanted.arch}"] if wanted.arch else []),
             *([f"gpu model {' or '.join(sorted(wanted.models))}"] if wanted.models else []),
             *([f"a place apart from {wanted.apart}"] if wanted.apart else []),
@@ -215,24 +215,32 @@ class Reasons:
         text = f"waits for reservation {one.name}, which starts in {left}."
         return Wait(ask.session, "reservation.later", text)
 
-    def limit(self, ask: Ask, limit: Amounts, holds: Amounts) -> Wait | None:
-        """None: within the owner's limit."""
+    def limit(self, ask: Ask, account: str, limit: Amounts, holds: Amounts) -> Wait | None:
+        """None: within the account's limit."""
         asked = {slot: amount * ask.members for slot, amount in ask.slots.items()}
         asked["device_milli"] = ask.devices * ask.device_milli * ask.members
         for slot in sorted(limit):
             left = limit[slot] - holds.get(slot, 0)
             if asked.get(slot, 0) > max(0, left):
                 text = (
-                    f"waits for {slot_name(slot)} within the limit of {ask.owner}: asks "
+                    f"waits for {slot_name(slot)} within the limit of {account}: asks "
                     f"{show(slot, asked[slot])}, {show(slot, max(0, left))} of "
                     f"{show(slot, limit[slot])} left."
                 )
-                return Wait(ask.session, "policy.limit", text)
+                kind, colon, _ = account.partition(":")
+                code = f"limit.{kind}.{slot_name(slot)}" if colon else "policy.limit"
+                return Wait(ask.session, code, text)
         return None
 
     def preempting(self, ask: Ask, names: Sequence[str], grace_s: float) -> Wait:
         text = f"waits for {', '.join(names)} to give way, at most {format_duration(grace_s)}."
         return Wait(ask.session, "capacity.preempting", text)
+
+
+def _named(label: str) -> str:
+    """``network:full`` is what a machine offers, ``disk=ssd`` a label that somebody gave it."""
+    kind, offered, name = label.partition(":")
+    return f"{kind} {name}" if offered and "=" not in kind else f"label {label}"
 
 
 def whole_devices(book: Book) -> Ints:

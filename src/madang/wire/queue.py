@@ -1,0 +1,102 @@
+"""Groups of machines, the queue before them, and what can be asked about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from madang.wire.kernel import Capacity
+from madang.wire.session import Pending
+
+MAX_GROUP_TEXT: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """A scaling group: some machines, and how their queue is run."""
+
+    name: str
+    text: str
+    """Its settings, TOML; see the reference."""
+    version: int
+    """Grows with every change; the ``ETag``."""
+    nodes: tuple[str, ...] = ()
+    capacity: Capacity = Capacity(cpu=0, mem_bytes=0, disk_bytes=0, pids=0)
+    """Of all its machines together."""
+    pending: int = 0
+    """Sessions that wait for it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupDraft:
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeDraft:
+    """What an administrator decides about a machine."""
+
+    group: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forecast:
+    """How good the estimates of a group have been."""
+
+    told: int = 0
+    """Estimates that have come true, or not."""
+    coverage: float | None = None
+    """Part of these sessions that started before p90; None before the first."""
+    median_error_s: float | None = None
+    """Between p50 and the start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """A change that would let a session start; tried with the planner before it is said."""
+
+    text: str
+    after: str = ""
+    """Name of the session whose end it takes; empty: it starts now."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Why:
+    """Why a session waits, until when, and what would help."""
+
+    name: str
+    group: str
+    node: str | None = None
+    """Where it is, or would be placed now; None: it has to wait."""
+    place: int | None = None
+    """Its place in the queue of its group, from 1, in the order of priority and age."""
+    waiting: int = 0
+    """Sessions in that queue."""
+    pending: Pending | None = None
+    options: tuple[Option, ...] = ()
+    forecast: Forecast = Forecast()
+    """Of its group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueEntry:
+    id: str
+    name: str
+    owner: str
+    group: str
+    priority: int
+    place: int
+    """From 1; gaps are sessions that the caller may not see."""
+    created_at: float
+    pending: Pending | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Queue:
+    """The queue of a group, or of all."""
+
+    items: tuple[QueueEntry, ...]
+    waiting: int
+    """Sessions that wait, those among them that the caller may not see."""
+    forecasts: dict[str, Forecast]
+    """By group."""
