@@ -32,6 +32,13 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitsPage:
+    items: tuple[Limits, ...]
+    next: str | None
+    """Cursor of the next page; None: this is the last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsDraft:
     """A text that is to be put in force."""
 

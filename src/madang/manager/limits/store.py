@@ -270,6 +270,4 @@ async def remove_preset(tx: Transaction, name: str, *, author_id: str, at: int) 
 
 
 async def _tell_preset(tx: Transaction, name: str, kind: str, *, author_id: str, at: int) -> None:
-    await add_event(
-        tx, at=at, kind=kind, subject=name, owner_id=author_id, payload={"name": name}
-    )
+    await add_event(tx, at=at, kind=kind, subject=name, owner_id=author_id, payload={"name": name})

@@ -1,23 +1,28 @@
-"""Background duties: place, keep deadlines, tidy up."""
+"""Background duties: place, keep deadlines, stop what is idle, tidy up."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
 from madang.kit.loop import Loop
-from madang.manager.db import Database, micros, seconds
+from madang.manager.db import Database, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, prune_events
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import NodeRow
+from madang.manager.limits.rules import idle
+from madang.manager.limits.service import LimitService
 from madang.manager.scheduling.rules import plan
 from madang.manager.scheduling.types import Place, Wait
 from madang.manager.session import store
+from madang.manager.session.rules import look_of
 from madang.manager.session.service import AgentService, moves
+from madang.manager.session.service.accounts import who_pays
 from madang.manager.session.service.users import ask_of, read_snapshot
 from madang.manager.session.types import LIFE, SessionRow, SessionSettings
+from madang.wire.kernel import KernelId, KernelReport
 from madang.wire.session import Pending, Reason, SessionStatus
 from madang.wire.size import format_duration
 
@@ -50,6 +55,7 @@ class Scheduler(Loop):
         database: Database,
         feed: EventFeed,
         fleet: FleetService,
+        limits: LimitService,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
@@ -57,6 +63,7 @@ class Scheduler(Loop):
         self._database: Final = database
         self._feed: Final = feed
         self._fleet: Final = fleet
+        self._limits: Final = limits
         self._settings: Final = settings
         self._refreshed = 0.0
 
@@ -72,13 +79,18 @@ class Scheduler(Loop):
             pending = await store.list_pending(tx, PASS)
             if not pending:
                 return False
+            asks = [ask_of(row, who_pays(row, row.domain_id)) for row in pending]
             snapshot = await read_snapshot(tx, self._fleet.online())
+            limits = await self._limits.slots_at_once(tx, {a for ask in asks for a in ask.accounts})
+            names = {account: await self._limits.shown(tx, account) for account in limits}
         found = plan(
-            [ask_of(row) for row in pending],
+            asks,
             snapshot.rooms,
             now,
             held=snapshot.held,
             reserve_after_s=self._settings.reserve_after_s,
+            limits=limits,
+            names=names,
         )
         rows = {row.id: row for row in pending}
         for start in range(0, len(found.places), BATCH):
@@ -91,9 +103,19 @@ class Scheduler(Loop):
         async with self._database.begin() as tx:
             for place in places:
                 row = await store.find(tx, place.session)
-                if row is not None and await moves.assign(tx, row, place.node, at=at) is None:
+                if row is None:
+                    continue
+                late = await self._over_limits(tx, row)
+                if late or await moves.assign(tx, row, place.node, at=at) is None:
                     self.wake()  # another was faster, or the room is gone: plan again
         self._feed.wake()
+
+    async def _over_limits(self, tx: Transaction, row: SessionRow) -> bool:
+        """Whether a limit is in the way that was not when the plan was made."""
+        who = await self._limits.who(
+            tx, user=row.owner_id, project=row.project_id, token=row.token_id
+        )
+        return await self._limits.find_over(tx, who, asdict(row.slots)) is not None
 
     async def _explain(self, rows: dict[str, Any], waits: tuple[Wait, ...]) -> None:
         """Write down why; a new reason at once, newer figures now and then."""
@@ -218,6 +240,101 @@ class Reaper(Loop):
                     await moves.end(tx, current, ended, at=at, actor="watcher", keep=False)
                     self._agents.forget(row.id)
             self._feed.wake()
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is known of a session's use."""
+
+    report: KernelReport
+    """The newest that was looked at."""
+    marks: idle.Marks
+
+
+class IdleWatch(Loop):
+    """Warns of sessions that nobody uses, and stops them; what that means: ``limits.rules.idle``.
+
+    Each server judges by the machines that are linked to it, once a report.
+    """
+
+    period_s = 2.0
+
+    def __init__(
+        self,
+        database: Database,
+        feed: EventFeed,
+        fleet: FleetService,
+        agents: AgentService,
+        limits: LimitService,
+        clock: Clock,
+    ) -> None:
+        super().__init__(clock)
+        self._database: Final = database
+        self._feed: Final = feed
+        self._fleet: Final = fleet
+        self._agents: Final = agents
+        self._limits: Final = limits
+        self._seen: dict[KernelId, _Seen] = {}
+
+    async def tick(self, now: float) -> None:
+        async with self._database.read() as tx:
+            assigned = await self._limits.assigned(tx)
+            span_s = assigned.idle_span_s
+            running = await store.list_running(tx) if span_s else []
+        seen: dict[KernelId, _Seen] = {}
+        for row, domain in running:
+            known = self._seen.get(row.kernel)
+            fresh = self._look(row, known, span_s)
+            if (last := fresh or known) is not None:
+                seen[row.kernel] = last
+            if fresh is not None:
+                in_force = assigned.of(who_pays(row, domain).accounts)
+                await self._act(row, idle.judge(fresh.marks, in_force), now)
+        self._seen = seen
+
+    def _look(self, row: SessionRow, known: _Seen | None, span_s: float) -> _Seen | None:
+        """None: there is no news of it."""
+        report = self._agents.live.get(row.id)
+        if report is None or report.kernel != row.kernel or row.node not in self._fleet.online():
+            return None
+        if known is not None and known.report is report:
+            return None
+        look = look_of(report, self.clock.monotonic())
+        marks = (
+            idle.begin(look) if known is None else idle.observe(known.marks, look, span_s=span_s)
+        )
+        return _Seen(report, marks)
+
+    async def _act(self, row: SessionRow, judged: idle.Judged, now: float) -> None:
+        if _idle_step(row, judged, now) is None:
+            return
+        at = micros(now)
+        async with self._database.begin() as tx:
+            current = await store.find(tx, row.id)
+            if current is None or current.status != S.RUNNING or current.kernel != row.kernel:
+                return
+            match _idle_step(current, judged, now):
+                case idle.Warn(stop_at, text):
+                    columns = {"idle_stop_at": micros(stop_at), "idle_text": text}
+                    await store.change(tx, current, at=at, what="idle", **columns)
+                case idle.Withdraw():
+                    columns = {"idle_stop_at": None, "idle_text": ""}
+                    await store.change(tx, current, at=at, what="not idle", **columns)
+                case idle.Stop(text):
+                    reason = Reason.IDLE
+                    await moves.stop(
+                        tx, current, at=at, actor="idle watch", reason=reason, text=text
+                    )
+        self._feed.wake()
+
+
+def _idle_step(row: SessionRow, judged: idle.Judged, now: float) -> idle.Step | None:
+    return idle.next_step(
+        judged,
+        stop_at=None if row.idle_stop_at is None else seconds(row.idle_stop_at),
+        protected_until=None if row.protected_until is None else seconds(row.protected_until),
+        now=now,
+    )
 
 
 class Retention(Loop):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from madang.manager.limits.types import Amounts, Asked, Held, InForce
-from madang.wire.errors import LimitExceeded, LimitRefused, PlatformError
+from madang.wire.errors import Conflict, LimitExceeded, LimitRefused, PlatformError
 from madang.wire.size import format_bytes, format_duration
 
 _MORE = "or ask an administrator for more (limits {name}: `madang limits of`)"
@@ -82,9 +82,26 @@ def time_limit(asked: Asked, in_force: Sequence[InForce]) -> float | None:
     return min(caps, default=None) if asked.time_s is None else asked.time_s
 
 
-def longest_protection(in_force: Iterable[InForce]) -> float | None:
-    """How far ahead a session may be protected; None: nothing stops it for being idle."""
-    return min((by.limits.protect_s for by in in_force if by.limits.idle), default=None)
+def protection(in_force: Iterable[InForce], session: str, for_s: float | None) -> float:
+    """For how long a session is protected from being stopped as idle; None asks for the longest.
+
+    Raises LimitRefused for longer than that, Conflict where nothing would ever stop it.
+    """
+    checked = [by for by in in_force if by.limits.idle]
+    if for_s == 0:
+        return 0.0
+    if not checked:
+        text = f"nothing stops {session} for being idle: no limits of its accounts have [[idle]]."
+        raise Conflict(text)
+    by = min(checked, key=lambda one: one.limits.protect_s)
+    most = by.limits.protect_s
+    if for_s is not None and for_s > most:
+        text = (
+            f"{by.shown}: a session is protected for at most {format_duration(most)} at once, "
+            f"asked {format_duration(for_s)}. Protect it again later, {_MORE.format(name=by.name)}."
+        )
+        raise LimitRefused(text, **_details(by, "protect", limit=most, asked=for_s))
+    return most if for_s is None else for_s
 
 
 def month_of(now: float) -> float:
@@ -135,15 +152,12 @@ def _too_long(asked: Asked, in_force: Sequence[InForce]) -> LimitRefused | None:
 
 
 def _too_many(in_force: Sequence[InForce], held: Mapping[str, Held]) -> LimitExceeded | None:
-    counted = (
-        ("sessions", "sessions at once", lambda b: b.limits.sessions, lambda h: h.sessions),
-        ("pending", "waiting at once", lambda b: b.limits.pending, lambda h: h.pending),
-    )
-    for what, words, limit_of, count_of in counted:
+    for what, words in (("sessions", "sessions at once"), ("pending", "waiting at once")):
         found = [
-            (limit - count_of(_held(held, by)), limit, by)
+            (limit - count, limit, by)
             for by in in_force
-            if (limit := limit_of(by)) is not None and count_of(_held(held, by)) >= limit
+            for limit, count in (_count(what, by, _held(held, by)),)
+            if limit is not None and count >= limit
         ]
         if found:
             left, limit, by = min(found, key=lambda one: one[:2])
@@ -154,6 +168,12 @@ def _too_many(in_force: Sequence[InForce], held: Mapping[str, Held]) -> LimitExc
             details = _details(by, what, limit=limit, used=limit - left, asked=1, left=0)
             return LimitExceeded(text, **details)
     return None
+
+
+def _count(what: str, by: InForce, held: Held) -> tuple[int | None, int]:
+    if what == "sessions":
+        return by.limits.sessions, held.sessions
+    return by.limits.pending, held.pending
 
 
 def _spent(in_force: Sequence[InForce], hours: Mapping[str, float]) -> LimitExceeded | None:

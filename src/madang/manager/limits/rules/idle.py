@@ -125,13 +125,12 @@ def judge(marks: Marks, in_force: Sequence[InForce]) -> Idle | Busy | None:
 def _quiet(marks: Marks, check: Check) -> bool | None:
     """None: the looks do not reach back far enough, and so far it was quiet."""
     last = marks.last
-    match check.kind:
-        case IdleKind.OUTPUT:
-            known, since = last.outputs is not None, marks.output_at
-        case IdleKind.CONNECTION:
-            known, since = last.clients is not None, marks.client_at
-        case IdleKind.CPU | IdleKind.NETWORK:
-            return _below(marks, check)
+    if check.kind in {IdleKind.CPU, IdleKind.NETWORK}:
+        return _below(marks, check)
+    if check.kind is IdleKind.OUTPUT:
+        known, since = last.outputs is not None and last.inputs is not None, marks.output_at
+    else:
+        known, since = last.clients is not None, marks.client_at
     if not known:
         return False
     if last.at - since >= check.after_s:
@@ -202,13 +201,13 @@ class Stop:
     text: str
 
 
+Judged = Idle | Busy | None
+Step = Warn | Withdraw | Stop
+
+
 def next_step(
-    judged: Idle | Busy | None,
-    *,
-    stop_at: float | None,
-    protected_until: float | None,
-    now: float,
-) -> Warn | Withdraw | Stop | None:
+    judged: Judged, *, stop_at: float | None, protected_until: float | None, now: float
+) -> Step | None:
     """*stop_at*: when it will be stopped, if that was said; times are Unix seconds.
 
     It is never stopped without a warning and its grace, nor while nobody can say that it is idle.

@@ -1,4 +1,4 @@
-"""Limits kept (``LimitService``), limits and presets written (``LimitTexts``, ``PresetService``)."""
+"""Limits kept (``LimitService``); limits and presets written."""
 
 from madang.manager.limits.service.keeping import LimitService
 from madang.manager.limits.service.presets import PresetService

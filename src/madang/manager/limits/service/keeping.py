@@ -44,9 +44,7 @@ class LimitService:
 
     # Sessions that are to be made
 
-    async def check_create(
-        self, tx: Reader, who: Who, asked: Asked, *, at: int
-    ) -> float | None:
+    async def check_create(self, tx: Reader, who: Who, asked: Asked, *, at: int) -> float | None:
         """The time limit that the session gets. Raises LimitRefused, LimitExceeded.
 
         In the transaction that makes it, or somebody else takes what is left meanwhile.
@@ -80,16 +78,10 @@ class LimitService:
 
     # Sessions that are to be placed
 
-    async def slots_at_once(
-        self, tx: Reader, accounts: Iterable[str]
-    ) -> Mapping[str, Amounts]:
+    async def slots_at_once(self, tx: Reader, accounts: Iterable[str]) -> Mapping[str, Amounts]:
         """Account → slots that it may hold; those without such limits are missing."""
         assigned = Assigned(await store.list_assigned(tx))
-        return {
-            by.account: by.limits.at_once
-            for by in assigned.of(accounts)
-            if by.limits.at_once
-        }
+        return {by.account: by.limits.at_once for by in assigned.of(accounts) if by.limits.at_once}
 
     async def find_over(self, tx: Reader, who: Who, slots: Amounts) -> Over | None:
         """The limit that is in the way of holding *slots* more."""
@@ -108,6 +100,10 @@ class LimitService:
         }
 
     # Sessions that are left alone
+
+    async def protection(self, tx: Reader, who: Who, session: str, for_s: float | None) -> float:
+        """For how long a session may be protected. Raises LimitRefused, Conflict."""
+        return counting.protection(await self.in_force(tx, who), session, for_s)
 
     async def assigned(self, tx: Reader) -> Assigned:
         """All that is in force, to look up many accounts."""

@@ -12,7 +12,13 @@ from madang.manager.db import Database, micros, seconds
 from madang.manager.http import Caller
 from madang.manager.limits import store
 from madang.manager.limits.types import PresetRow
-from madang.wire.errors import Forbidden, InvalidRequest, NotFound, PreconditionFailed, PresetUnknown
+from madang.wire.errors import (
+    Forbidden,
+    InvalidRequest,
+    NotFound,
+    PreconditionFailed,
+    PresetUnknown,
+)
 from madang.wire.limits import Preset, PresetDraft
 from madang.wire.session import SizeRequest
 from madang.wire.size import Size, check

@@ -134,7 +134,7 @@ class LimitTexts:
         async with self._database.read() as tx:
             if target == ME:
                 who = await self._service.who(
-                    tx, user=caller.user_id, project=caller.project_id, token=token_of(caller)
+                    tx, user=caller.user_id, project=caller.project_id, token=caller.token_id
                 )
                 return await self._of(tx, target, who.accounts)
             account = await self.resolve(tx, caller, target)
@@ -256,11 +256,6 @@ class LimitTexts:
             note=draft.note,
             removed=0,
         )
-
-
-def token_of(caller: Caller) -> str:
-    """Id of the token that the caller came with; none: empty."""
-    return str(getattr(caller, "token_id", ""))
 
 
 def _counts(by: InForce, held: Held) -> tuple[tuple[str, int | None, int], ...]:

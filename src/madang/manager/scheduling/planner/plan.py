@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Final
 
-from madang.manager.scheduling.planner.passes import Pass
 from madang.manager.scheduling.planner.holdings import Holdings
+from madang.manager.scheduling.planner.passes import Pass
 from madang.manager.scheduling.types import Ask, Plan, Policy, Snapshot, Wait
 from madang.wire.size import format_duration
 

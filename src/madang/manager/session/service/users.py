@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,11 +19,14 @@ from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.tables import SLOTS
 from madang.manager.fleet.types import Slots
 from madang.manager.http import Caller
+from madang.manager.limits.service import LimitService, PresetService
+from madang.manager.limits.types import Asked, Who
 from madang.manager.scheduling.rules import lacking, plan, show, slot_name
 from madang.manager.scheduling.types import Ask, Held, Room
 from madang.manager.session import store
 from madang.manager.session.rules import check_spec, next_phases, resolve_size, view
 from madang.manager.session.service import moves
+from madang.manager.session.service.accounts import who_pays
 from madang.manager.session.service.agents import AgentService
 from madang.manager.session.service.kernels import not_running
 from madang.manager.session.types import Blobs, Images, SessionRow, SessionSettings
@@ -78,6 +82,8 @@ class SessionService:
         agents: AgentService,
         images: Images,
         blobs: Blobs,
+        limits: LimitService,
+        presets: PresetService,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
@@ -87,6 +93,8 @@ class SessionService:
         self._agents: Final = agents
         self._images: Final = images
         self._blobs: Final = blobs
+        self._limits: Final = limits
+        self._presets: Final = presets
         self._clock: Final = clock
         self._settings: Final = settings
 
@@ -122,6 +130,7 @@ class SessionService:
                     session_id=row.id,
                     at=row.created_at,
                 )
+            row = await self._within_limits(tx, row)
             row = replace(row, name=await self._free_name(tx, spec.name))
             await store.add(tx, row, actor=caller.user)
         self._feed.wake()
@@ -143,6 +152,8 @@ class SessionService:
         self, caller: Caller, spec: SessionSpec, body: str, kind: SessionKind | None
     ) -> SessionRow:
         check_spec(spec)
+        if spec.preset:
+            spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
         size = resolve_size(spec, self._settings)
         mount = await self._images.resolve(spec.image)
         image_policy = await self._images.policy_of(spec.image)
@@ -210,7 +221,18 @@ class SessionService:
             log_end=None,
             refused="{}",
             version=1,
+            token_id=caller.token_id,
         )
+
+    async def _within_limits(self, tx: Reader, row: SessionRow) -> SessionRow:
+        """With the time limit that it gets. Raises LimitRefused, LimitExceeded."""
+        who = await self._limits.who(
+            tx, user=row.owner_id, project=row.project_id, token=row.token_id
+        )
+        time_s = None if row.time_us is None else seconds(row.time_us)
+        asked = Asked(slots=_slots(row), time_s=time_s)
+        granted = await self._limits.check_create(tx, who, asked, at=row.created_at)
+        return row if granted == time_s else replace(row, time_us=moves.to_stored(granted))
 
     async def _free_name(self, tx: Transaction, wanted: str | None) -> str:
         if wanted is not None:
@@ -249,10 +271,23 @@ class SessionService:
     async def preview(self, caller: Caller, spec: SessionSpec) -> Session:
         """As ``create`` would make it, with where it would go or why it would wait; not stored."""
         row = await self._prepare(caller, spec, to_json(spec).decode(), None)
-        ask = ask_of(row)
         async with self._database.read() as tx:
+            row = await self._within_limits(tx, row)
+            who = await self._limits.who(
+                tx, user=row.owner_id, project=row.project_id, token=row.token_id
+            )
+            ask = ask_of(row, who)
             snapshot = await read_snapshot(tx, self._fleet.online())
-        found = plan([ask], snapshot.rooms, seconds(row.created_at), held=snapshot.held)
+            limits = await self._limits.slots_at_once(tx, who.accounts)
+            names = {account: await self._limits.shown(tx, account) for account in limits}
+        found = plan(
+            [ask],
+            snapshot.rooms,
+            seconds(row.created_at),
+            held=snapshot.held,
+            limits=limits,
+            names=names,
+        )
         if found.places:
             return view(replace(row, node=found.places[0].node), None)
         wait = found.waits[0]
@@ -371,6 +406,35 @@ class SessionService:
         async with self._database.read() as tx:
             return await store.find(tx, row.id)
 
+    # Left alone
+
+    async def protect(self, caller: Caller, ref: str, for_s: float | None) -> SessionRow:
+        """Not to be stopped for being idle for that long from now; 0: the protection ends.
+
+        None: as long as its limits allow. Raises LimitRefused for longer, Conflict where nothing
+        would stop it.
+        """
+        if for_s is not None and not (math.isfinite(for_s) and for_s >= 0):
+            raise InvalidRequest("for_s: seconds from now, 0 or more.", field="for_s")
+        at = micros(self._clock.now())
+        async with self._database.begin() as tx:
+            row = await self._get(tx, caller, ref)
+            if row.status == S.TERMINATED:
+                raise not_running(row)
+            who = await self._limits.who(
+                tx, user=row.owner_id, project=row.project_id, token=row.token_id
+            )
+            until = at + micros(await self._limits.protection(tx, who, row.name, for_s))
+            columns = {
+                "protected_until": until if until > at else None,
+                "protected_by": caller.user,
+            }
+            if until > at:
+                columns |= {"idle_stop_at": None, "idle_text": ""}
+            row = await store.change(tx, row, at=at, what="protected", **columns) or row
+        self._feed.wake()
+        return row
+
     # Ending
 
     async def stop(self, caller: Caller, ref: str, request: StopRequest) -> SessionRow:
@@ -416,7 +480,7 @@ class SessionService:
         self._feed.wake()
 
 
-def ask_of(row: Any) -> Ask:
+def ask_of(row: Any, who: Who) -> Ask:
     """Of a ``SessionRow`` or a row of ``store.list_pending``."""
     return Ask(
         session=row.id,
@@ -424,6 +488,7 @@ def ask_of(row: Any) -> Ask:
         priority=row.priority,
         created_at=seconds(row.created_at),
         slots=_slots(row),
+        accounts=who.accounts,
     )
 
 
@@ -447,6 +512,12 @@ async def read_snapshot(tx: Reader, online: set[str]) -> Snapshot:
             free = {slot: capacity[slot] - used[slot] for slot in capacity}
             rooms.append(Room(node=node.name, capacity=capacity, free=free))
     held = [
-        Held(node=row.node, name=row.name, slots=_slots(row)) for row in await store.list_placed(tx)
+        Held(
+            node=row.node,
+            name=row.name,
+            slots=_slots(row),
+            accounts=who_pays(row, row.domain_id).accounts,
+        )
+        for row in await store.list_placed(tx)
     ]
     return Snapshot(rooms, held)
