@@ -87,6 +87,8 @@ def agent_settings(settings: Settings) -> AgentSettings:
     node = settings.node
     return AgentSettings(
         node=node.name or socket.gethostname(),
+        group=node.group,
+        labels=node.labels,
         state_dir=settings.server.state,
         cpu_overcommit=node.cpu_overcommit,
         disk_overcommit=node.disk_overcommit,

@@ -87,6 +87,10 @@ class NodeSettings:
 
     name: str = ""
     """Name of this machine; empty: its host name."""
+    group: str = ""
+    """Scaling group of this machine; empty: where the administrator puts it (`madang node set`)."""
+    labels: tuple[str, ...] = ()
+    """``KEY=VALUE``, by which sessions may choose this machine (`--needs`)."""
     cpu_overcommit: float = 1.0
     """Cores given out for each core there is."""
     disk_overcommit: float = 4.0

@@ -37,10 +37,13 @@ from madang.manager.limits.service import LimitService, LimitTexts, PresetServic
 from madang.manager.metrics import Metrics
 from madang.manager.policy.api import PolicyApi
 from madang.manager.policy.service import PolicyService
+from madang.manager.scheduling.api import GroupApi
+from madang.manager.scheduling.service import GroupService, Memory
 from madang.manager.session import store as session_store
 from madang.manager.session.api import (
     EventApi,
     FileApi,
+    QueueApi,
     SessionApi,
     SessionPolicyApi,
     StreamApi,
@@ -51,6 +54,8 @@ from madang.manager.session.service import AgentService, SessionService
 from madang.manager.session.service.accounts import SessionLedger
 from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
+from madang.manager.session.service.queueing import QueueService
+from madang.manager.session.service.snapshots import SnapshotReader
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
 from madang.wire.api import Defaults, Event, ServerInfo
@@ -109,6 +114,9 @@ class Manager:
         ledger = SessionLedger()
         self.limits.bind(ledger)
         self.limit_texts.bind(ledger)
+        self.groups: Final = GroupService(self.database, self.feed, clock, limits.reserve_after_s)
+        memory = Memory()
+        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
         self.sessions: Final = SessionService(
             self.database,
             self.feed,
@@ -118,9 +126,13 @@ class Manager:
             blobs,
             self.limits,
             self.presets,
+            self.groups,
+            reader,
+            memory,
             clock,
             limits,
         )
+        self.queue: Final = QueueService(self.database, self.sessions, reader, memory, clock)
         self.kernels: Final = KernelService(self.fleet)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
@@ -128,7 +140,7 @@ class Manager:
         self.policies.bind(self.session_policies)
         self.images.sessions = _Builds(self)
         self._scheduler: Final = Scheduler(
-            self.database, self.feed, self.fleet, self.limits, clock, limits
+            self.database, self.feed, reader, memory, self.limits, clock
         )
         self._builds: Final = BuildWatcher(self.images, clock)
         self._loops: Final[tuple[Loop, ...]] = (
@@ -178,6 +190,8 @@ class Manager:
                 SystemApi(self._health, self._info, self.metrics, self._fill_metrics),
                 IdentityApi(),
                 FleetApi(self.fleet, self._count_by_node),
+                GroupApi(self.groups),
+                QueueApi(self.queue),
                 ImageApi(self.images),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
@@ -208,7 +222,7 @@ class Manager:
         target = event.payload.get("target")
         if (node := event.payload.get("node")) and target not in _REPORTED:
             self.fleet.wake(node)
-        if event.kind == "node.connected" or target in _ASKS_OR_FREES:
+        if event.kind in {"node.connected", "group.changed"} or target in _ASKS_OR_FREES:
             self._scheduler.wake()
 
     async def _health(self) -> None:

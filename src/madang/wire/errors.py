@@ -79,6 +79,24 @@ class NetworkRefused(PlatformError):
     )
 
 
+class GroupInvalid(PlatformError):
+    code = "group.invalid"
+    http_status = 400
+    help_text = (
+        "The settings of a group of machines have a mistake; the text names the key. The reference "
+        "of groups lists all keys; `madang group show` prints what is in force."
+    )
+
+
+class GroupRefused(PlatformError):
+    code = "group.refused"
+    http_status = 403
+    help_text = (
+        "That group of machines does not exist, or not for this project, this priority or this "
+        "runtime. `madang group ls` lists those that you may use."
+    )
+
+
 class Unauthenticated(PlatformError):
     code = "auth.missing"
     http_status = 401

@@ -20,11 +20,9 @@ class Group:
     """Its settings, TOML; see the reference."""
     version: int
     """Grows with every change; the ``ETag``."""
-    nodes: tuple[str, ...] = ()
-    capacity: Capacity = Capacity(cpu=0, mem_bytes=0, disk_bytes=0, pids=0)
+    nodes: tuple[str, ...]
+    capacity: Capacity
     """Of all its machines together."""
-    pending: int = 0
-    """Sessions that wait for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

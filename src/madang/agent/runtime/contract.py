@@ -40,6 +40,8 @@ class RuntimeFacts:
     capacity: Capacity | None = None
     runtimes: tuple[str, ...] = ()
     """What sessions may choose (``KernelSpec.runtime``), its own choice first; none: just this."""
+    networks: tuple[str, ...] = ()
+    """Modes of network that sessions may have; none: it did not say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,7 @@ class NativeRuntime:
             warnings=tuple(facts["warnings"]),
             capacity=convert(Capacity, facts["capacity"]),
             runtimes=tuple(facts["runtimes"]),
+            networks=tuple(facts.get("networks", ())),
         )
 
     async def close(self) -> None:

@@ -107,22 +107,6 @@ class PresetRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Who:
-    """To whose account a session goes; ids."""
-
-    user: str
-    project: str
-    token: str = ""
-    domain: str = ""
-
-    @property
-    def accounts(self) -> tuple[str, ...]:
-        """From the narrowest to the widest."""
-        ids = (self.token, self.user, self.project, self.domain)
-        return tuple(f"{kind}:{id_}" for kind, id_ in zip(KINDS, ids, strict=True) if id_)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class InForce:
     """Limits that count for an account."""
 

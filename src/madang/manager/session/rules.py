@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final
 
 from madang.kit import policy
@@ -13,10 +14,12 @@ from madang.kit.codec import from_json, to_json
 from madang.kit.ids import MAX_NAME, valid_name
 from madang.manager.db import micros, seconds
 from madang.manager.limits.rules.idle import Look
+from madang.manager.scheduling.types import Run, Wishes
 from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
 from madang.wire import network
 from madang.wire.errors import InvalidRequest
 from madang.wire.kernel import Assignment, ImageMount, KernelReport, KernelSpec, Wanted
+from madang.wire.labels import GROUP, LABEL
 from madang.wire.policy import SESSION
 from madang.wire.session import (
     Ended,
@@ -38,6 +41,10 @@ MAX_ARGV_BYTES: Final = 1 << 20
 MAX_ENV_BYTES: Final = 1 << 18
 MAX_LABELS: Final = 32
 MAX_GRACE_S: Final = 3600.0
+MAX_AFTER: Final = 16
+MAX_TIME: Final = 32_503_680_000.0
+"""The year 3000."""
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _RUNTIME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -51,6 +58,8 @@ _PHASE: Final = {
 _RESULTS: Final = {
     Reason.USER: Result.CANCELLED,
     Reason.IDLE: Result.CANCELLED,
+    Reason.PREEMPTED: Result.CANCELLED,
+    Reason.GIVEN_UP: Result.CANCELLED,
     Reason.LOST: Result.LOST,
     Reason.NODE_LOST: Result.LOST,
 }
@@ -88,7 +97,27 @@ def check_spec(spec: SessionSpec) -> SessionSpec:
     if spec.runtime and not _RUNTIME.fullmatch(spec.runtime):
         raise _invalid("runtime", f"{spec.runtime[:60]!r} is no name of a runtime.")
     network.check(spec.network)
+    _check_wishes(spec)
     return spec
+
+
+def _check_wishes(spec: SessionSpec) -> None:
+    if spec.group and not GROUP.fullmatch(spec.group):
+        raise _invalid("group", f"{spec.group[:60]!r} is no name of a group.")
+    if len(spec.after) > MAX_AFTER:
+        raise _invalid("after", f"{len(spec.after)} sessions; the limit is {MAX_AFTER}.")
+    for label in spec.node_labels[: MAX_LABELS + 1]:
+        if not LABEL.fullmatch(label) or len(spec.node_labels) > MAX_LABELS:
+            text = f"{label[:60]!r}: at most {MAX_LABELS} labels of machines, like disk=ssd."
+            raise _invalid("node_labels", text)
+    for name, word in (("arch", spec.arch), ("apart", spec.apart)):
+        if word and not _WORD.fullmatch(word):
+            raise _invalid(name, f"{word[:60]!r}: letters, digits, dots, dashes, at most 63.")
+    if spec.reservation and not GROUP.fullmatch(spec.reservation):
+        raise _invalid("reservation", f"{spec.reservation[:60]!r} is no name of a reservation.")
+    for name, value in (("not_before", spec.not_before), ("give_up_after_s", spec.give_up_after_s)):
+        if value is not None and not (math.isfinite(value) and 0 < value <= MAX_TIME):
+            raise _invalid(name, f"{value:g} is out of range.")
 
 
 def _invalid(field: str, text: str) -> InvalidRequest:
@@ -159,6 +188,47 @@ def result_of(ended: Ended) -> Result:
     if ended.reason is Reason.EXIT and ended.exit_code == 0:
         return Result.SUCCESS
     return _RESULTS.get(ended.reason, Result.FAILURE)
+
+
+def run_of(row: SessionRow, ended: Ended) -> Run:
+    """What is kept of a session that has ended, for forecasts, shares and replays."""
+    queue = next(
+        (phase for phase in from_json(list[Phase], row.phases) if phase.name == "queue"), None
+    )
+    scheduled = None if row.node is None or queue is None else queue.ended_at
+    return Run(
+        session_id=row.id,
+        name=row.name,
+        group_name=row.group_name,
+        node=row.node,
+        owner=row.owner,
+        project_id=row.project_id,
+        program=wishes_of(row.wishes).kind,
+        priority=row.priority,
+        cpu_milli=row.cpu_milli,
+        mem_bytes=row.mem_bytes,
+        disk_bytes=row.disk_bytes,
+        pids=row.pids,
+        time_us=row.time_us,
+        wishes=row.wishes,
+        told=row.told,
+        created_at=row.created_at,
+        scheduled_at=None if scheduled is None else micros(scheduled),
+        ended_at=row.ended_at or row.status_since,
+        result=row.result or "",
+        reason=str(ended.reason),
+    )
+
+
+@lru_cache(maxsize=4096)
+def accounts_of(row: SessionRow) -> tuple[str, ...]:
+    """Whose limits count for it; sessions of before there were accounts have two."""
+    known = wishes_of(row.wishes).accounts
+    return known or (f"user:{row.owner_id}", f"project:{row.project_id}")
+
+
+def wishes_of(text: str) -> Wishes:
+    return from_json(Wishes, text) if text else Wishes()
 
 
 def deadline_of(status: SessionStatus, at: int, grace_us: int = 0) -> int | None:
@@ -287,6 +357,8 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         stdin=spec.stdin,
         labels=spec.labels,
         network=spec.network,
+        group=row.group_name,
+        priority=row.priority,
         node=row.node,
         attempt=row.attempt,
         created_at=seconds(row.created_at),

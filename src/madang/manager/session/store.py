@@ -83,39 +83,26 @@ _PAGE: Final = (
     .order_by(sessions.c.id.desc())
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
 )
-_PAYERS: Final = (
-    sessions.c.owner_id,
-    sessions.c.project_id,
-    sessions.c.token_id,
-    projects.c.domain_id,
-)
-"""To whose account it goes; see ``limits.types.Who``."""
-_WITH_DOMAIN: Final = sessions.outerjoin(projects, sessions.c.project_id == projects.c.id)
 _PENDING: Final = (
     sa.select(
         sessions.c.id,
         sessions.c.name,
-        *_PAYERS,
+        sessions.c.owner_id,
+        sessions.c.owner,
+        sessions.c.project_id,
+        sessions.c.group_name,
         sessions.c.priority,
         sessions.c.created_at,
         *(sessions.c[slot] for slot in SLOTS),
+        sessions.c.time_us,
+        sessions.c.wishes,
+        sessions.c.told,
         sessions.c.pending,
         sessions.c.version,
     )
-    .select_from(_WITH_DOMAIN)
     .where(sessions.c.status == str(S.PENDING))
     .order_by(sessions.c.priority.desc(), sessions.c.created_at, sessions.c.id)
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
-)
-_PLACED: Final = (
-    sa.select(
-        sessions.c.name,
-        sessions.c.node,
-        *_PAYERS,
-        *(sessions.c[slot] for slot in SLOTS),
-    )
-    .select_from(_WITH_DOMAIN)
-    .where(one_of(sessions.c.status, PLACED))
 )
 _OF_ACCOUNT: Final = {
     "token": sessions.c.token_id == _B("b_id"),
@@ -158,11 +145,24 @@ _CPU_OF: Final = {
     for kind, mine in _OF_ACCOUNT.items()
 }
 """Thousandths of a core × seconds."""
-_RUNNING: Final = (
-    sa.select(sessions, projects.c.domain_id)
-    .select_from(_WITH_DOMAIN)
-    .where(sessions.c.status == str(S.RUNNING))
-)
+_RUNNING: Final = sa.select(sessions).where(sessions.c.status == str(S.RUNNING))
+_PLACED: Final = sa.select(
+    sessions.c.id,
+    sessions.c.name,
+    sessions.c.owner_id,
+    sessions.c.owner,
+    sessions.c.project_id,
+    sessions.c.node,
+    sessions.c.status,
+    sessions.c.status_since,
+    sessions.c.started_at,
+    sessions.c.priority,
+    *(sessions.c[slot] for slot in SLOTS),
+    sessions.c.time_us,
+    sessions.c.wishes,
+).where(one_of(sessions.c.status, PLACED))
+_RESULT: Final = sa.select(sessions.c.status, sessions.c.result).where(sessions.c.id == _B("b_id"))
+_SEEN_PENDING: Final = sa.select(sessions.c.id).where(sessions.c.status == str(S.PENDING), _VISIBLE)
 _COUNTS: Final = sa.select(sessions.c.status, sa.func.count().label("count")).group_by(
     sessions.c.status
 )
@@ -326,16 +326,23 @@ async def count_refused(tx: Transaction, row: SessionRow, refused: str) -> Sessi
 
 
 async def explain(
-    tx: Transaction, rows: Mapping[str, Any], reasons: Mapping[str, str], *, at: int
+    tx: Transaction,
+    rows: Mapping[str, Any],
+    reasons: Mapping[str, str],
+    told: Mapping[str, str],
+    *,
+    at: int,
 ) -> None:
     """Write down why sessions wait (by id); what changed since *rows* were read stays as it is.
 
-    *rows* are of ``list_pending``, reasons are ``Pending`` as JSON.
+    *rows* are of ``list_pending``, reasons are ``Pending`` as JSON; *told*: first estimates.
     """
     events = []
     for session, reason in reasons.items():
         row = rows[session]
-        if await tx.execute(_EXPLAIN, b_id=row.id, b_version=row.version, pending=reason):
+        where = {"b_id": row.id, "b_version": row.version}
+        estimate = told.get(session, row.told)
+        if await tx.execute(_EXPLAIN, **where, pending=reason, told=estimate):
             payload = {"name": row.name, "what": "pending", "node": None}
             events.append(
                 event_row(
@@ -406,14 +413,12 @@ async def list_pending(tx: Reader, limit: int) -> list[Any]:
 
 
 async def list_placed(tx: Reader) -> list[Any]:
-    """Name, node, payers and slots of all that hold a place."""
+    """What the scheduler looks at of all that hold a place."""
     return await tx.all(_PLACED)
 
 
-async def list_running(tx: Reader) -> list[tuple[SessionRow, str]]:
-    """All RUNNING ones, each with its project's domain."""
-    rows = await tx.all(_RUNNING)
-    return [(SessionRow(*row[:-1]), row.domain_id or "") for row in rows]
+async def list_running(tx: Reader) -> list[SessionRow]:
+    return [SessionRow(*row) for row in await tx.all(_RUNNING)]
 
 
 async def list_held_by(tx: Reader, account: str) -> list[Any]:
@@ -427,6 +432,17 @@ async def sum_cpu_s(tx: Reader, account: str, since: int, until: int) -> float:
     kind, _, id_ = account.partition(":")
     row = await tx.one(_CPU_OF[kind], b_id=id_, b_since=since, b_until=until)
     return 0.0 if row is None or row.spent is None else float(row.spent) / 1000
+
+
+async def find_result(tx: Reader, session_id: str) -> tuple[str, str | None] | None:
+    """Status and result; None: there is no such session any more."""
+    row = await tx.one(_RESULT, b_id=session_id)
+    return None if row is None else (row.status, row.result)
+
+
+async def list_visible_pending(tx: Reader, caller: Viewer) -> set[str]:
+    """Ids of waiting sessions that *caller* may know of."""
+    return {row.id for row in await tx.all(_SEEN_PENDING, **viewer(caller))}
 
 
 async def count_by_status(tx: Reader) -> dict[str, int]:

@@ -60,6 +60,8 @@ sessions: Final = sa.Table(
     sa.Column("protected_by", sa.Text, nullable=False, server_default=""),
     sa.Column("idle_stop_at", sa.BigInteger),
     sa.Column("protected_until", sa.BigInteger),
+    sa.Column("wishes", sa.Text, nullable=False, server_default=""),
+    sa.Column("told", sa.Text, nullable=False, server_default=""),
 )
 sa.Index("ix_sessions_status", sessions.c.status, sessions.c.priority, sessions.c.created_at)
 sa.Index("ix_sessions_held_by", sessions.c.held_by, sessions.c.revision)

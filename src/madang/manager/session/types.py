@@ -94,6 +94,10 @@ class SessionRow:
     """When it will be stopped for being idle; None: it was not warned."""
     protected_until: int | None = None
     """Not stopped for being idle before that."""
+    wishes: str = ""
+    """``scheduling.types.Wishes`` as JSON; empty: none."""
+    told: str = ""
+    """The first estimate that it was given, ``scheduling.types.Told`` as JSON; empty: none."""
 
     @property
     def kernel(self) -> KernelId:
@@ -124,6 +128,8 @@ class SessionSettings:
     """How long events can be read again by ``Last-Event-ID``."""
     key_retention_s: float = 86400.0
     """How long an Idempotency-Key is remembered."""
+    decision_retention_s: float = 30 * 86400.0
+    """How long it is kept what was decided and what became of it: for replays and forecasts."""
     reserve_after_s: float = 120.0
     """After this a waiting session has room kept for it: smaller ones don't pass for ever."""
     node_lost_after_s: float = 900.0

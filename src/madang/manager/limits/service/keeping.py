@@ -11,7 +11,7 @@ from madang.manager.limits import store
 from madang.manager.limits.rules import counting
 from madang.manager.limits.rules.counting import Over
 from madang.manager.limits.rules.text import parse
-from madang.manager.limits.types import EVERY, Amounts, Asked, Held, InForce, Ledger, Who
+from madang.manager.limits.types import EVERY, KINDS, Amounts, Asked, Held, InForce, Ledger
 
 
 class LimitService:
@@ -24,17 +24,18 @@ class LimitService:
         """Who knows what accounts hold; before the first session."""
         self._ledger = ledger
 
-    async def who(self, tx: Reader, *, user: str, project: str, token: str) -> Who:
-        """To whose account a session of theirs goes: its domain is that of the project."""
+    async def accounts(self, tx: Reader, *, user: str, project: str, token: str) -> tuple[str, ...]:
+        """To which a session of theirs goes, the narrowest first; its domain is the project's."""
         domain = await store.find_domain(tx, project)
-        return Who(user=user, project=project, token=token, domain=domain)
+        ids = zip(KINDS, (token, user, project, domain), strict=True)
+        return tuple(f"{kind}:{id_}" for kind, id_ in ids if id_)
 
-    async def in_force(self, tx: Reader, who: Who) -> list[InForce]:
-        """What counts for a session of theirs, the narrowest account first."""
-        assigned = await store.list_assigned(tx, who.accounts)
+    async def in_force(self, tx: Reader, accounts: Sequence[str]) -> list[InForce]:
+        """What counts for a session of these accounts."""
+        assigned = await store.list_assigned(tx, accounts)
         if not assigned:
             return []
-        found = Assigned(assigned).of(who.accounts)
+        found = Assigned(assigned).of(accounts)
         return [replace(by, shown=await self.shown(tx, by.account)) for by in found]
 
     async def shown(self, tx: Reader, account: str) -> str:
@@ -44,12 +45,14 @@ class LimitService:
 
     # Sessions that are to be made
 
-    async def check_create(self, tx: Reader, who: Who, asked: Asked, *, at: int) -> float | None:
+    async def check_create(
+        self, tx: Reader, accounts: Sequence[str], asked: Asked, *, at: int
+    ) -> float | None:
         """The time limit that the session gets. Raises LimitRefused, LimitExceeded.
 
         In the transaction that makes it, or somebody else takes what is left meanwhile.
         """
-        in_force = await self.in_force(tx, who)
+        in_force = await self.in_force(tx, accounts)
         if not in_force:
             return asked.time_s
         held = await self._held(tx, in_force)
@@ -83,9 +86,9 @@ class LimitService:
         assigned = Assigned(await store.list_assigned(tx))
         return {by.account: by.limits.at_once for by in assigned.of(accounts) if by.limits.at_once}
 
-    async def find_over(self, tx: Reader, who: Who, slots: Amounts) -> Over | None:
+    async def find_over(self, tx: Reader, accounts: Sequence[str], slots: Amounts) -> Over | None:
         """The limit that is in the way of holding *slots* more."""
-        in_force = [by for by in await self.in_force(tx, who) if by.limits.at_once]
+        in_force = [by for by in await self.in_force(tx, accounts) if by.limits.at_once]
         if not in_force:
             return None
         return counting.over(slots, in_force, await self._held(tx, in_force))
@@ -101,9 +104,11 @@ class LimitService:
 
     # Sessions that are left alone
 
-    async def protection(self, tx: Reader, who: Who, session: str, for_s: float | None) -> float:
+    async def protection(
+        self, tx: Reader, accounts: Sequence[str], session: str, for_s: float | None
+    ) -> float:
         """For how long a session may be protected. Raises LimitRefused, Conflict."""
-        return counting.protection(await self.in_force(tx, who), session, for_s)
+        return counting.protection(await self.in_force(tx, accounts), session, for_s)
 
     async def assigned(self, tx: Reader) -> Assigned:
         """All that is in force, to look up many accounts."""

@@ -133,10 +133,10 @@ class LimitTexts:
         """What counts for *target*, or for the caller's own sessions (``me``), and what is left."""
         async with self._database.read() as tx:
             if target == ME:
-                who = await self._service.who(
+                accounts = await self._service.accounts(
                     tx, user=caller.user_id, project=caller.project_id, token=caller.token_id
                 )
-                return await self._of(tx, target, who.accounts)
+                return await self._of(tx, target, accounts)
             account = await self.resolve(tx, caller, target)
             return await self._of(tx, target, (account,))
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from madang.manager.db import Reader
 from madang.manager.fleet.tables import SLOTS
-from madang.manager.limits.types import Held, Who
+from madang.manager.limits.types import Held
 from madang.manager.session import store
-from madang.manager.session.types import PLACED, SessionRow
+from madang.manager.session.types import PLACED
 from madang.wire.session import SessionStatus
 
 S = SessionStatus
@@ -31,8 +30,3 @@ class SessionLedger:
 
     async def cpu_seconds(self, tx: Reader, account: str, since: int, now: int) -> float:
         return await store.sum_cpu_s(tx, account, since, now)
-
-
-def who_pays(row: SessionRow | Any, domain: str | None) -> Who:
-    """To whose account a session goes; *row* has owner, project and token."""
-    return Who(user=row.owner_id, project=row.project_id, token=row.token_id, domain=domain or "")

@@ -9,8 +9,9 @@ from madang.kit.codec import to_json
 from madang.kit.ids import new_nonce
 from madang.manager.db import Transaction, micros, seconds
 from madang.manager.fleet import store as ledger
+from madang.manager.scheduling.store import add_run
 from madang.manager.session import store
-from madang.manager.session.rules import deadline_of, next_phases, result_of
+from madang.manager.session.rules import deadline_of, next_phases, result_of, run_of
 from madang.manager.session.types import SessionRow
 from madang.wire.session import Ended, Reason, SessionStatus
 
@@ -177,9 +178,10 @@ async def end(
         phases=next_phases(row.phases, S.TERMINATED, at),
         **columns,
     )
-    if moved is None or keep or moved.held_by is None:
-        return moved
-    return await let_go(tx, moved, at=at)
+    if moved is None:
+        return None
+    await add_run(tx, run_of(moved, ended))
+    return moved if keep or moved.held_by is None else await let_go(tx, moved, at=at)
 
 
 def _dated(ended: Ended, row: SessionRow, at: int) -> Ended:

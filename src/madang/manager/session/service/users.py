@@ -5,30 +5,37 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import to_json
 from madang.kit.ids import new_id, new_name
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, last_event
-from madang.manager.fleet import store as ledger
 from madang.manager.fleet.service import FleetService
-from madang.manager.fleet.tables import SLOTS
 from madang.manager.fleet.types import Slots
 from madang.manager.http import Caller
 from madang.manager.limits.service import LimitService, PresetService
-from madang.manager.limits.types import Asked, Who
-from madang.manager.scheduling.rules import lacking, plan, show, slot_name
-from madang.manager.scheduling.types import Ask, Held, Room
+from madang.manager.limits.types import Asked
+from madang.manager.scheduling.planner import plan
+from madang.manager.scheduling.rules import priority_of
+from madang.manager.scheduling.service import GroupService, Memory
 from madang.manager.session import store
-from madang.manager.session.rules import check_spec, next_phases, resolve_size, view
+from madang.manager.session.rules import (
+    accounts_of,
+    check_spec,
+    next_phases,
+    resolve_size,
+    size_of,
+    view,
+)
 from madang.manager.session.service import moves
-from madang.manager.session.service.accounts import who_pays
 from madang.manager.session.service.agents import AgentService
+from madang.manager.session.service.estimates import estimates, pending_of
 from madang.manager.session.service.kernels import not_running
+from madang.manager.session.service.places import refuse_impossible, wishes_for
+from madang.manager.session.service.snapshots import SnapshotReader, View
 from madang.manager.session.types import Blobs, Images, SessionRow, SessionSettings
 from madang.wire.api import StopRequest
 from madang.wire.errors import (
@@ -39,14 +46,11 @@ from madang.wire.errors import (
     InvalidRequest,
     NotFound,
     PreconditionFailed,
-    RuntimeNotOffered,
-    SizeImpossible,
     WorkspaceIncomplete,
 )
 from madang.wire.kernel import ImageMount, KernelReport
 from madang.wire.session import (
     HistoryEntry,
-    Pending,
     Reason,
     Session,
     SessionKind,
@@ -59,6 +63,8 @@ S = SessionStatus
 
 MAX_WAIT_S: Final = 60.0
 MAX_KEY: Final = 200
+SEEN: Final = 2000
+"""Waiting sessions that a preview and a question look at."""
 CONFIRM_S: Final = 2.0
 """How long a freeze or thaw waits to hear that it was done; it is done later all the same."""
 _REF: Final = re.compile(r"[0-9a-z-]{1,64}")
@@ -84,6 +90,9 @@ class SessionService:
         blobs: Blobs,
         limits: LimitService,
         presets: PresetService,
+        groups: GroupService,
+        reader: SnapshotReader,
+        memory: Memory,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
@@ -95,6 +104,9 @@ class SessionService:
         self._blobs: Final = blobs
         self._limits: Final = limits
         self._presets: Final = presets
+        self._groups: Final = groups
+        self._reader: Final = reader
+        self._memory: Final = memory
         self._clock: Final = clock
         self._settings: Final = settings
 
@@ -160,12 +172,28 @@ class SessionService:
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
             raise WorkspaceIncomplete(text, workspace=spec.workspace)
-        await self._refuse_impossible(size)
-        await self._refuse_missing(spec.runtime)
         if kind is None:
             kind = SessionKind.RUN if spec.argv else SessionKind.IDLE
         row = self._row(caller, spec, body, kind, size, mount)
-        return replace(row, image_policy=image_policy)
+        return await self._put_in_group(caller, spec, replace(row, image_policy=image_policy))
+
+    async def _put_in_group(self, caller: Caller, spec: SessionSpec, row: SessionRow) -> SessionRow:
+        """With its group, priority and wishes. Raises GroupRefused, NotFound, SizeImpossible, …"""
+        async with self._database.read() as tx:
+            groups = await self._groups.current(tx)
+            name = groups.choose(spec.group, caller)
+            rules = groups.rules[name]
+            after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
+            accounts = await self._limits.accounts(
+                tx, user=row.owner_id, project=row.project_id, token=row.token_id
+            )
+            wishes = wishes_for(spec, row, accounts, tuple(after))
+        refuse_impossible(
+            Slots.of(size_of(row)), wishes, spec, name, rules, await self._fleet.nodes()
+        )
+        priority = priority_of(spec.priority, name, rules, administers=caller.administers)
+        text = to_json(wishes).decode()
+        return replace(row, group_name=name, priority=priority, wishes=text)
 
     def _row(
         self,
@@ -226,12 +254,9 @@ class SessionService:
 
     async def _within_limits(self, tx: Reader, row: SessionRow) -> SessionRow:
         """With the time limit that it gets. Raises LimitRefused, LimitExceeded."""
-        who = await self._limits.who(
-            tx, user=row.owner_id, project=row.project_id, token=row.token_id
-        )
         time_s = None if row.time_us is None else seconds(row.time_us)
-        asked = Asked(slots=_slots(row), time_s=time_s)
-        granted = await self._limits.check_create(tx, who, asked, at=row.created_at)
+        asked = Asked(slots=asdict(row.slots), time_s=time_s)
+        granted = await self._limits.check_create(tx, accounts_of(row), asked, at=row.created_at)
         return row if granted == time_s else replace(row, time_us=moves.to_stored(granted))
 
     async def _free_name(self, tx: Transaction, wanted: str | None) -> str:
@@ -247,52 +272,27 @@ class SessionService:
             tries += 1
         return name
 
-    async def _refuse_impossible(self, size: Size) -> None:
-        nodes = await self._fleet.nodes()
-        slots = Slots.of(size)
-        if not nodes or any(slots.within(node.capacity) for node in nodes):
-            return
-        asked = asdict(slots)
-        slot, most = lacking(asked, [asdict(node.capacity) for node in nodes])
-        name = slot_name(slot)
-        text = (
-            f"{name}: asks {show(slot, asked[slot])}, but the largest machine has "
-            f"{show(slot, most)}. Ask for less with --{name}."
-        )
-        raise SizeImpossible(text, slot=name, asked=asked[slot], largest=most)
-
-    async def _refuse_missing(self, runtime: str) -> None:
-        """A runtime that no machine offers."""
-        nodes = await self._fleet.nodes()
-        offered = {name: None for node in nodes for name in node.runtimes}
-        if runtime and nodes and runtime not in offered:
-            raise RuntimeNotOffered(runtime, offered=offered, why="no machine offers it")
-
     async def preview(self, caller: Caller, spec: SessionSpec) -> Session:
         """As ``create`` would make it, with where it would go or why it would wait; not stored."""
+        row, _ = await self.draft(caller, spec)
+        return view(row, None)
+
+    async def draft(self, caller: Caller, spec: SessionSpec) -> tuple[SessionRow, View]:
+        """The row that ``create`` would add, with its place or its reason, among all that wait."""
         row = await self._prepare(caller, spec, to_json(spec).decode(), None)
+        now = seconds(row.created_at)
         async with self._database.read() as tx:
             row = await self._within_limits(tx, row)
-            who = await self._limits.who(
-                tx, user=row.owner_id, project=row.project_id, token=row.token_id
-            )
-            ask = ask_of(row, who)
-            snapshot = await read_snapshot(tx, self._fleet.online())
-            limits = await self._limits.slots_at_once(tx, who.accounts)
-            names = {account: await self._limits.shown(tx, account) for account in limits}
-        found = plan(
-            [ask],
-            snapshot.rooms,
-            seconds(row.created_at),
-            held=snapshot.held,
-            limits=limits,
-            names=names,
-        )
-        if found.places:
-            return view(replace(row, node=found.places[0].node), None)
-        wait = found.waits[0]
-        pending = Pending(code=wait.code, text=wait.text, since=seconds(row.created_at))
-        return view(replace(row, pending=to_json(pending).decode()), None)
+            found = await self._reader.read(tx, [*await store.list_pending(tx, SEEN), row], now)
+        decided = plan(found.snapshot, found.policies, now)
+        for place in decided.places:
+            if place.session == row.id:
+                return replace(row, node=place.node), found
+        waits = (*decided.waits, *decided.given_up)
+        wait = next(wait for wait in waits if wait.session == row.id)
+        told = estimates(found, [wait], self._memory, now).get(row.id)
+        pending = pending_of(row, wait, told, row.created_at)
+        return replace(row, pending=to_json(pending).decode()), found
 
     # Reading
 
@@ -421,10 +421,8 @@ class SessionService:
             row = await self._get(tx, caller, ref)
             if row.status == S.TERMINATED:
                 raise not_running(row)
-            who = await self._limits.who(
-                tx, user=row.owner_id, project=row.project_id, token=row.token_id
-            )
-            until = at + micros(await self._limits.protection(tx, who, row.name, for_s))
+            accounts = accounts_of(row)
+            until = at + micros(await self._limits.protection(tx, accounts, row.name, for_s))
             columns = {
                 "protected_until": until if until > at else None,
                 "protected_by": caller.user,
@@ -478,46 +476,3 @@ class SessionService:
             if row is not None:
                 await moves.remove(tx, row, at=at, actor=caller.user)
         self._feed.wake()
-
-
-def ask_of(row: Any, who: Who) -> Ask:
-    """Of a ``SessionRow`` or a row of ``store.list_pending``."""
-    return Ask(
-        session=row.id,
-        name=row.name,
-        priority=row.priority,
-        created_at=seconds(row.created_at),
-        slots=_slots(row),
-        accounts=who.accounts,
-    )
-
-
-def _slots(row: Any) -> dict[str, int]:
-    return {slot: getattr(row, slot) for slot in SLOTS}
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the planner looks at."""
-
-    rooms: Sequence[Room]
-    held: Sequence[Held]
-
-
-async def read_snapshot(tx: Reader, online: set[str]) -> Snapshot:
-    rooms = []
-    for node in await ledger.list_nodes(tx):
-        if node.name in online:
-            capacity, used = asdict(node.capacity), asdict(node.used)
-            free = {slot: capacity[slot] - used[slot] for slot in capacity}
-            rooms.append(Room(node=node.name, capacity=capacity, free=free))
-    held = [
-        Held(
-            node=row.node,
-            name=row.name,
-            slots=_slots(row),
-            accounts=who_pays(row, row.domain_id).accounts,
-        )
-        for row in await store.list_placed(tx)
-    ]
-    return Snapshot(rooms, held)

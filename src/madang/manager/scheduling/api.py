@@ -1,0 +1,56 @@
+"""REST of groups of machines."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from madang.manager.http import Call, Reply, endpoint
+from madang.manager.http.versions import version_of
+from madang.manager.scheduling.service import GroupService
+from madang.wire.queue import MAX_GROUP_TEXT, Group, GroupDraft, NodeDraft
+
+BODY_LIMIT: Final = 8 * MAX_GROUP_TEXT
+"""A text takes up to six times as much as JSON escapes."""
+
+
+class GroupApi:
+    def __init__(self, groups: GroupService) -> None:
+        self._groups: Final = groups
+
+    @endpoint("GET", "/v1/groups", returns=tuple[Group, ...])
+    async def list_groups(self, call: Call[Any, Any]) -> tuple[Group, ...]:
+        """Groups of machines that the caller may use."""
+        return tuple(await self._groups.list(call.caller))
+
+    @endpoint("GET", "/v1/groups/{name}", returns=Group)
+    async def get_group(self, call: Call[Any, Any]) -> Reply:
+        """One group: its settings and machines."""
+        return _tagged(await self._groups.get(call.caller, call.path("name")))
+
+    @endpoint(
+        "PUT",
+        "/v1/groups/{name}",
+        body=GroupDraft,
+        returns=Group,
+        body_limit=BODY_LIMIT,
+        headers=("If-Match",),
+    )
+    async def put_group(self, call: Call[Any, GroupDraft]) -> Reply:
+        """Make a group, or with If-Match change its settings; administrators only."""
+        version = version_of(call.header("If-Match"))
+        name = call.path("name")
+        return _tagged(await self._groups.put(call.caller, name, call.body.text, version))
+
+    @endpoint("DELETE", "/v1/groups/{name}", status=204)
+    async def remove_group(self, call: Call[Any, Any]) -> None:
+        """Remove a group without machines; administrators only."""
+        await self._groups.remove(call.caller, call.path("name"))
+
+    @endpoint("PATCH", "/v1/nodes/{name}", body=NodeDraft, status=204)
+    async def change_node(self, call: Call[Any, NodeDraft]) -> None:
+        """Put a machine into another group; what runs on it goes on. Administrators only."""
+        await self._groups.move_node(call.caller, call.path("name"), call.body.group)
+
+
+def _tagged(group: Group) -> Reply:
+    return Reply(group, {"ETag": f'"{group.version}"'})
