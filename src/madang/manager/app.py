@@ -32,6 +32,8 @@ from madang.manager.image.api import ImageApi
 from madang.manager.image.loops import BuildWatcher, Collector
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.limits.api import LimitApi, PresetApi
+from madang.manager.limits.service import LimitService, LimitTexts, PresetService
 from madang.manager.metrics import Metrics
 from madang.manager.policy.api import PolicyApi
 from madang.manager.policy.service import PolicyService
@@ -47,13 +49,14 @@ from madang.manager.session.api import (
     StreamApi,
     WorkspaceApi,
 )
-from madang.manager.session.loops import Reaper, Retention, Scheduler
+from madang.manager.session.loops import IdleWatch, Reaper, Retention, Scheduler
 from madang.manager.session.service import AgentService, SessionService
+from madang.manager.session.service.accounts import SessionLedger
 from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
 from madang.manager.session.service.snapshots import SnapshotReader
-from madang.manager.session.types import Blobs, NoLimits, SessionSettings
+from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
@@ -105,9 +108,15 @@ class Manager:
             self.database, self.feed, self.images, self.policies, clock, limits
         )
         self.fleet.bind(self.agents)
+        self.limits: Final = LimitService()
+        self.limit_texts: Final = LimitTexts(self.database, clock, self.limits)
+        self.presets: Final = PresetService(self.database, clock)
+        ledger = SessionLedger()
+        self.limits.bind(ledger)
+        self.limit_texts.bind(ledger)
         self.groups: Final = GroupService(self.database, self.feed, clock, limits.reserve_after_s)
         memory = Memory()
-        reader = SnapshotReader(self.fleet, self.groups, memory, NoLimits())
+        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
         self.sessions: Final = SessionService(
             self.database,
             self.feed,
@@ -115,6 +124,8 @@ class Manager:
             self.agents,
             self.images,
             blobs,
+            self.limits,
+            self.presets,
             self.groups,
             reader,
             memory,
@@ -128,12 +139,15 @@ class Manager:
         )
         self.policies.bind(self.session_policies)
         self.images.sessions = _Builds(self)
-        self._scheduler: Final = Scheduler(self.database, self.feed, reader, memory, clock)
+        self._scheduler: Final = Scheduler(
+            self.database, self.feed, reader, memory, self.limits, clock
+        )
         self._builds: Final = BuildWatcher(self.images, clock)
         self._loops: Final[tuple[Loop, ...]] = (
             self.feed,
             self._scheduler,
             Reaper(self.database, self.feed, self.fleet, self.agents, clock, limits),
+            IdleWatch(self.database, self.feed, self.fleet, self.agents, self.limits, clock),
             Retention(self.database, self.feed, clock, limits),
             Checkpointer(self.database, clock),
             NodeWatch(self.fleet, clock),
@@ -180,6 +194,8 @@ class Manager:
                 QueueApi(self.queue),
                 ImageApi(self.images),
                 PolicyApi(self.policies),
+                LimitApi(self.limit_texts),
+                PresetApi(self.presets),
                 SessionApi(self.sessions, self.kernels),
                 SessionPolicyApi(self.sessions, self.kernels, self.session_policies),
                 StreamApi(self.sessions, self.kernels, self.feed, self._clock),

@@ -167,6 +167,41 @@ class SizeImpossible(PlatformError):
     )
 
 
+class LimitsInvalid(PlatformError):
+    code = "limits.invalid"
+    http_status = 400
+    help_text = (
+        "A text of limits can't be read. The message names the line and what may stand there; "
+        "the reference page `limits` has the whole language."
+    )
+
+
+class LimitExceeded(PlatformError):
+    code = "limit.exceeded"
+    http_status = 409
+    retry = Retry.LATER
+    help_text = (
+        "You, your project, your domain or your token have as much as the limits allow. The "
+        "message names whose limit is the tightest and what is left; `madang limits of` shows all. "
+        "Stop a session (`madang ps`), or ask an administrator for more."
+    )
+
+
+class LimitRefused(PlatformError):
+    code = "limit.refused"
+    http_status = 409
+    help_text = (
+        "The limits never allow one session of that size or length, however little else runs. The "
+        "message names whose limit it is; ask for less, or ask an administrator for more."
+    )
+
+
+class PresetUnknown(PlatformError):
+    code = "preset.unknown"
+    http_status = 404
+    help_text = "There is no preset of that name. `madang preset ls` lists them with their sizes."
+
+
 class ImageUnknown(PlatformError):
     code = "image.unknown"
     http_status = 404

@@ -48,6 +48,8 @@ class Reason(StrEnum):
     """The disk limit was hit and the program failed."""
     TIMEOUT = "timeout"
     """The time limit ran out."""
+    IDLE = "idle"
+    """Its limits call it idle, and it was warned."""
     USER = "user"
     """Somebody stopped it."""
     PREEMPTED = "preempted"
@@ -125,6 +127,8 @@ class SessionSpec:
     """Lower-case letters, digits, dashes; 2 to 40; made up if not given."""
     image: str = HOST_IMAGE
     size: SizeRequest = field(default_factory=SizeRequest)
+    preset: str = ""
+    """Name of a preset: the size where ``size`` says nothing."""
     env: dict[str, str] = field(default_factory=dict)
     tty: bool = False
     """A pseudo-terminal instead of pipes; then stderr comes with stdout."""
@@ -178,6 +182,16 @@ class Usage:
     disk_bytes: int | None = None
     network: NetworkUse | None = None
     """None if it has none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """A session was found idle, and is stopped at *stop_at* unless something happens."""
+
+    stop_at: float
+    """Unix time, seconds."""
+    text: str
+    """``no output or input for 1h2m, nobody connected for 1h``"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +252,10 @@ class Session:
     status_owner: str
     frozen_since: float | None = None
     """Since when its programs stand still, of a RUNNING session; None: they run."""
+    idle: Idle | None = None
+    """The warning before it is stopped for being idle."""
+    protected_until: float | None = None
+    """Before that it is not stopped for being idle."""
     pending: Pending | None
     ended: Ended | None
     phases: tuple[Phase, ...]

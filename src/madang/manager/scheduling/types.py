@@ -160,7 +160,7 @@ class Policy:
     limits: Mapping[str, Amounts] = field(default_factory=dict)
     """Account → slots at once, in all groups; devices are ``device_milli``."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """Account → what people call it, where that differs."""
+    """Account → what people call it, for reasons."""
     half_life_s: float = 7 * 86400.0
     stretch: float = 10.0
     """For the order ``short``: how many seconds a second of run time counts."""

@@ -1,8 +1,9 @@
-"""Background duties: place, keep deadlines, tidy up."""
+"""Background duties: place, keep deadlines, stop what is idle, tidy up."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -12,16 +13,20 @@ from madang.manager.db import Database, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, prune_events
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import NodeRow
+from madang.manager.limits.rules import idle
+from madang.manager.limits.service import LimitService
 from madang.manager.scheduling.planner import plan
 from madang.manager.scheduling.service import Journal, Memory
 from madang.manager.scheduling.store import add_decision
 from madang.manager.scheduling.store import prune as prune_decisions
 from madang.manager.scheduling.types import Place, Plan, Preempt, Told, Wait
 from madang.manager.session import store
+from madang.manager.session.rules import accounts_of, look_of
 from madang.manager.session.service import AgentService, moves
 from madang.manager.session.service.estimates import estimates, pending_of
 from madang.manager.session.service.snapshots import SnapshotReader, View
 from madang.manager.session.types import LIFE, SessionRow, SessionSettings
+from madang.wire.kernel import KernelId, KernelReport
 from madang.wire.session import Ended, Pending, Reason, SessionStatus
 from madang.wire.size import format_duration
 
@@ -60,6 +65,7 @@ class Scheduler(Loop):
         feed: EventFeed,
         reader: SnapshotReader,
         memory: Memory,
+        limits: LimitService,
         clock: Clock,
     ) -> None:
         super().__init__(clock)
@@ -67,6 +73,7 @@ class Scheduler(Loop):
         self._feed: Final = feed
         self._reader: Final = reader
         self._memory: Final = memory
+        self._limits: Final = limits
         self._journal: Final = Journal()
         self._refreshed = 0.0
 
@@ -125,7 +132,8 @@ class Scheduler(Loop):
             row = await store.find(tx, place.session)
             if row is None:
                 continue
-            if await moves.assign(tx, row, place.node, at=at) is None:
+            over = await self._limits.find_over(tx, accounts_of(row), asdict(row.slots))
+            if over is not None or await moves.assign(tx, row, place.node, at=at) is None:
                 self.wake()  # another was faster, or the room is gone: plan again
             elif told := rows[row.id].told:
                 estimate = from_json(Told, told)
@@ -290,6 +298,101 @@ class Reaper(Loop):
                     await moves.end(tx, current, ended, at=at, actor="watcher", keep=False)
                     self._agents.forget(row.id)
             self._feed.wake()
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is known of a session's use."""
+
+    report: KernelReport
+    """The newest that was looked at."""
+    marks: idle.Marks
+
+
+class IdleWatch(Loop):
+    """Warns of sessions that nobody uses, and stops them; what that means: ``limits.rules.idle``.
+
+    Each server judges by the machines that are linked to it, once a report.
+    """
+
+    period_s = 2.0
+
+    def __init__(
+        self,
+        database: Database,
+        feed: EventFeed,
+        fleet: FleetService,
+        agents: AgentService,
+        limits: LimitService,
+        clock: Clock,
+    ) -> None:
+        super().__init__(clock)
+        self._database: Final = database
+        self._feed: Final = feed
+        self._fleet: Final = fleet
+        self._agents: Final = agents
+        self._limits: Final = limits
+        self._seen: dict[KernelId, _Seen] = {}
+
+    async def tick(self, now: float) -> None:
+        async with self._database.read() as tx:
+            assigned = await self._limits.assigned(tx)
+            span_s = assigned.idle_span_s
+            running = await store.list_running(tx) if span_s else []
+        seen: dict[KernelId, _Seen] = {}
+        for row in running:
+            known = self._seen.get(row.kernel)
+            fresh = self._look(row, known, span_s)
+            if (last := fresh or known) is not None:
+                seen[row.kernel] = last
+            if fresh is not None:
+                in_force = assigned.of(accounts_of(row))
+                await self._act(row, idle.judge(fresh.marks, in_force), now)
+        self._seen = seen
+
+    def _look(self, row: SessionRow, known: _Seen | None, span_s: float) -> _Seen | None:
+        """None: there is no news of it."""
+        report = self._agents.live.get(row.id)
+        if report is None or report.kernel != row.kernel or row.node not in self._fleet.online():
+            return None
+        if known is not None and known.report is report:
+            return None
+        look = look_of(report, self.clock.monotonic())
+        marks = (
+            idle.begin(look) if known is None else idle.observe(known.marks, look, span_s=span_s)
+        )
+        return _Seen(report, marks)
+
+    async def _act(self, row: SessionRow, judged: idle.Judged, now: float) -> None:
+        if _idle_step(row, judged, now) is None:
+            return
+        at = micros(now)
+        async with self._database.begin() as tx:
+            current = await store.find(tx, row.id)
+            if current is None or current.status != S.RUNNING or current.kernel != row.kernel:
+                return
+            match _idle_step(current, judged, now):
+                case idle.Warn(stop_at, text):
+                    columns = {"idle_stop_at": micros(stop_at), "idle_text": text}
+                    await store.change(tx, current, at=at, what="idle", **columns)
+                case idle.Withdraw():
+                    columns = {"idle_stop_at": None, "idle_text": ""}
+                    await store.change(tx, current, at=at, what="not idle", **columns)
+                case idle.Stop(text):
+                    reason = Reason.IDLE
+                    await moves.stop(
+                        tx, current, at=at, actor="idle watch", reason=reason, text=text
+                    )
+        self._feed.wake()
+
+
+def _idle_step(row: SessionRow, judged: idle.Judged, now: float) -> idle.Step | None:
+    return idle.next_step(
+        judged,
+        stop_at=None if row.idle_stop_at is None else seconds(row.idle_stop_at),
+        protected_until=None if row.protected_until is None else seconds(row.protected_until),
+        now=now,
+    )
 
 
 class Retention(Loop):

@@ -13,6 +13,7 @@ from madang.kit import policy
 from madang.kit.codec import from_json, to_json
 from madang.kit.ids import MAX_NAME, valid_name
 from madang.manager.db import micros, seconds
+from madang.manager.limits.rules.idle import Look
 from madang.manager.scheduling.types import Run, Wishes
 from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
 from madang.wire import network
@@ -22,6 +23,7 @@ from madang.wire.labels import GROUP, LABEL
 from madang.wire.policy import SESSION
 from madang.wire.session import (
     Ended,
+    Idle,
     Pending,
     Phase,
     Reason,
@@ -55,6 +57,7 @@ _PHASE: Final = {
 }
 _RESULTS: Final = {
     Reason.USER: Result.CANCELLED,
+    Reason.IDLE: Result.CANCELLED,
     Reason.PREEMPTED: Result.CANCELLED,
     Reason.GIVEN_UP: Result.CANCELLED,
     Reason.LOST: Result.LOST,
@@ -218,6 +221,12 @@ def run_of(row: SessionRow, ended: Ended) -> Run:
 
 
 @lru_cache(maxsize=4096)
+def accounts_of(row: SessionRow) -> tuple[str, ...]:
+    """Whose limits count for it; sessions of before there were accounts have two."""
+    known = wishes_of(row.wishes).accounts
+    return known or (f"user:{row.owner_id}", f"project:{row.project_id}")
+
+
 def wishes_of(text: str) -> Wishes:
     return from_json(Wishes, text) if text else Wishes()
 
@@ -286,6 +295,22 @@ def frost_news(
     return told if report.freeze_revision >= revision and told != (frozen_at, revision) else None
 
 
+def look_of(report: KernelReport, at: float) -> Look:
+    """What a report says of a session's being used; *at*: monotonic seconds."""
+    usage, activity = report.usage, report.activity
+    network = None if usage is None else usage.network
+    traffic = 0 if network is None else network.received_bytes + network.sent_bytes
+    return Look(
+        at=at,
+        outputs=report.log_end,
+        inputs=None if activity is None else activity.inputs,
+        visits=None if activity is None else activity.visits,
+        clients=None if activity is None else activity.clients,
+        cpu_s=None if usage is None else usage.cpu_s,
+        network_bytes=None if usage is None else traffic,
+    )
+
+
 def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxes) -> KernelSpec:
     spec = from_json(SessionSpec, row.spec)
     return KernelSpec(
@@ -343,6 +368,8 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         deadline=None if row.deadline is None else seconds(row.deadline),
         status_owner=LIFE[status].owner,
         frozen_since=_frozen_since(row),
+        idle=_idle(row),
+        protected_until=None if row.protected_until is None else seconds(row.protected_until),
         pending=None if row.pending is None else from_json(Pending, row.pending),
         ended=None if row.ended is None else from_json(Ended, row.ended),
         phases=from_json(tuple[Phase, ...], row.phases),
@@ -366,6 +393,12 @@ def _unkept(live: KernelReport | None) -> tuple[str, ...]:
     if live is None or not live.guarded.error:
         return ()
     return (f"a changed policy is not in force here: {live.guarded.error}",)
+
+
+def _idle(row: SessionRow) -> Idle | None:
+    if row.idle_stop_at is None or row.status != S.RUNNING:
+        return None
+    return Idle(stop_at=seconds(row.idle_stop_at), text=row.idle_text)
 
 
 def _frozen_since(row: SessionRow) -> float | None:

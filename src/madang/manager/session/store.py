@@ -12,6 +12,7 @@ from madang.manager.db import Reader, Transaction, one_of, seconds
 from madang.manager.db.events import add_event, add_events, event_row
 from madang.manager.fleet.tables import SLOTS
 from madang.manager.identity.store import Viewer, viewer, visible
+from madang.manager.identity.tables import projects
 from madang.manager.session.tables import history, idempotency, sessions
 from madang.manager.session.types import LIFE, PLACED, SessionRow
 from madang.wire.session import HistoryEntry, SessionStatus
@@ -103,6 +104,48 @@ _PENDING: Final = (
     .order_by(sessions.c.priority.desc(), sessions.c.created_at, sessions.c.id)
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
 )
+_OF_ACCOUNT: Final = {
+    "token": sessions.c.token_id == _B("b_id"),
+    "user": sessions.c.owner_id == _B("b_id"),
+    "project": sessions.c.project_id == _B("b_id"),
+    "domain": sessions.c.project_id.in_(
+        sa.select(projects.c.id).where(projects.c.domain_id == _B("b_id"))
+    ),
+}
+_HELD_BY: Final = {
+    kind: sa.select(
+        sessions.c.status,
+        sa.func.count().label("count"),
+        *(sa.func.sum(sessions.c[slot]).label(slot) for slot in SLOTS),
+    )
+    .where(mine, one_of(sessions.c.status, (s for s in S if s is not S.TERMINATED)))
+    .group_by(sessions.c.status)
+    for kind, mine in _OF_ACCOUNT.items()
+}
+_SINCE: Final = sa.bindparam("b_since", type_=sa.BigInteger)
+_UNTIL: Final = sa.bindparam("b_until", type_=sa.BigInteger)
+_CPU_OF: Final = {
+    kind: sa.select(
+        sa.func.sum(
+            sessions.c.cpu_milli
+            * (
+                (
+                    sa.func.coalesce(sessions.c.ended_at, _UNTIL)
+                    - sa.case((sessions.c.started_at < _SINCE, _SINCE), else_=sessions.c.started_at)
+                )
+                // 1_000_000
+            )
+        ).label("spent")
+    ).where(
+        mine,
+        sessions.c.started_at.is_not(None),
+        sessions.c.started_at < _UNTIL,
+        sa.or_(sessions.c.ended_at.is_(None), sessions.c.ended_at > _SINCE),
+    )
+    for kind, mine in _OF_ACCOUNT.items()
+}
+"""Thousandths of a core × seconds."""
+_RUNNING: Final = sa.select(sessions).where(sessions.c.status == str(S.RUNNING))
 _PLACED: Final = sa.select(
     sessions.c.id,
     sessions.c.name,
@@ -136,6 +179,16 @@ _SHIFT: Final = (
     sa.update(sessions)
     .where(sessions.c.deadline.is_not(None))
     .values(deadline=sessions.c.deadline + sa.bindparam("b_by", type_=sa.BigInteger))
+)
+_SHIFT_IDLE: Final = (
+    sa.update(sessions)
+    .where(sessions.c.idle_stop_at.is_not(None))
+    .values(idle_stop_at=sessions.c.idle_stop_at + sa.bindparam("b_by", type_=sa.BigInteger))
+)
+_SHIFT_PROTECTED: Final = (
+    sa.update(sessions)
+    .where(sessions.c.protected_until.is_not(None))
+    .values(protected_until=sessions.c.protected_until + sa.bindparam("b_by", type_=sa.BigInteger))
 )
 _HELD: Final = sa.select(sessions).where(
     sessions.c.held_by == _B("b_node"), sessions.c.revision > _B("b_since")
@@ -364,6 +417,23 @@ async def list_placed(tx: Reader) -> list[Any]:
     return await tx.all(_PLACED)
 
 
+async def list_running(tx: Reader) -> list[SessionRow]:
+    return [SessionRow(*row) for row in await tx.all(_RUNNING)]
+
+
+async def list_held_by(tx: Reader, account: str) -> list[Any]:
+    """What has not ended of an account: status, count and sums of slots."""
+    kind, _, id_ = account.partition(":")
+    return await tx.all(_HELD_BY[kind], b_id=id_)
+
+
+async def sum_cpu_s(tx: Reader, account: str, since: int, until: int) -> float:
+    """Cores × seconds allocated within that time (microseconds), of the sessions still kept."""
+    kind, _, id_ = account.partition(":")
+    row = await tx.one(_CPU_OF[kind], b_id=id_, b_since=since, b_until=until)
+    return 0.0 if row is None or row.spent is None else float(row.spent) / 1000
+
+
 async def find_result(tx: Reader, session_id: str) -> tuple[str, str | None] | None:
     """Status and result; None: there is no such session any more."""
     row = await tx.one(_RESULT, b_id=session_id)
@@ -388,8 +458,9 @@ async def list_overdue(tx: Reader, now: int) -> list[SessionRow]:
 
 
 async def shift_deadlines(tx: Transaction, by: int) -> None:
-    """The clock was set: deadlines go with it."""
-    await tx.execute(_SHIFT, b_by=by)
+    """The clock was set: deadlines, and what was said about idle sessions, go with it."""
+    for statement in (_SHIFT, _SHIFT_IDLE, _SHIFT_PROTECTED):
+        await tx.execute(statement, b_by=by)
 
 
 async def list_held(tx: Reader, node: str, since: int) -> list[SessionRow]:

@@ -85,6 +85,15 @@ class SessionRow:
     image_policy: str
     version: int
     group_name: str = "default"
+    token_id: str = ""
+    """The token that asked for it."""
+    idle_text: str = ""
+    """In which way it is idle, if it was warned."""
+    protected_by: str = ""
+    idle_stop_at: int | None = None
+    """When it will be stopped for being idle; None: it was not warned."""
+    protected_until: int | None = None
+    """Not stopped for being idle before that."""
     wishes: str = ""
     """``scheduling.types.Wishes`` as JSON; empty: none."""
     told: str = ""
@@ -168,28 +177,6 @@ class Policies(Protocol):
         *label*: of the sandbox whose rules they are.
         """
         ...
-
-
-class Limits(Protocol):
-    """What the limits slice does for the scheduler."""
-
-    async def slots_at_once(
-        self, tx: Reader, accounts: Sequence[str]
-    ) -> Mapping[str, Mapping[str, int]]:
-        """Account → slots that its sessions may hold together; those without a limit are left out.
-
-        Accounts are ``user:ID``, ``project:ID``, ``domain:ID``, ``token:ID``.
-        """
-        ...
-
-
-class NoLimits:
-    """Nobody is limited."""
-
-    async def slots_at_once(
-        self, tx: Reader, accounts: Sequence[str]
-    ) -> Mapping[str, Mapping[str, int]]:
-        return {}
 
 
 class Blobs(Protocol):

@@ -83,7 +83,7 @@ class Pass:
         self._places: Final[list[Place]] = []
         self._preempts: Final[list[Preempt]] = []
         self._holdings: Final = holdings
-        self._reasons: Final = Reasons(self._book, self._held, now)
+        self._reasons: Final = Reasons(self._book, self._held, now, policy.names)
         self._new: Final[list[Held]] = []
         self._future: Releases | None = None
 
@@ -175,15 +175,7 @@ class Pass:
             return self._reasons.reservation(ask, one)
         if not self._policy.limits:
             return None
-        for account in ask.payers:
-            limit = self._policy.limits.get(account)
-            if limit is None:
-                continue
-            held = self._holdings.of(account)
-            called = self._policy.names.get(account, account)
-            if (wait := self._reasons.limit(ask, account, called, limit, held)) is not None:
-                return wait
-        return None
+        return self._reasons.limit(ask, self._policy.limits, self._holdings)
 
     def _settle(self, ask: Ask, chosen: Sequence[tuple[int, Devices]]) -> None:
         ends_at = None if ask.limit_s is None else self._now + ask.limit_s

@@ -14,6 +14,7 @@ from madang.manager.session.service.kernels import KernelService
 from madang.manager.session.service.users import MAX_WAIT_S
 from madang.manager.session.types import SessionRow
 from madang.wire.api import Page, SignalRequest, StopRequest
+from madang.wire.limits import ProtectRequest
 from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatus
 
 CREATE_LIMIT: Final = 16 << 20
@@ -128,6 +129,12 @@ class SessionApi:
         """Let a frozen session go on. Idempotent."""
         row = await self._sessions.set_frozen(call.caller, call.path("ref"), frozen=False)
         return self._tagged(row)
+
+    @endpoint("POST", "/v1/sessions/{ref}/protect", body=ProtectRequest, returns=Session)
+    async def protect_session(self, call: Call[None, ProtectRequest]) -> Reply:
+        """Keep a session from being stopped as idle, for a time that its limits allow."""
+        ref = call.path("ref")
+        return self._tagged(await self._sessions.protect(call.caller, ref, call.body.for_s))
 
     @endpoint("POST", "/v1/sessions/{ref}/signal", body=SignalRequest, status=204)
     async def signal_session(self, call: Call[None, SignalRequest]) -> None:

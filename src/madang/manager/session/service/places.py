@@ -8,7 +8,6 @@ from dataclasses import asdict
 
 from madang.manager.db import seconds
 from madang.manager.fleet.types import NodeRow, Slots
-from madang.manager.http import Caller
 from madang.manager.scheduling.rules import lacking, offers, show, slot_name
 from madang.manager.scheduling.types import GroupRules, Wishes
 from madang.manager.session.types import SessionRow
@@ -19,7 +18,7 @@ MAX_KIND = 80
 
 
 def wishes_for(
-    spec: SessionSpec, row: SessionRow, caller: Caller, after: tuple[str, ...]
+    spec: SessionSpec, row: SessionRow, accounts: tuple[str, ...], after: tuple[str, ...]
 ) -> Wishes:
     """*after*: ids."""
     needs = [*spec.node_labels]
@@ -38,11 +37,7 @@ def wishes_for(
         apart=spec.apart,
         preemptible=spec.preemptible,
         reservation=spec.reservation,
-        accounts=(
-            f"user:{row.owner_id}",
-            f"project:{row.project_id}",
-            f"domain:{caller.domain_id}",
-        ),
+        accounts=accounts,
         kind=os.path.basename(spec.argv[0])[:MAX_KIND] if spec.argv else "",
     )
 

@@ -11,6 +11,7 @@ from madang.manager.fleet import store as ledger
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.tables import SLOTS
 from madang.manager.fleet.types import NodeRow
+from madang.manager.limits.service import LimitService
 from madang.manager.scheduling import store as scheduling
 from madang.manager.scheduling.rules import offers
 from madang.manager.scheduling.service import Groups, GroupService, Memory
@@ -18,7 +19,6 @@ from madang.manager.scheduling.service.memory import owner_of
 from madang.manager.scheduling.types import Ask, GroupRules, Held, Policy, Room, Snapshot
 from madang.manager.session import store
 from madang.manager.session.rules import wishes_of
-from madang.manager.session.types import Limits
 from madang.wire.session import Result, SessionStatus
 
 S = SessionStatus
@@ -36,7 +36,7 @@ class View:
 
 class SnapshotReader:
     def __init__(
-        self, fleet: FleetService, groups: GroupService, memory: Memory, limits: Limits
+        self, fleet: FleetService, groups: GroupService, memory: Memory, limits: LimitService
     ) -> None:
         self._fleet: Final = fleet
         self._groups: Final = groups

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from madang.kit.clock import Clock
@@ -15,11 +16,14 @@ from madang.manager.db.events import EventFeed, last_event
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import Slots
 from madang.manager.http import Caller
+from madang.manager.limits.service import LimitService, PresetService
+from madang.manager.limits.types import Asked
 from madang.manager.scheduling.planner import plan
 from madang.manager.scheduling.rules import priority_of
 from madang.manager.scheduling.service import GroupService, Memory
 from madang.manager.session import store
 from madang.manager.session.rules import (
+    accounts_of,
     check_spec,
     next_phases,
     resolve_size,
@@ -84,6 +88,8 @@ class SessionService:
         agents: AgentService,
         images: Images,
         blobs: Blobs,
+        limits: LimitService,
+        presets: PresetService,
         groups: GroupService,
         reader: SnapshotReader,
         memory: Memory,
@@ -96,6 +102,8 @@ class SessionService:
         self._agents: Final = agents
         self._images: Final = images
         self._blobs: Final = blobs
+        self._limits: Final = limits
+        self._presets: Final = presets
         self._groups: Final = groups
         self._reader: Final = reader
         self._memory: Final = memory
@@ -134,6 +142,7 @@ class SessionService:
                     session_id=row.id,
                     at=row.created_at,
                 )
+            row = await self._within_limits(tx, row)
             row = replace(row, name=await self._free_name(tx, spec.name))
             await store.add(tx, row, actor=caller.user)
         self._feed.wake()
@@ -155,6 +164,8 @@ class SessionService:
         self, caller: Caller, spec: SessionSpec, body: str, kind: SessionKind | None
     ) -> SessionRow:
         check_spec(spec)
+        if spec.preset:
+            spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
         size = resolve_size(spec, self._settings)
         mount = await self._images.resolve(spec.image)
         image_policy = await self._images.policy_of(spec.image)
@@ -173,7 +184,10 @@ class SessionService:
             name = groups.choose(spec.group, caller)
             rules = groups.rules[name]
             after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
-            wishes = wishes_for(spec, row, caller, tuple(after))
+            accounts = await self._limits.accounts(
+                tx, user=row.owner_id, project=row.project_id, token=row.token_id
+            )
+            wishes = wishes_for(spec, row, accounts, tuple(after))
         refuse_impossible(
             Slots.of(size_of(row)), wishes, spec, name, rules, await self._fleet.nodes()
         )
@@ -235,7 +249,15 @@ class SessionService:
             log_end=None,
             refused="{}",
             version=1,
+            token_id=caller.token_id,
         )
+
+    async def _within_limits(self, tx: Reader, row: SessionRow) -> SessionRow:
+        """With the time limit that it gets. Raises LimitRefused, LimitExceeded."""
+        time_s = None if row.time_us is None else seconds(row.time_us)
+        asked = Asked(slots=asdict(row.slots), time_s=time_s)
+        granted = await self._limits.check_create(tx, accounts_of(row), asked, at=row.created_at)
+        return row if granted == time_s else replace(row, time_us=moves.to_stored(granted))
 
     async def _free_name(self, tx: Transaction, wanted: str | None) -> str:
         if wanted is not None:
@@ -260,6 +282,7 @@ class SessionService:
         row = await self._prepare(caller, spec, to_json(spec).decode(), None)
         now = seconds(row.created_at)
         async with self._database.read() as tx:
+            row = await self._within_limits(tx, row)
             found = await self._reader.read(tx, [*await store.list_pending(tx, SEEN), row], now)
         decided = plan(found.snapshot, found.policies, now)
         for place in decided.places:
@@ -382,6 +405,33 @@ class SessionService:
     async def _current(self, row: SessionRow) -> SessionRow | None:
         async with self._database.read() as tx:
             return await store.find(tx, row.id)
+
+    # Left alone
+
+    async def protect(self, caller: Caller, ref: str, for_s: float | None) -> SessionRow:
+        """Not to be stopped for being idle for that long from now; 0: the protection ends.
+
+        None: as long as its limits allow. Raises LimitRefused for longer, Conflict where nothing
+        would stop it.
+        """
+        if for_s is not None and not (math.isfinite(for_s) and for_s >= 0):
+            raise InvalidRequest("for_s: seconds from now, 0 or more.", field="for_s")
+        at = micros(self._clock.now())
+        async with self._database.begin() as tx:
+            row = await self._get(tx, caller, ref)
+            if row.status == S.TERMINATED:
+                raise not_running(row)
+            accounts = accounts_of(row)
+            until = at + micros(await self._limits.protection(tx, accounts, row.name, for_s))
+            columns = {
+                "protected_until": until if until > at else None,
+                "protected_by": caller.user,
+            }
+            if until > at:
+                columns |= {"idle_stop_at": None, "idle_text": ""}
+            row = await store.change(tx, row, at=at, what="protected", **columns) or row
+        self._feed.wake()
+        return row
 
     # Ending
 
