@@ -69,7 +69,7 @@ from madang.wire.policies import (
     ReplayVerdict,
 )
 from madang.wire.policy import Refusal
-from madang.wire.queue import Group, Queue, Why
+from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 T = TypeVar("T")
@@ -628,6 +628,10 @@ class AsyncClient:
     async def preview(self, spec: SessionSpec) -> Why:
         """The same of a session that is not made: where it would run, or why it would wait."""
         return await self.call(calls.preview(spec))
+
+    async def replay_queue(self, request: ReplayRequest) -> ReplayReport:
+        """The past once more under other settings; for administrators and monitors."""
+        return await self.call(calls.replay_queue(request))
 
     # Sandbox policies
 

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # 10 ms, and not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
-    from madang.wire.queue import Group, Queue, Why
+    from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -49,6 +49,7 @@ Body = Callable[[], Iterable[bytes]]
 POLL_S: Final = 30.0
 """Longest time that one ``wait`` request asks for."""
 TIMEOUT_S: Final = 60.0
+REPLAY_S: Final = 600.0
 _JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -393,6 +394,19 @@ def preview(spec: SessionSpec) -> Call[Why]:
 
     path, body = "/v1/queue/preview", to_json(spec)
     return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Why))
+
+
+def replay_queue(request: ReplayRequest) -> Call[ReplayReport]:
+    from madang.wire.queue import ReplayReport
+
+    return Call(
+        method="POST",
+        path="/v1/queue/replay",
+        body=to_json(request),
+        headers=_JSON,
+        decode=_read(ReplayReport),
+        timeout_s=REPLAY_S,
+    )
 
 
 def nodes() -> Call[list[Node]]:

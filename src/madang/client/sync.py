@@ -57,7 +57,7 @@ if TYPE_CHECKING:  # not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
-    from madang.wire.queue import Group, Queue, Why
+    from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
 
 T = TypeVar("T")
 
@@ -485,6 +485,10 @@ class Client:
     def preview(self, spec: SessionSpec) -> Why:
         """The same of a session that is not made: where it would run, or why it would wait."""
         return self.call(calls.preview(spec))
+
+    def replay_queue(self, request: ReplayRequest) -> ReplayReport:
+        """The past once more under other settings; for administrators and monitors."""
+        return self.call(calls.replay_queue(request))
 
     # Sandbox policies
 
