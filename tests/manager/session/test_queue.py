@@ -391,3 +391,33 @@ async def test_decisions_are_written_down_and_come_out_again(either_box: Manager
     assert placed == 12
     assert sorted(run.name for run in runs) == sorted(f"s-{n}" for n in range(12))
     assert all(run.scheduled_at and run.program == "train.py" for run in runs)
+
+
+async def test_a_replay_tells_what_another_policy_would_have_done(box: ManagerBox) -> None:
+    ann = await box.new_user("ann")
+    began = time.time() - 1
+    agent = await box.add_agent()
+    agent.auto = True
+    for number in range(8):
+        await create(box, f"s-{number}", 4)
+    for number in range(8):
+        await box.until(f"s-{number}", "TERMINATED")
+    question = {
+        "since": began,
+        "until": time.time(),
+        "set": {"order": "drf", "weights.user:ann": "2"},
+        "add_nodes": [{"cpu": 64, "mem_bytes": 64 << 30}],
+    }
+    found = await box.call("POST", "/v1/queue/replay", question)
+    assert found["happened"]["started"] == found["unchanged"]["started"] == 8
+    assert found["changed"]["mean_wait_s"] == 0.0
+    assert found["unchanged"]["mean_wait_s"] >= 0.0
+    assert (found["decisions"] > 0, found["different"]) == (True, 0)
+    await box.call("POST", "/v1/queue/replay", question, status=403, headers=ann)
+    for wrong in (
+        {"set": {"order": "luck"}},
+        {"until": 1.0},
+        {"add_nodes": [{"cpu": 1, "mem_bytes": 0}]},
+    ):
+        await box.call("POST", "/v1/queue/replay", {**question, **wrong}, status=400)
+    await box.call("POST", "/v1/queue/replay", {**question, "group": "x"}, status=404)
