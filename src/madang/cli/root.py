@@ -43,6 +43,7 @@ SECTIONS: Final = {
     "Administration": {
         "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
         "group": ("madang.cli.group:group", "Groups of machines and how their queues are run."),
+        "reserve": ("madang.cli.reserve:reserve", "Keep machines for a project by calendar."),
         "replay": ("madang.cli.replay:replay", "Plan the past again under other settings."),
         "node": ("madang.cli.group:node", "List machines and put them into groups."),
     },
