@@ -272,7 +272,7 @@ async def test_one_of_higher_priority_has_a_preemptible_one_end(
         await clock.advance(5)
     told = await agent.assigned(low, Wanted.STOP)
     assert (told.stop_reason, told.spec.grace_s) == ("preempted", 3)
-    assert told.stop_text == "gave way to high, whose priority is 5."
+    assert told.stop_text == "gave way to high: its priority is 5."
     await agent.ended(told, Ended(reason=Reason.PREEMPTED, exit_code=143))
     await agent.assigned(high["id"])
     assert (await timed.until("low", "TERMINATED"))["result"] == "cancelled"
