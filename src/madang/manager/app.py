@@ -17,6 +17,9 @@ from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
+from madang.manager.audit.loops import AuditKeeper
+from madang.manager.audit.service import AuditLog
+from madang.manager.audit.types import AuditSettings
 from madang.manager.db import open_database
 from madang.manager.db.events import EventFeed, last_event
 from madang.manager.db.loops import Checkpointer
@@ -75,6 +78,7 @@ class ManagerSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     widen: tuple[str, ...] = ()
     """Rules of the base that sandbox policies may widen."""
 
@@ -89,7 +93,8 @@ class Manager:
         self.database: Final = open_database(settings.database_url, durable=settings.durable)
         self.feed: Final = EventFeed(self.database, clock)
         self.metrics: Final = Metrics()
-        self.identity: Final = IdentityService(self.database, clock)
+        self.audit: Final = AuditLog(self.database, clock)
+        self.identity: Final = IdentityService(self.database, clock, self.audit)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
             self.database, clock, settings.images, layers_changed=self.fleet.send_all
@@ -117,6 +122,7 @@ class Manager:
             Reaper(self.database, self.feed, self.fleet, self.agents, clock, limits),
             Retention(self.database, self.feed, clock, limits),
             Checkpointer(self.database, clock),
+            AuditKeeper(self.audit, clock, settings.audit),
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
