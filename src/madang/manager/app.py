@@ -53,6 +53,7 @@ from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
+from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
 from madang.wire.kernel import ImageMount
@@ -95,6 +96,7 @@ class Manager:
         self.metrics: Final = Metrics()
         self.audit: Final = AuditLog(self.database, clock)
         self.identity: Final = IdentityService(self.database, clock, self.audit)
+        self.usage: Final = UsageService(self.database, self.audit, clock)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
             self.database, clock, settings.images, layers_changed=self.fleet.send_all
@@ -102,7 +104,7 @@ class Manager:
         limits = settings.sessions
         self.policies: Final = PolicyService(self.database, clock, settings.widen)
         self.agents: Final = AgentService(
-            self.database, self.feed, self.images, self.policies, clock, limits
+            self.database, self.feed, self.images, self.policies, self.usage, clock, limits
         )
         self.fleet.bind(self.agents)
         self.sessions: Final = SessionService(

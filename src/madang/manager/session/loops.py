@@ -18,7 +18,7 @@ from madang.manager.session import store
 from madang.manager.session.service import AgentService, moves
 from madang.manager.session.service.users import ask_of, read_snapshot
 from madang.manager.session.types import LIFE, SessionRow, SessionSettings
-from madang.wire.session import Pending, Reason, SessionStatus
+from madang.wire.session import Ended, Pending, Reason, SessionStatus
 from madang.wire.size import format_duration
 
 S = SessionStatus
@@ -210,7 +210,9 @@ class Reaper(Loop):
             rows = await store.list_placed_on(tx, node.name)
         silent = format_duration(now - seconds(node.seen_at))
         for row in rows:
-            ended = moves.lost(f"machine {node.name} silent for {silent}.", reason=Reason.NODE_LOST)
+            text = f"machine {node.name} silent for {silent}."
+            last_heard = seconds(node.seen_at)
+            ended = Ended(reason=Reason.NODE_LOST, text=text, at=last_heard)
             async with self._database.begin() as tx:
                 current = await store.find(tx, row.id)
                 if current is not None and current.kernel == row.kernel:
