@@ -17,6 +17,9 @@ from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
+from madang.manager.audit.loops import AuditKeeper
+from madang.manager.audit.service import AuditLog
+from madang.manager.audit.types import AuditSettings
 from madang.manager.db import open_database
 from madang.manager.db.events import EventFeed, last_event
 from madang.manager.db.loops import Checkpointer
@@ -58,6 +61,7 @@ from madang.manager.session.service.queueing import QueueService
 from madang.manager.session.service.snapshots import SnapshotReader
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
+from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
 from madang.wire.kernel import ImageMount
@@ -83,6 +87,7 @@ class ManagerSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     widen: tuple[str, ...] = ()
     """Rules of the base that sandbox policies may widen."""
 
@@ -97,7 +102,9 @@ class Manager:
         self.database: Final = open_database(settings.database_url, durable=settings.durable)
         self.feed: Final = EventFeed(self.database, clock)
         self.metrics: Final = Metrics()
-        self.identity: Final = IdentityService(self.database, clock)
+        self.audit: Final = AuditLog(self.database, clock)
+        self.identity: Final = IdentityService(self.database, clock, self.audit)
+        self.usage: Final = UsageService(self.database, self.audit, clock)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
             self.database, clock, settings.images, layers_changed=self.fleet.send_all
@@ -105,13 +112,13 @@ class Manager:
         limits = settings.sessions
         self.policies: Final = PolicyService(self.database, clock, settings.widen)
         self.agents: Final = AgentService(
-            self.database, self.feed, self.images, self.policies, clock, limits
+            self.database, self.feed, self.images, self.policies, self.usage, clock, limits
         )
         self.fleet.bind(self.agents)
         self.limits: Final = LimitService()
-        self.limit_texts: Final = LimitTexts(self.database, clock, self.limits)
-        self.presets: Final = PresetService(self.database, clock)
-        ledger = SessionLedger()
+        self.limit_texts: Final = LimitTexts(self.database, self.audit, clock, self.limits)
+        self.presets: Final = PresetService(self.database, self.audit, clock)
+        ledger = SessionLedger(self.usage)
         self.limits.bind(ledger)
         self.limit_texts.bind(ledger)
         self.groups: Final = GroupService(self.database, self.feed, clock, limits.reserve_after_s)
@@ -147,9 +154,12 @@ class Manager:
             self.feed,
             self._scheduler,
             Reaper(self.database, self.feed, self.fleet, self.agents, clock, limits),
-            IdleWatch(self.database, self.feed, self.fleet, self.agents, self.limits, clock),
+            IdleWatch(
+                self.database, self.feed, self.fleet, self.agents, self.limits, self.audit, clock
+            ),
             Retention(self.database, self.feed, clock, limits),
             Checkpointer(self.database, clock),
+            AuditKeeper(self.audit, clock, settings.audit),
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
