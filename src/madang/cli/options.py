@@ -46,6 +46,11 @@ def parse_grace(text: str | None) -> float | None:
 
 def read_policy(path: str) -> str:
     """The text of a sandbox policy."""
+    return read_text(path)
+
+
+def read_text(path: str) -> str:
+    """Of a file here. Raises InvalidRequest."""
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()

@@ -29,6 +29,7 @@ SECTIONS: Final = {
         "top": ("madang.cli.top:top", "Watch what sessions use."),
         "freeze": ("madang.cli.sessions:freeze", "Freeze sessions: no CPU until input comes."),
         "thaw": ("madang.cli.sessions:thaw", "Let frozen sessions go on."),
+        "protect": ("madang.cli.idling:protect", "Keep sessions from being stopped as idle."),
         "stop": ("madang.cli.sessions:stop", "Stop sessions."),
         "rm": ("madang.cli.sessions:rm", "Remove ended sessions with their files."),
     },
@@ -40,6 +41,8 @@ SECTIONS: Final = {
     },
     "Administration": {
         "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
+        "limits": ("madang.cli.limits:limits", "Who may have how much: show, write, assign."),
+        "preset": ("madang.cli.presets:preset", "Sizes with a name, for `run --preset`."),
     },
     "Server": {
         "up": ("madang.daemon.commands:up", "Start Madang on this machine."),

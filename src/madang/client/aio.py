@@ -56,6 +56,7 @@ from madang.wire.api import (
 from madang.wire.errors import PlatformError, RateLimited, ServerUnreachable, Shutdown
 from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
+from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
 from madang.wire.policies import (
@@ -366,6 +367,13 @@ class AsyncClient:
         """Let a frozen session go on; one that runs is left as it is."""
         return await self.call(calls.thaw(ref))
 
+    async def protect(self, ref: str, *, for_s: float | None = None) -> Session:
+        """Keep it from being stopped as idle: *for_s* from now, or as long as limits allow.
+
+        0: the protection ends.
+        """
+        return await self.call(calls.protect(ref, for_s))
+
     async def signal(self, ref: str, number: int) -> None:
         await self.call(calls.signal(ref, number))
 
@@ -386,6 +394,7 @@ class AsyncClient:
         pids: int | None = None,
         disk: Amount | None = None,
         time_limit: Amount | None = None,
+        preset: str = "",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
@@ -400,13 +409,15 @@ class AsyncClient:
     ) -> AsyncRun:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
-        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
+        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``); what they leave
+        open comes from the *preset*, if one is named. *workspace* is a
         digest from ``sync_workspace``.
         """
         spec = session_spec(
             argv,
             image=image,
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+            preset=preset,
             name=name,
             env=env,
             labels=labels,
@@ -593,6 +604,56 @@ class AsyncClient:
             policy=policy,
         )
         return await self.call(calls.build_image(request, new_key()))
+
+    # Limits and presets
+
+    async def list_limits(self) -> list[LimitsText]:
+        """Limits by name; those that count for you, unless you see all."""
+        found: list[LimitsText] = []
+        cursor: str | None = None
+        while True:
+            page = await self.call(calls.limits_page(cursor))
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                return found
+
+    async def get_limits(self, name: str) -> LimitsText:
+        return await self.call(calls.limits(name))
+
+    async def get_limits_history(self, name: str) -> list[LimitsText]:
+        """Its versions, newest first."""
+        return await self.call(calls.limits_history(name))
+
+    async def apply_limits(
+        self, name: str, draft: LimitsDraft, *, version: int | None = None
+    ) -> LimitsText:
+        """Write or change limits, if *version* is still in force (0: there are none yet)."""
+        return await self.call(calls.apply_limits(name, draft, version))
+
+    async def remove_limits(self, name: str, *, version: int | None = None) -> None:
+        """Raises Conflict while anybody has them."""
+        await self.call(calls.remove_limits(name, version))
+
+    async def limits_of(self, target: str = "me") -> LimitsOf:
+        """What counts for ``me``, ``user:NAME``, ``project:NAME`` …, and what is left of it."""
+        return await self.call(calls.limits_of(target))
+
+    async def assign_limits(self, target: str, name: str | None) -> LimitsOf:
+        """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
+        return await self.call(calls.assign_limits(target, name))
+
+    async def list_presets(self) -> list[Preset]:
+        return await self.call(calls.presets())
+
+    async def set_preset(
+        self, name: str, draft: PresetDraft, *, version: int | None = None
+    ) -> Preset:
+        """Make or replace a preset, if *version* is still there (0: none)."""
+        return await self.call(calls.set_preset(name, draft, version))
+
+    async def remove_preset(self, name: str) -> None:
+        await self.call(calls.remove_preset(name))
 
     # Sandbox policies
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # not of use to a run
     from madang.client.tree import Limits
     from madang.client.workspace import Progress, Synced
     from madang.wire.image import Image
+    from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
         Policy,
@@ -213,6 +214,13 @@ class Client:
         """Let a frozen session go on; one that runs is left as it is."""
         return self.call(calls.thaw(ref))
 
+    def protect(self, ref: str, *, for_s: float | None = None) -> Session:
+        """Keep it from being stopped as idle: *for_s* from now, or as long as limits allow.
+
+        0: the protection ends.
+        """
+        return self.call(calls.protect(ref, for_s))
+
     def signal(self, ref: str, number: int) -> None:
         self.call(calls.signal(ref, number))
 
@@ -233,6 +241,7 @@ class Client:
         pids: int | None = None,
         disk: Amount | None = None,
         time_limit: Amount | None = None,
+        preset: str = "",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
@@ -247,7 +256,8 @@ class Client:
     ) -> Run:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
-        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
+        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``); what they leave
+        open comes from the *preset*, if one is named. *workspace* is a
         digest from ``sync_workspace``. *network*: ``"full"``, or targets in *allow*, like
         ``["data.example.org:443"]``; *bandwidth* like ``"100mbit"``.
 
@@ -262,6 +272,7 @@ class Client:
             argv,
             image=image,
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+            preset=preset,
             name=name,
             env=env,
             labels=labels,
@@ -450,6 +461,54 @@ class Client:
             policy=policy,
         )
         return self.call(calls.build_image(request, new_key()))
+
+    # Limits and presets
+
+    def list_limits(self) -> list[LimitsText]:
+        """Limits by name; those that count for you, unless you see all."""
+        found: list[LimitsText] = []
+        cursor: str | None = None
+        while True:
+            page = self.call(calls.limits_page(cursor))
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                return found
+
+    def get_limits(self, name: str) -> LimitsText:
+        return self.call(calls.limits(name))
+
+    def get_limits_history(self, name: str) -> list[LimitsText]:
+        """Its versions, newest first."""
+        return self.call(calls.limits_history(name))
+
+    def apply_limits(
+        self, name: str, draft: LimitsDraft, *, version: int | None = None
+    ) -> LimitsText:
+        """Write or change limits, if *version* is still in force (0: there are none yet)."""
+        return self.call(calls.apply_limits(name, draft, version))
+
+    def remove_limits(self, name: str, *, version: int | None = None) -> None:
+        """Raises Conflict while anybody has them."""
+        self.call(calls.remove_limits(name, version))
+
+    def limits_of(self, target: str = "me") -> LimitsOf:
+        """What counts for ``me``, ``user:NAME``, ``project:NAME`` …, and what is left of it."""
+        return self.call(calls.limits_of(target))
+
+    def assign_limits(self, target: str, name: str | None) -> LimitsOf:
+        """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
+        return self.call(calls.assign_limits(target, name))
+
+    def list_presets(self) -> list[Preset]:
+        return self.call(calls.presets())
+
+    def set_preset(self, name: str, draft: PresetDraft, *, version: int | None = None) -> Preset:
+        """Make or replace a preset, if *version* is still there (0: none)."""
+        return self.call(calls.set_preset(name, draft, version))
+
+    def remove_preset(self, name: str) -> None:
+        self.call(calls.remove_preset(name))
 
     # Sandbox policies
 

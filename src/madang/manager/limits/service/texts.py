@@ -25,7 +25,7 @@ from madang.wire.errors import (
     NotFound,
     PreconditionFailed,
 )
-from madang.wire.limits import AccountLimits, Limited, Limits, LimitsDraft, LimitsOf
+from madang.wire.limits import AccountLimits, Limited, LimitsDraft, LimitsOf, LimitsText
 
 HISTORY: Final = 100
 MAX_NOTE: Final = 500
@@ -55,7 +55,7 @@ class LimitTexts:
 
     async def page(
         self, caller: Caller, *, after: str | None, limit: int
-    ) -> tuple[tuple[Limits, ...], str | None]:
+    ) -> tuple[tuple[LimitsText, ...], str | None]:
         """Those in force, by name, and the cursor of the next page."""
         async with self._database.read() as tx:
             own = await self._own_names(tx, caller)
@@ -64,12 +64,12 @@ class LimitTexts:
                      if own is None or row.name in own]  # fmt: skip
         return tuple(items), rows[-1].name if len(rows) == limit else None
 
-    async def get(self, caller: Caller, name: str) -> Limits:
+    async def get(self, caller: Caller, name: str) -> LimitsText:
         async with self._database.read() as tx:
             row = await self._get(tx, caller, name)
             return await self._shown(tx, caller, row)
 
-    async def history(self, caller: Caller, name: str) -> tuple[Limits, ...]:
+    async def history(self, caller: Caller, name: str) -> tuple[LimitsText, ...]:
         """Newest first; of removed ones too, for those who see all."""
         async with self._database.read() as tx:
             if not caller.sees_all:
@@ -81,7 +81,7 @@ class LimitTexts:
 
     async def apply(
         self, caller: Caller, name: str, draft: LimitsDraft, version: int | None
-    ) -> Limits:
+    ) -> LimitsText:
         """Put a text in force, if *version* still is; the one in force again changes nothing."""
         _administers(caller)
         if not _NAME.fullmatch(name):
@@ -271,7 +271,7 @@ class LimitTexts:
             raise _no_limits(name)
         return row
 
-    async def _shown(self, tx: Reader | Transaction, caller: Caller, row: LimitsRow) -> Limits:
+    async def _shown(self, tx: Reader | Transaction, caller: Caller, row: LimitsRow) -> LimitsText:
         own = None if caller.sees_all else await self._own_accounts(tx, caller)
         targets = []
         for each in await store.list_targets(tx, row.name):
@@ -327,8 +327,8 @@ def _no_limits(name: str) -> NotFound:
     return NotFound(f"no limits {name[:40]!r}. `madang limits ls` lists them.", name=name[:40])
 
 
-def _limits(row: LimitsRow) -> Limits:
-    return Limits(
+def _limits(row: LimitsRow) -> LimitsText:
+    return LimitsText(
         name=row.name,
         version=row.version,
         text=row.text,
