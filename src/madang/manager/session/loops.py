@@ -383,7 +383,9 @@ class IdleWatch(Loop):
                 case idle.Withdraw():
                     columns = {"idle_stop_at": None, "idle_text": ""}
                     await store.change(tx, current, at=at, what="not idle", **columns)
-                case idle.Stop(text):
+                case idle.Stop(by, text):
+                    shown = await self._limits.shown(tx, by.account)
+                    text = f"idle: {text} (limits {by.name} of {shown})"
                     await self._stop(tx, current, text, at)
         self._feed.wake()
 
