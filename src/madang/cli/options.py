@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 
 import click
@@ -50,7 +51,9 @@ def read_policy(path: str) -> str:
 
 
 def read_text(path: str) -> str:
-    """Of a file here. Raises InvalidRequest."""
+    """Of a file; ``-`` is stdin. Raises InvalidRequest."""
+    if path == "-":
+        return sys.stdin.read()
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()

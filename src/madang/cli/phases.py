@@ -6,7 +6,7 @@ import time
 
 from madang.cli.terminal import Notes
 from madang.wire import exits
-from madang.wire.session import Ended, Idle, Reason, Result, Session, SessionStatus
+from madang.wire.session import Ended, Idle, Pending, Reason, Result, Session, SessionStatus
 from madang.wire.size import Size, format_bytes, format_duration
 
 _WAITED_S = 0.15
@@ -73,7 +73,9 @@ class Phases:
         if session is None or self._started or session.ended is not None:
             return
         what = "waits" if session.status is SessionStatus.PENDING else "is being set up"
-        reason = f" for: {session.pending.text}" if session.pending else ""
+        reason = (
+            f" for: {session.pending.text}{_starts(session.pending)}" if session.pending else ""
+        )
         elapsed = format_duration(time.monotonic() - self._since)
         self._notes.live("start", f"{session.name} {what}{reason} · {elapsed}")
 
@@ -102,6 +104,13 @@ class Phases:
         assert session.started_at is not None
         took = max(0.0, session.started_at - session.created_at - waited)
         self._notes.line("start", f"{session.image} ✓ {format_duration(took)}")
+
+
+def _starts(pending: Pending) -> str:
+    from madang.cli.queue import describe_estimate  # only who waits needs it
+
+    estimate = describe_estimate(pending)
+    return "" if estimate is None else f" Starts {estimate}"
 
 
 def describe_end(ended: Ended, size: Size | None = None) -> str:

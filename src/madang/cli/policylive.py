@@ -115,7 +115,7 @@ def _edit(client: Client, policy: Policy, path: str, note: str, *, yes: bool) ->
 
 
 def open_editor(path: str) -> None:
-    """Returns once the editor has ended well. Raises InvalidRequest."""
+    """Returns once it has ended. Raises InvalidRequest."""
     named = next((os.environ[name] for name in _EDITORS if os.environ.get(name)), "")
     if not named:
         raise InvalidRequest(f"no editor: set ${_EDITORS[0]} or ${_EDITORS[1]}.")

@@ -30,6 +30,8 @@ SECTIONS: Final = {
         "freeze": ("madang.cli.sessions:freeze", "Freeze sessions: no CPU until input comes."),
         "thaw": ("madang.cli.sessions:thaw", "Let frozen sessions go on."),
         "protect": ("madang.cli.idling:protect", "Keep sessions from being stopped as idle."),
+        "queue": ("madang.cli.queue:queue", "List waiting sessions, with reasons and estimates."),
+        "why": ("madang.cli.queue:why", "Say why a session waits, how long, what would help."),
         "stop": ("madang.cli.sessions:stop", "Stop sessions."),
         "rm": ("madang.cli.sessions:rm", "Remove ended sessions with their files."),
     },
@@ -43,6 +45,9 @@ SECTIONS: Final = {
         "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
         "limits": ("madang.cli.limits:limits", "Who may have how much: show, write, assign."),
         "preset": ("madang.cli.presets:preset", "Sizes with a name, for `run --preset`."),
+        "group": ("madang.cli.group:group", "Groups of machines and how their queues are run."),
+        "replay": ("madang.cli.replay:replay", "Plan the past again under other settings."),
+        "node": ("madang.cli.group:node", "List machines and put them into groups."),
     },
     "Server": {
         "up": ("madang.daemon.commands:up", "Start Madang on this machine."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -19,8 +20,10 @@ from madang.cli.options import (
 )
 from madang.cli.outputs import fetch_outputs
 from madang.cli.phases import Phases, describe_size, show_end
+from madang.cli.printable import printable
 from madang.cli.syncing import Syncing
 from madang.cli.terminal import Notes, is_terminal, window
+from madang.cli.wishes import wishes, with_wishes
 from madang.client.requests import network_request, session_spec, size_request
 from madang.client.sync import Client
 from madang.kit.codec import to_json
@@ -46,6 +49,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--network", type=click.Choice(["none", "full"]), help="Network. Default: none.")
 @click.option("--allow", multiple=True, metavar="HOST[:PORT]", help="Network: only this; repeat.")
 @click.option("--bandwidth", metavar="RATE", help="Bits/s of the network each way, like 100mbit.")
+@wishes
 @click.option("--learn", is_flag=True, help="Write down what it uses, for `policy learn`.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
@@ -89,6 +93,7 @@ def run(
     quiet: bool,
     as_json: bool,
     command: tuple[str, ...],
+    **asked: Any,
 ) -> int:
     """Run a program in a session of its own and follow it.
 
@@ -121,6 +126,7 @@ def run(
         runtime=runtime or "",
         network=network_request(network, allow, bandwidth),
     )
+    spec = with_wishes(spec, **asked)
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
     with connect(config) as client:
@@ -150,14 +156,16 @@ def _policy(path: str | None, *, learn: bool) -> str:
 
 
 def _dry_run(client: Client, spec: SessionSpec, *, as_json: bool) -> int:
+    from madang.cli.queue import describe
+
     session = client.create_session(spec, dry_run=True)
     if as_json:
         print_json(session)
-    else:
-        network = f" · network {session.network}" if session.network else ""
-        print(f"plan   {session.image} · {describe_size(session.size)}{network}")
-        if session.pending is not None:
-            print(f"queue  {session.pending.text}")
+        return 0
+    network = f" · network {session.network}" if session.network else ""
+    print(f"plan   {session.image} · {describe_size(session.size)}{network}")
+    for label, text in describe(client.preview(spec)):
+        print(f"{label:<6} {printable(text)}")
     return 0
 
 

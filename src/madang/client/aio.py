@@ -70,6 +70,7 @@ from madang.wire.policies import (
     ReplayVerdict,
 )
 from madang.wire.policy import Refusal
+from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 T = TypeVar("T")
@@ -654,6 +655,44 @@ class AsyncClient:
 
     async def remove_preset(self, name: str) -> None:
         await self.call(calls.remove_preset(name))
+
+    # The queue
+
+    async def list_groups(self) -> list[Group]:
+        """Groups of machines that you may use."""
+        return await self.call(calls.groups())
+
+    async def get_group(self, name: str) -> Group:
+        """Its settings and machines."""
+        return await self.call(calls.group(name))
+
+    async def put_group(self, name: str, text: str, *, version: int | None = None) -> Group:
+        """Make it, or change it if *version* is still in force; for administrators."""
+        return await self.call(calls.put_group(name, text, version))
+
+    async def remove_group(self, name: str) -> None:
+        """It must have no machines; for administrators."""
+        await self.call(calls.remove_group(name))
+
+    async def move_node(self, node: str, group: str) -> None:
+        """Put a machine into another group; for administrators."""
+        await self.call(calls.move_node(node, group))
+
+    async def get_queue(self, group: str | None = None, *, after: int = 0) -> Queue:
+        """Who waits, in order, from the place *after* on; of one group or of all."""
+        return await self.call(calls.queue(group, after))
+
+    async def why(self, ref: str) -> Why:
+        """Why a session waits, until when it probably does, what would let it start."""
+        return await self.call(calls.why(ref))
+
+    async def preview(self, spec: SessionSpec) -> Why:
+        """The same of a session that is not made: where it would run, or why it would wait."""
+        return await self.call(calls.preview(spec))
+
+    async def replay_queue(self, request: ReplayRequest) -> ReplayReport:
+        """The past once more under other settings; for administrators and monitors."""
+        return await self.call(calls.replay_queue(request))
 
     # Sandbox policies
 

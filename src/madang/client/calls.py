@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # 10 ms, and not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
+    from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -56,6 +57,7 @@ Body = Callable[[], Iterable[bytes]]
 POLL_S: Final = 30.0
 """Longest time that one ``wait`` request asks for."""
 TIMEOUT_S: Final = 60.0
+REPLAY_S: Final = 600.0
 _JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -444,6 +446,81 @@ def protect(ref: str, for_s: float | None) -> Call[Session]:
 
 def _match(version: int | None) -> dict[str, str]:
     return {} if version is None else {"If-Match": f'"{version}"'}
+
+
+def groups() -> Call[list[Group]]:
+    from madang.wire.queue import Group
+
+    return Call(method="GET", path="/v1/groups", decode=_read(list[Group]))
+
+
+def group(name: str) -> Call[Group]:
+    from madang.wire.queue import Group
+
+    return Call(method="GET", path=_group_path(name), decode=_read(Group))
+
+
+def put_group(name: str, text: str, version: int | None) -> Call[Group]:
+    """*version*: the one that it replaces; None: it is new."""
+    from madang.wire.queue import Group, GroupDraft
+
+    match = {} if version is None else {"If-Match": f'"{version}"'}
+    return Call(
+        method="PUT",
+        path=_group_path(name),
+        body=to_json(GroupDraft(text=text)),
+        headers={**_JSON, **match},
+        decode=_read(Group),
+        repeatable=False,
+    )
+
+
+def remove_group(name: str) -> Call[None]:
+    return Call(method="DELETE", path=_group_path(name), decode=_nothing)
+
+
+def move_node(node: str, group: str) -> Call[None]:
+    from madang.wire.queue import NodeDraft
+
+    path, body = f"/v1/nodes/{quote(node, safe='')}", to_json(NodeDraft(group=group))
+    return Call(method="PATCH", path=path, body=body, headers=_JSON, decode=_nothing)
+
+
+def _group_path(name: str) -> str:
+    return f"/v1/groups/{quote(name, safe='')}"
+
+
+def queue(group: str | None, after: int) -> Call[Queue]:
+    from madang.wire.queue import Queue
+
+    path = query("/v1/queue", group=group, after=after or None)
+    return Call(method="GET", path=path, decode=_read(Queue))
+
+
+def why(ref: str) -> Call[Why]:
+    from madang.wire.queue import Why
+
+    return Call(method="GET", path=session_path(ref, "/why"), decode=_read(Why))
+
+
+def preview(spec: SessionSpec) -> Call[Why]:
+    from madang.wire.queue import Why
+
+    path, body = "/v1/queue/preview", to_json(spec)
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Why))
+
+
+def replay_queue(request: ReplayRequest) -> Call[ReplayReport]:
+    from madang.wire.queue import ReplayReport
+
+    return Call(
+        method="POST",
+        path="/v1/queue/replay",
+        body=to_json(request),
+        headers=_JSON,
+        decode=_read(ReplayReport),
+        timeout_s=REPLAY_S,
+    )
 
 
 def nodes() -> Call[list[Node]]:

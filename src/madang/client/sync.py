@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
+    from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
 
 T = TypeVar("T")
 
@@ -509,6 +510,44 @@ class Client:
 
     def remove_preset(self, name: str) -> None:
         self.call(calls.remove_preset(name))
+
+    # The queue
+
+    def list_groups(self) -> list[Group]:
+        """Groups of machines that you may use."""
+        return self.call(calls.groups())
+
+    def get_group(self, name: str) -> Group:
+        """Its settings and machines."""
+        return self.call(calls.group(name))
+
+    def put_group(self, name: str, text: str, *, version: int | None = None) -> Group:
+        """Make it, or change it if *version* is still in force; for administrators."""
+        return self.call(calls.put_group(name, text, version))
+
+    def remove_group(self, name: str) -> None:
+        """It must have no machines; for administrators."""
+        self.call(calls.remove_group(name))
+
+    def move_node(self, node: str, group: str) -> None:
+        """Put a machine into another group; for administrators."""
+        self.call(calls.move_node(node, group))
+
+    def get_queue(self, group: str | None = None, *, after: int = 0) -> Queue:
+        """Who waits, in order, from the place *after* on; of one group or of all."""
+        return self.call(calls.queue(group, after))
+
+    def why(self, ref: str) -> Why:
+        """Why a session waits, until when it probably does, what would let it start."""
+        return self.call(calls.why(ref))
+
+    def preview(self, spec: SessionSpec) -> Why:
+        """The same of a session that is not made: where it would run, or why it would wait."""
+        return self.call(calls.preview(spec))
+
+    def replay_queue(self, request: ReplayRequest) -> ReplayReport:
+        """The past once more under other settings; for administrators and monitors."""
+        return self.call(calls.replay_queue(request))
 
     # Sandbox policies
 

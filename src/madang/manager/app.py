@@ -41,7 +41,7 @@ from madang.manager.metrics import Metrics
 from madang.manager.policy.api import PolicyApi
 from madang.manager.policy.service import PolicyService
 from madang.manager.scheduling.api import GroupApi
-from madang.manager.scheduling.service import GroupService, Memory
+from madang.manager.scheduling.service import GroupService, HistoryService, Memory
 from madang.manager.session import store as session_store
 from madang.manager.session.api import (
     EventApi,
@@ -122,6 +122,7 @@ class Manager:
         self.limits.bind(ledger)
         self.limit_texts.bind(ledger)
         self.groups: Final = GroupService(self.database, self.feed, clock, limits.reserve_after_s)
+        self.history: Final = HistoryService(self.database, self.groups, limits.reserve_after_s)
         memory = Memory()
         reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
         self.sessions: Final = SessionService(
@@ -200,7 +201,7 @@ class Manager:
                 SystemApi(self._health, self._info, self.metrics, self._fill_metrics),
                 IdentityApi(),
                 FleetApi(self.fleet, self._count_by_node),
-                GroupApi(self.groups),
+                GroupApi(self.groups, self.history),
                 QueueApi(self.queue),
                 ImageApi(self.images),
                 PolicyApi(self.policies),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from madang.wire.kernel import Capacity
@@ -98,3 +98,59 @@ class Queue:
     """Sessions that wait, those among them that the caller may not see."""
     forecasts: dict[str, Forecast]
     """By group."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewNodes:
+    """Machines that a replay adds."""
+
+    cpu: float
+    mem_bytes: int
+    disk_bytes: int = 1 << 50
+    pids: int = 1 << 22
+    count: int = 1
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRequest:
+    """What would have been."""
+
+    since: float
+    until: float
+    """Unix times."""
+    group: str = "default"
+    set: dict[str, str] = field(default_factory=dict)
+    """Settings of the group that differ, like ``order`` or ``weights.project:lab``."""
+    add_nodes: tuple[NewNodes, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayFigures:
+    jobs: int
+    """Sessions that asked in that time; waits are theirs."""
+    started: int
+    mean_wait_s: float
+    p50_wait_s: float
+    p90_wait_s: float
+    utilisation: float
+    """Part of the group in use, of what was used most."""
+    fairness: float
+    """Jain's index over owners, by weight: 1 if all had the same."""
+    preemptions: int
+    given_up: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayReport:
+    happened: ReplayFigures
+    unchanged: ReplayFigures
+    """The same sessions, simulated with the settings of today."""
+    changed: ReplayFigures
+    """With the change."""
+    left_out: int
+    """Sessions that no machine of today could hold."""
+    decisions: int
+    """Passes of that time that were planned once more from what was written down then."""
+    different: int
+    """Of these, how many came out otherwise: none, unless this is another version."""

@@ -6,16 +6,24 @@ from typing import Any, Final
 
 from madang.manager.http import Call, Reply, endpoint
 from madang.manager.http.versions import version_of
-from madang.manager.scheduling.service import GroupService
-from madang.wire.queue import MAX_GROUP_TEXT, Group, GroupDraft, NodeDraft
+from madang.manager.scheduling.service import GroupService, HistoryService
+from madang.wire.queue import (
+    MAX_GROUP_TEXT,
+    Group,
+    GroupDraft,
+    NodeDraft,
+    ReplayReport,
+    ReplayRequest,
+)
 
 BODY_LIMIT: Final = 8 * MAX_GROUP_TEXT
 """A text takes up to six times as much as JSON escapes."""
 
 
 class GroupApi:
-    def __init__(self, groups: GroupService) -> None:
+    def __init__(self, groups: GroupService, history: HistoryService) -> None:
         self._groups: Final = groups
+        self._history: Final = history
 
     @endpoint("GET", "/v1/groups", returns=tuple[Group, ...])
     async def list_groups(self, call: Call[Any, Any]) -> tuple[Group, ...]:
@@ -50,6 +58,11 @@ class GroupApi:
     async def change_node(self, call: Call[Any, NodeDraft]) -> None:
         """Put a machine into another group; what runs on it goes on. Administrators only."""
         await self._groups.move_node(call.caller, call.path("name"), call.body.group)
+
+    @endpoint("POST", "/v1/queue/replay", body=ReplayRequest, returns=ReplayReport)
+    async def replay_queue(self, call: Call[Any, ReplayRequest]) -> ReplayReport:
+        """Plan the past once more, under other settings or on more machines; nothing is stored."""
+        return await self._history.replay(call.caller, call.body)
 
 
 def _tagged(group: Group) -> Reply:

@@ -34,6 +34,11 @@ def group_rules(text: str, reserve_after_s: float = Policy().reserve_after_s) ->
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as exc:
         raise GroupInvalid(f"the settings are not TOML: {exc}.") from exc
+    return rules_of(table, reserve_after_s)
+
+
+def rules_of(table: Mapping[str, Any], reserve_after_s: float) -> GroupRules:
+    """Of settings that are TOML no more. Raises GroupInvalid."""
     found = _Table("", table)
     preempt = _Table("preempt.", found.take("preempt", _table, {}))
     priority = found.take("priority", _priority, 0)
@@ -63,6 +68,29 @@ def group_rules(text: str, reserve_after_s: float = Policy().reserve_after_s) ->
     if rules.priority_max < rules.priority:
         raise GroupInvalid("priority_max is below priority.")
     return rules
+
+
+def with_changes(text: str, changes: Mapping[str, str], reserve_after_s: float) -> GroupRules:
+    """Settings with some of them changed: ``order``, ``preempt.grace``, ``weights.project:lab``.
+
+    Values are TOML, or texts without quotes. Raises GroupInvalid.
+    """
+    group_rules(text, reserve_after_s)
+    table: dict[str, Any] = tomllib.loads(text)
+    for key, value in changes.items():
+        first, dot, rest = key.partition(".")
+        inner = table.setdefault(first, {}) if dot else table
+        if not isinstance(inner, dict):
+            raise GroupInvalid(f"{first} is no table of settings.", key=key)
+        inner[rest if dot else first] = _value(value)
+    return rules_of(table, reserve_after_s)
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 class _Table:

@@ -22,6 +22,16 @@ _RUNS_AFTER: Final = (
     .order_by(runs.c.id)
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
 )
+_RUNS_BETWEEN: Final = (
+    sa.select(runs)
+    .where(
+        runs.c.group_name == _B("b_group"),
+        runs.c.ended_at > _B("b_since"),
+        runs.c.created_at < _B("b_until"),
+    )
+    .order_by(runs.c.created_at, runs.c.id)
+    .limit(sa.bindparam("b_limit", type_=sa.Integer))
+)
 _RUN_OF: Final = (
     sa.select(runs.c.result)
     .where(runs.c.session_id == _B("b_session"))
@@ -67,6 +77,14 @@ async def add_run(tx: Transaction, run: Run) -> None:
 async def list_runs(tx: Reader, *, after: int, since: int, limit: int) -> list[Any]:
     """Those with a greater id that ended since then, oldest first."""
     return await tx.all(_RUNS_AFTER, b_after=after, b_since=since, b_limit=limit)
+
+
+async def list_runs_between(
+    tx: Reader, *, group: str, since: int, until: int, limit: int
+) -> list[Any]:
+    """Of sessions that waited or ran in that time and have ended."""
+    where = {"b_group": group, "b_since": since, "b_until": until, "b_limit": limit}
+    return await tx.all(_RUNS_BETWEEN, **where)
 
 
 async def newest_run(tx: Reader) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
+
+from madang.kit.codec import from_json
 
 Amounts = Mapping[str, int]
 """Slot → amount, in the ledger's units: cpu_milli, mem_bytes, disk_bytes, pids."""
@@ -233,6 +236,12 @@ class Wishes:
     reservation: str = ""
     accounts: tuple[str, ...] = ()
     kind: str = ""
+
+
+@lru_cache(maxsize=4096)
+def wishes_of(text: str) -> Wishes:
+    """Of a row; empty: none."""
+    return from_json(Wishes, text) if text else Wishes()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Final
 
 from madang.kit import policy
@@ -14,7 +13,7 @@ from madang.kit.codec import from_json, to_json
 from madang.kit.ids import MAX_NAME, valid_name
 from madang.manager.db import micros, seconds
 from madang.manager.limits.rules.idle import Look
-from madang.manager.scheduling.types import Run, Wishes
+from madang.manager.scheduling.types import Run, wishes_of
 from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
 from madang.wire import network
 from madang.wire.errors import InvalidRequest
@@ -224,11 +223,6 @@ def accounts_of(row: SessionRow) -> tuple[str, ...]:
     """Whose limits count for it; sessions of before there were accounts have two."""
     known = wishes_of(row.wishes).accounts
     return known or (f"user:{row.owner_id}", f"project:{row.project_id}")
-
-
-@lru_cache(maxsize=4096)
-def wishes_of(text: str) -> Wishes:
-    return from_json(Wishes, text) if text else Wishes()
 
 
 def dated(ended: Ended, started_at: int | None, at: int) -> Ended:

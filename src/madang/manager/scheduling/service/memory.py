@@ -13,7 +13,7 @@ from madang.manager.scheduling import store
 from madang.manager.scheduling.planner.forecast import Estimate, Forecaster, RunTimes, share, totals
 from madang.manager.scheduling.planner.order import decayed
 from madang.manager.scheduling.service.groups import Groups
-from madang.manager.scheduling.types import GroupRules, Held, Room, Told, Wishes
+from madang.manager.scheduling.types import GroupRules, Held, Room, Told, wishes_of
 
 REMEMBERED: Final = 50_000
 """Ended sessions that are read after a start, the newest."""
@@ -78,7 +78,7 @@ class Memory:
         rules = groups.rules.get(row.group_name, _NO_RULES)
         began, ended = seconds(row.scheduled_at), seconds(row.ended_at)
         owner = owner_of(rules, row.owner, groups.called(row.project_id))
-        kind = "" if not row.wishes else from_json(Wishes, row.wishes).kind
+        kind = wishes_of(row.wishes).kind
         self.run_times(row.group_name).learn(owner, max(0.0, ended - began), kind)
         key = (row.group_name, owner)
         past = self._past.get(key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -78,15 +79,17 @@ class QueueService:
         )
 
     async def _options(self, caller: Caller, row: SessionRow, view: View) -> tuple[Option, ...]:
-        """Those that *caller* may take; the end of somebody else's session by its name alone."""
+        """In groups that *caller* may use."""
         now = self._clock.now()
+        rooms = [
+            room
+            for room in view.snapshot.rooms
+            if room.group == row.group_name or _may_use(view, room.group, caller)
+        ]
+        snapshot = replace(view.snapshot, rooms=tuple(rooms))
         async with self._turn:
-            found = await asyncio.to_thread(options, view.snapshot, view.policies, row.id, now)
-        return tuple(
-            Option(text=option.text, after=option.after)
-            for option in found
-            if option.after or _may_use(view, option.ask.group, caller)
-        )
+            found = await asyncio.to_thread(options, snapshot, view.policies, row.id, now)
+        return tuple(Option(text=option.text, after=option.after) for option in found)
 
     async def queue(self, caller: Caller, *, group: str | None, after: int, limit: int) -> Queue:
         """From the place *after* on, of one group or of all; places count those of everybody."""

@@ -16,9 +16,8 @@ from madang.manager.scheduling import store as scheduling
 from madang.manager.scheduling.rules import offers
 from madang.manager.scheduling.service import Groups, GroupService, Memory
 from madang.manager.scheduling.service.memory import owner_of
-from madang.manager.scheduling.types import Ask, GroupRules, Held, Policy, Room, Snapshot
+from madang.manager.scheduling.types import Ask, GroupRules, Held, Policy, Room, Snapshot, wishes_of
 from madang.manager.session import store
-from madang.manager.session.rules import wishes_of
 from madang.wire.session import Result, SessionStatus
 
 S = SessionStatus
@@ -69,13 +68,13 @@ class SnapshotReader:
     async def _policies(
         self, tx: Reader, groups: Groups, rows: Sequence[Any], asks: Sequence[Ask]
     ) -> dict[str, Policy]:
-        """Of the groups that somebody waits for, with the limits of those who wait."""
+        """Of all groups, with the limits of those who wait."""
         accounts = list(dict.fromkeys(account for ask in asks for account in ask.accounts))
         limits = await self._limits.slots_at_once(tx, accounts) if accounts else {}
         names = _names(limits, rows, groups) if limits else {}
         return {
             group: replace(_rules(groups, group).policy, limits=limits, names=names)
-            for group in {ask.group for ask in asks}
+            for group in sorted({*groups.rules, *(ask.group for ask in asks)})
         }
 
 
