@@ -17,6 +17,7 @@ from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
+from madang.manager.audit.api import AuditApi
 from madang.manager.audit.loops import AuditKeeper
 from madang.manager.audit.service import AuditLog
 from madang.manager.audit.types import AuditSettings
@@ -51,8 +52,10 @@ from madang.manager.session.loops import Reaper, Retention, Scheduler
 from madang.manager.session.service import AgentService, SessionService
 from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
+from madang.manager.session.service.records import Records
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
+from madang.manager.usage.api import UsageApi
 from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
@@ -99,16 +102,24 @@ class Manager:
         self.usage: Final = UsageService(self.database, self.audit, clock)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
-            self.database, clock, settings.images, layers_changed=self.fleet.send_all
+            self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
         limits = settings.sessions
-        self.policies: Final = PolicyService(self.database, clock, settings.widen)
+        self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
         self.agents: Final = AgentService(
             self.database, self.feed, self.images, self.policies, self.usage, clock, limits
         )
         self.fleet.bind(self.agents)
         self.sessions: Final = SessionService(
-            self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
+            self.database,
+            self.feed,
+            self.fleet,
+            self.agents,
+            self.images,
+            blobs,
+            Records(self.database, self.audit),
+            clock,
+            limits,
         )
         self.kernels: Final = KernelService(self.fleet)
         self.session_policies: Final = SessionPolicies(
@@ -165,6 +176,8 @@ class Manager:
                 SystemApi(self._health, self._info, self.metrics, self._fill_metrics),
                 IdentityApi(),
                 FleetApi(self.fleet, self._count_by_node),
+                AuditApi(self.audit),
+                UsageApi(self.usage),
                 ImageApi(self.images),
                 PolicyApi(self.policies),
                 SessionApi(self.sessions, self.kernels),

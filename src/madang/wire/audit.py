@@ -54,6 +54,15 @@ class AuditRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """Newest first."""
+
+    items: tuple[AuditRecord, ...]
+    next: int | None = None
+    """``cursor`` of the next page; None: that was all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditHead:
     """How long the log is, and the digest of its last record. Keep it elsewhere."""
 
