@@ -40,6 +40,8 @@ SECTIONS: Final = {
     },
     "Administration": {
         "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
+        "audit": ("madang.cli.audit:audit", "Who did what: list, check and export the log."),
+        "usage": ("madang.cli.usage:usage", "Sum up what was used, and what it costs."),
     },
     "Server": {
         "up": ("madang.daemon.commands:up", "Start Madang on this machine."),
