@@ -126,7 +126,11 @@ def last_line(head: AuditHead) -> bytes:
 def parse_head(text: str) -> tuple[int, str]:
     """``COUNT:DIGEST``, as ``madang audit head`` prints it. Raises ValueError."""
     count, _, digest = text.strip().partition(":")
-    if not count.isdecimal() or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+    if (
+        not (count.isascii() and count.isdecimal())
+        or len(digest) != 64
+        or set(digest) - set("0123456789abcdef")
+    ):
         raise ValueError(f"{text[:100]!r} is no head: COUNT:DIGEST, as `madang audit head` prints.")
     return int(count), digest
 

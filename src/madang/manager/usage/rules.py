@@ -23,9 +23,9 @@ PRICE_DIGITS: Final = 9
 SCALE: Final = 10**PRICE_DIGITS
 ANY_GROUP: Final = "*"
 SLOTS: Final = tuple(Slot)
-_MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
+_MONTH: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
-_PRICE: Final = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_PRICE: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 def time_of(given: float, field: str) -> int:
