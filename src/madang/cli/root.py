@@ -48,6 +48,8 @@ SECTIONS: Final = {
         "group": ("madang.cli.group:group", "Groups of machines and how their queues are run."),
         "replay": ("madang.cli.replay:replay", "Plan the past again under other settings."),
         "node": ("madang.cli.group:node", "List machines and put them into groups."),
+        "audit": ("madang.cli.audit:audit", "Who did what: list, check and export the log."),
+        "usage": ("madang.cli.usage:usage", "Sum up what was used, and what it costs."),
     },
     "Server": {
         "up": ("madang.daemon.commands:up", "Start Madang on this machine."),

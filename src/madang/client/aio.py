@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 from yarl import URL
 
-from madang.client import archive, calls, workspace
+from madang.client import archive, bookcalls, calls, workspace
 from madang.client.address import Address
 from madang.client.aiostreams import AsyncExec, AsyncRun
 from madang.client.archive import Unpacked
@@ -53,6 +53,7 @@ from madang.wire.api import (
     WorkspaceManifest,
     WorkspaceState,
 )
+from madang.wire.audit import AuditHead, AuditPage
 from madang.wire.errors import PlatformError, RateLimited, ServerUnreachable, Shutdown
 from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
@@ -72,6 +73,7 @@ from madang.wire.policies import (
 from madang.wire.policy import Refusal
 from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
+from madang.wire.usage import Bill, Correction, Interval, IntervalPage, Price, UsageReport
 
 T = TypeVar("T")
 _READ_SIZE = 256 * 1024
@@ -736,6 +738,83 @@ class AsyncClient:
     async def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
         """What would happen to a system call."""
         return await self.call(calls.ask_policy(question))
+
+    # Audit log and usage
+
+    async def list_audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        cursor: int | None = None,
+    ) -> AuditPage:
+        """Logins and changes, newest first; *action* ``session`` means all of sessions."""
+        where = {"actor": actor, "action": action, "kind": kind, "object": subject}
+        more = {"since": since, "until": until, "limit": limit, "cursor": cursor}
+        return await self.call(bookcalls.audit(**where, **more))
+
+    async def get_audit_head(self) -> AuditHead:
+        """Number and digest of the last record: keep it elsewhere."""
+        return await self.call(bookcalls.audit_head())
+
+    async def export_audit(self) -> AsyncIterator[bytes]:
+        """The whole chain, some of it at a time; ``madang.wire.audit.verify`` takes its lines."""
+        async with self._transport.stream(bookcalls.audit_export()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def get_usage(
+        self,
+        by: Sequence[str] = ("user",),
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        **where: str | None,
+    ) -> UsageReport:
+        """Sums by user, project, domain, group, month, session, node, or several of these.
+
+        *where*: only of that user, project, group, node, session.
+        """
+        return await self.call(bookcalls.usage(by, since=since, until=until, **where))
+
+    async def list_intervals(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        corrected: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+        **where: str | None,
+    ) -> IntervalPage:
+        """Rows of the usage ledger, newest sessions first; *where* as of ``get_usage``."""
+        page = {"corrected": corrected or None, "limit": limit, "cursor": cursor}
+        call = bookcalls.intervals(since=since, until=until, **page, **where)
+        return await self.call(call)
+
+    async def correct_interval(
+        self, interval_id: str, *, reason: str, ended_at: float | None = None
+    ) -> Interval:
+        """Put another row in the place of one; without *ended_at* nothing is charged."""
+        correction = Correction(reason=reason, ended_at=ended_at)
+        return await self.call(bookcalls.correct(interval_id, correction))
+
+    async def get_bill(self, project: str, month: str) -> Bill:
+        """Of a month such as ``2026-11`` (UTC)."""
+        return await self.call(bookcalls.bill(project, month))
+
+    async def list_prices(self) -> list[Price]:
+        """All that were ever set."""
+        return await self.call(bookcalls.prices())
+
+    async def set_price(self, price: Price) -> Price:
+        """What an hour of a slot costs in a group, from a time on; for administrators."""
+        return await self.call(bookcalls.set_price(price))
 
 
 def _wire(path: str) -> str:

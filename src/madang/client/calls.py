@@ -85,7 +85,9 @@ def failure(status: int, body: bytes, call: Call[Any]) -> PlatformError:
     return from_problem(problem.code, problem.detail or problem.title, problem.details)
 
 
-def _read(kind: type[T]) -> Callable[[bytes], T]:
+def read_as(kind: type[T]) -> Callable[[bytes], T]:
+    """Decodes an answer."""
+
     def decode(data: bytes) -> T:
         try:
             return from_json(kind, data)
@@ -93,6 +95,9 @@ def _read(kind: type[T]) -> Callable[[bytes], T]:
             raise PlatformError(f"the server's answer can't be read: {exc}") from exc
 
     return decode
+
+
+_read = read_as
 
 
 def _nothing(_: bytes) -> None:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:  # not of use to a run
     from madang.client.archive import Unpacked
     from madang.client.tree import Limits
     from madang.client.workspace import Progress, Synced
+    from madang.wire.audit import AuditHead, AuditPage
     from madang.wire.image import Image
     from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
     from madang.wire.link import FileEntry
@@ -59,6 +60,7 @@ if TYPE_CHECKING:  # not of use to a run
     )
     from madang.wire.policy import Refusal
     from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
+    from madang.wire.usage import Bill, Interval, IntervalPage, Price, UsageReport
 
 T = TypeVar("T")
 
@@ -589,6 +591,101 @@ class Client:
     def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
         """What would happen to a system call."""
         return self.call(calls.ask_policy(question))
+
+    # Audit log and usage
+
+    def list_audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        cursor: int | None = None,
+    ) -> AuditPage:
+        """Logins and changes, newest first; *action* ``session`` means all of sessions."""
+        from madang.client import bookcalls
+
+        where = {"actor": actor, "action": action, "kind": kind, "object": subject}
+        more = {"since": since, "until": until, "limit": limit, "cursor": cursor}
+        return self.call(bookcalls.audit(**where, **more))
+
+    def get_audit_head(self) -> AuditHead:
+        """Number and digest of the last record: keep it elsewhere."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.audit_head())
+
+    def export_audit(self) -> Iterator[bytes]:
+        """The whole chain, some of it at a time; ``madang.wire.audit.verify`` takes its lines."""
+        from madang.client import bookcalls
+
+        with self._transport.stream(bookcalls.audit_export()) as chunks:
+            yield from chunks
+
+    def get_usage(
+        self,
+        by: Sequence[str] = ("user",),
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        **where: str | None,
+    ) -> UsageReport:
+        """Sums by user, project, domain, group, month, session, node, or several of these.
+
+        *where*: only of that user, project, group, node, session.
+        """
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.usage(by, since=since, until=until, **where))
+
+    def list_intervals(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        corrected: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+        **where: str | None,
+    ) -> IntervalPage:
+        """Rows of the usage ledger, newest sessions first; *where* as of ``get_usage``."""
+        from madang.client import bookcalls
+
+        page = {"corrected": corrected or None, "limit": limit, "cursor": cursor}
+        call = bookcalls.intervals(since=since, until=until, **page, **where)
+        return self.call(call)
+
+    def correct_interval(
+        self, interval_id: str, *, reason: str, ended_at: float | None = None
+    ) -> Interval:
+        """Put another row in the place of one; without *ended_at* nothing is charged."""
+        from madang.client import bookcalls
+        from madang.wire.usage import Correction
+
+        correction = Correction(reason=reason, ended_at=ended_at)
+        return self.call(bookcalls.correct(interval_id, correction))
+
+    def get_bill(self, project: str, month: str) -> Bill:
+        """Of a month such as ``2026-11`` (UTC)."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.bill(project, month))
+
+    def list_prices(self) -> list[Price]:
+        """All that were ever set."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.prices())
+
+    def set_price(self, price: Price) -> Price:
+        """What an hour of a slot costs in a group, from a time on; for administrators."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.set_price(price))
 
 
 def _wire(path: str) -> str:

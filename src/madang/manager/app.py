@@ -17,6 +17,7 @@ from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
+from madang.manager.audit.api import AuditApi
 from madang.manager.audit.loops import AuditKeeper
 from madang.manager.audit.service import AuditLog
 from madang.manager.audit.types import AuditSettings
@@ -58,9 +59,11 @@ from madang.manager.session.service.accounts import SessionLedger
 from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
+from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
+from madang.manager.usage.api import UsageApi
 from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
@@ -107,10 +110,10 @@ class Manager:
         self.usage: Final = UsageService(self.database, self.audit, clock)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
-            self.database, clock, settings.images, layers_changed=self.fleet.send_all
+            self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
         limits = settings.sessions
-        self.policies: Final = PolicyService(self.database, clock, settings.widen)
+        self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
         self.agents: Final = AgentService(
             self.database, self.feed, self.images, self.policies, self.usage, clock, limits
         )
@@ -137,6 +140,7 @@ class Manager:
             self.groups,
             reader,
             memory,
+            Records(self.database, self.audit),
             clock,
             limits,
         )
@@ -203,6 +207,8 @@ class Manager:
                 FleetApi(self.fleet, self._count_by_node),
                 GroupApi(self.groups, self.history),
                 QueueApi(self.queue),
+                AuditApi(self.audit),
+                UsageApi(self.usage),
                 ImageApi(self.images),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),

@@ -54,6 +54,15 @@ class AuditRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditPage:
+    """Newest first."""
+
+    items: tuple[AuditRecord, ...]
+    next: int | None = None
+    """``cursor`` of the next page; None: that was all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AuditHead:
     """How long the log is, and the digest of its last record. Keep it elsewhere."""
 
@@ -117,7 +126,11 @@ def last_line(head: AuditHead) -> bytes:
 def parse_head(text: str) -> tuple[int, str]:
     """``COUNT:DIGEST``, as ``madang audit head`` prints it. Raises ValueError."""
     count, _, digest = text.strip().partition(":")
-    if not count.isdecimal() or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+    if (
+        not (count.isascii() and count.isdecimal())
+        or len(digest) != 64
+        or set(digest) - set("0123456789abcdef")
+    ):
         raise ValueError(f"{text[:100]!r} is no head: COUNT:DIGEST, as `madang audit head` prints.")
     return int(count), digest
 

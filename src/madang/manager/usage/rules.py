@@ -17,14 +17,22 @@ from madang.wire.errors import InvalidRequest
 from madang.wire.session import Ended
 from madang.wire.usage import Bill, BillLine, UsageLine
 
+MAX_TIME_S: Final = 1e11
 HOUR_US: Final = 3_600_000_000
 PRICE_DIGITS: Final = 9
 SCALE: Final = 10**PRICE_DIGITS
 ANY_GROUP: Final = "*"
 SLOTS: Final = tuple(Slot)
-_MONTH: Final = re.compile(r"(\d{4})-(0[1-9]|1[0-2])")
+_MONTH: Final = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])")
 _CURRENCY: Final = re.compile(r"[A-Z]{3}")
-_PRICE: Final = re.compile(r"\d{1,9}(\.\d{1,9})?")
+_PRICE: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+
+def time_of(given: float, field: str) -> int:
+    """As stored. Raises InvalidRequest."""
+    if not 0 <= given <= MAX_TIME_S:
+        raise InvalidRequest(f"{field}: {given:g} is no time in seconds since 1970.", field=field)
+    return micros(given)
 
 
 def month_of(at: int) -> str:

@@ -169,7 +169,8 @@ class UsageService:
         at = micros(self._clock.now())
         async with self._database.begin() as tx:
             row = await self._correctable(tx, interval_id)
-            end = row.started_at if correction.ended_at is None else micros(correction.ended_at)
+            given = correction.ended_at
+            end = row.started_at if given is None else rules.time_of(given, "ended_at")
             if not row.started_at <= end <= at:
                 text = "ended_at: not before the interval began, and not in the future."
                 raise InvalidRequest(text, field="ended_at")
@@ -244,7 +245,7 @@ class UsageService:
             slot=price.slot,
             price=price.price,
             currency=price.currency,
-            valid_from=micros(price.valid_from) if price.valid_from else at,
+            valid_from=rules.time_of(price.valid_from, "valid_from") or at,
             author=caller.user,
             at=at,
         )
