@@ -179,11 +179,10 @@ def remove(name: str) -> None:
 
 
 @limits.command()
-@click.argument("name", required=False)
+@click.argument("name")
 @click.argument("target")
-@click.option("--none", "nothing", is_flag=True, help="No limits of its own any more.")
 @json_option
-def assign(name: str | None, target: str, nothing: bool, as_json: bool) -> None:
+def assign(name: str, target: str, as_json: bool) -> None:
     """Give limits to user:NAME, project:NAME, domain:NAME or token:USER/NAME.
 
     KIND:* are all of that kind that have none of their own. In shells, quote the star.
@@ -191,12 +190,19 @@ def assign(name: str | None, target: str, nothing: bool, as_json: bool) -> None:
     \b
     madang limits assign basic 'user:*'
     madang limits assign lab project:physics
-    madang limits assign --none project:physics
     """
-    if nothing == (name is not None):
-        raise click.UsageError("give the NAME of limits, or --none.")
     with connect() as client:
         found = client.assign_limits(target, name)
+    _print_of(found, as_json=as_json)
+
+
+@limits.command()
+@click.argument("target")
+@json_option
+def unassign(target: str, as_json: bool) -> None:
+    """Take the limits of its own from a user, project, domain or token; those of KIND:* remain."""
+    with connect() as client:
+        found = client.assign_limits(target, None)
     _print_of(found, as_json=as_json)
 
 

@@ -73,6 +73,10 @@ from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
 """Moves to these statuses are the scheduler's business."""
+_MAY_PLACE: Final = frozenset(
+    {"node.connected", "group.changed", "limits.applied", "limits.assigned"}
+)
+"""So are these: there may be room for somebody now."""
 _REPORTED: Final = frozenset({SessionStatus.PREPARING, SessionStatus.RUNNING})
 """Moves to these come from the agent itself: there is nothing to tell it."""
 
@@ -239,7 +243,7 @@ class Manager:
         target = event.payload.get("target")
         if (node := event.payload.get("node")) and target not in _REPORTED:
             self.fleet.wake(node)
-        if event.kind in {"node.connected", "group.changed"} or target in _ASKS_OR_FREES:
+        if event.kind in _MAY_PLACE or target in _ASKS_OR_FREES:
             self._scheduler.wake()
 
     async def _health(self) -> None:

@@ -101,7 +101,7 @@ async def test_an_own_assignment_counts_in_place_of_the_default(either_box: Mana
     for who, count in ((ann, 2), (ben, 1)):
         problem = await create(box, headers=who, status=409)
         assert problem["code"] == "limit.exceeded"
-        assert f": {count} sessions at once, {count} there → 0 left" in problem["detail"]
+        assert f": sessions {count} at once, {count} used → 0 left" in problem["detail"]
     found = (await box.call("GET", "/v1/limits-of/me", headers=ben))["accounts"]
     assert [(e["shown"], e["name"], e["default"]) for e in found] == [("user ben", "basic", True)]
     assert found[0]["counted"] == [{"what": "sessions", "limit": 1, "used": 1, "left": 0}]

@@ -85,6 +85,7 @@ class Owner:
     domain_id: str = ""
     role: str = "user"
     token: str = ""
+    token_id: str = ""
     sees_all: bool = False
     administers: bool = False
 
