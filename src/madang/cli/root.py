@@ -29,6 +29,7 @@ SECTIONS: Final = {
         "top": ("madang.cli.top:top", "Watch what sessions use."),
         "freeze": ("madang.cli.sessions:freeze", "Freeze sessions: no CPU until input comes."),
         "thaw": ("madang.cli.sessions:thaw", "Let frozen sessions go on."),
+        "protect": ("madang.cli.idling:protect", "Keep sessions from being stopped as idle."),
         "queue": ("madang.cli.queue:queue", "List waiting sessions, with reasons and estimates."),
         "why": ("madang.cli.queue:why", "Say why a session waits, how long, what would help."),
         "stop": ("madang.cli.sessions:stop", "Stop sessions."),
@@ -42,10 +43,14 @@ SECTIONS: Final = {
     },
     "Administration": {
         "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
+        "limits": ("madang.cli.limits:limits", "Who may have how much: show, write, assign."),
+        "preset": ("madang.cli.presets:preset", "Sizes with a name, for `run --preset`."),
         "group": ("madang.cli.group:group", "Groups of machines and how their queues are run."),
         "reserve": ("madang.cli.reserve:reserve", "Keep machines for a project by calendar."),
         "replay": ("madang.cli.replay:replay", "Plan the past again under other settings."),
         "node": ("madang.cli.group:node", "List machines and put them into groups."),
+        "audit": ("madang.cli.audit:audit", "Who did what: list, check and export the log."),
+        "usage": ("madang.cli.usage:usage", "Sum up what was used, and what it costs."),
     },
     "Server": {
         "up": ("madang.daemon.commands:up", "Start Madang on this machine."),

@@ -34,6 +34,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run from.")
+@click.option("--preset", metavar="NAME", help="A size by name, like small; see `preset ls`.")
 @click.option("--cpu", metavar="N", help="Cores, like 0.5 or 2.")
 @click.option("--mem", metavar="SIZE", help="Memory, like 512m or 2g.")
 @click.option("--pids", type=int, metavar="N", help="Processes and threads at once.")
@@ -65,6 +66,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     image: str,
+    preset: str | None,
     cpu: str | None,
     mem: str | None,
     pids: int | None,
@@ -101,6 +103,7 @@ def run(
 
     \b
     madang run -- python3 train.py
+    madang run --preset small --time 2h -- python3 train.py
     madang run --cpu 2 --mem 4g --image torch -- python3 train.py --epochs 3
     madang run -t -- bash
     madang run --allow data.example.org:443 --allow files.example.org:443 -- python fetch.py
@@ -112,6 +115,7 @@ def run(
         name=name,
         image=image,
         size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+        preset=preset or "",
         env=parse_environment(env, terminal=config.terminal if tty else None),
         labels=parse_labels(labels),
         tty=tty,

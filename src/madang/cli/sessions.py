@@ -10,7 +10,7 @@ import click
 
 from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.options import parse_grace
-from madang.cli.phases import describe_end, describe_size
+from madang.cli.phases import clock_time, describe_end, describe_idle, describe_size
 from madang.cli.printable import print_error_text, printable
 from madang.cli.refusals import print_refusals, refusals_of
 from madang.cli.terminal import is_terminal
@@ -119,6 +119,8 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         ("name", f"{session.name}  ({session.id})"),
         ("status", _status(session)),
         ("frozen", _frozen(session)),
+        ("idle", describe_idle(session.name, session.idle) if session.idle else ""),
+        ("protected", _protected(session)),
         ("why", ended.text if ended else session.pending.text if session.pending else ""),
         ("ended", describe_end(ended, session.size) if ended else ""),
         ("command", command_line(session) or "(idle)"),
@@ -135,6 +137,11 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(session.labels.items()))),
         *(("warning", warning) for warning in session.warnings),
     ]
+
+
+def _protected(session: Session) -> str:
+    until = session.protected_until
+    return f"until {clock_time(until)}" if until is not None and until > time.time() else ""
 
 
 def _held(session: Session) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 from yarl import URL
 
-from madang.client import archive, calls, workspace
+from madang.client import archive, bookcalls, calls, workspace
 from madang.client.address import Address
 from madang.client.aiostreams import AsyncExec, AsyncRun
 from madang.client.archive import Unpacked
@@ -53,9 +53,11 @@ from madang.wire.api import (
     WorkspaceManifest,
     WorkspaceState,
 )
+from madang.wire.audit import AuditHead, AuditPage
 from madang.wire.errors import PlatformError, RateLimited, ServerUnreachable, Shutdown
 from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
+from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
 from madang.wire.policies import (
@@ -79,6 +81,7 @@ from madang.wire.queue import (
     Why,
 )
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
+from madang.wire.usage import Bill, Correction, Interval, IntervalPage, Price, UsageReport
 
 T = TypeVar("T")
 _READ_SIZE = 256 * 1024
@@ -375,6 +378,13 @@ class AsyncClient:
         """Let a frozen session go on; one that runs is left as it is."""
         return await self.call(calls.thaw(ref))
 
+    async def protect(self, ref: str, *, for_s: float | None = None) -> Session:
+        """Keep it from being stopped as idle: *for_s* from now, or as long as limits allow.
+
+        0: the protection ends.
+        """
+        return await self.call(calls.protect(ref, for_s))
+
     async def signal(self, ref: str, number: int) -> None:
         await self.call(calls.signal(ref, number))
 
@@ -395,6 +405,7 @@ class AsyncClient:
         pids: int | None = None,
         disk: Amount | None = None,
         time_limit: Amount | None = None,
+        preset: str = "",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
@@ -409,13 +420,15 @@ class AsyncClient:
     ) -> AsyncRun:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
-        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
+        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``); what they leave
+        open comes from the *preset*, if one is named. *workspace* is a
         digest from ``sync_workspace``.
         """
         spec = session_spec(
             argv,
             image=image,
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+            preset=preset,
             name=name,
             env=env,
             labels=labels,
@@ -603,6 +616,56 @@ class AsyncClient:
         )
         return await self.call(calls.build_image(request, new_key()))
 
+    # Limits and presets
+
+    async def list_limits(self) -> list[LimitsText]:
+        """Limits by name; those that count for you, unless you see all."""
+        found: list[LimitsText] = []
+        cursor: str | None = None
+        while True:
+            page = await self.call(calls.limits_page(cursor))
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                return found
+
+    async def get_limits(self, name: str) -> LimitsText:
+        return await self.call(calls.limits(name))
+
+    async def get_limits_history(self, name: str) -> list[LimitsText]:
+        """Its versions, newest first."""
+        return await self.call(calls.limits_history(name))
+
+    async def apply_limits(
+        self, name: str, draft: LimitsDraft, *, version: int | None = None
+    ) -> LimitsText:
+        """Write or change limits, if *version* is still in force (0: there are none yet)."""
+        return await self.call(calls.apply_limits(name, draft, version))
+
+    async def remove_limits(self, name: str, *, version: int | None = None) -> None:
+        """Raises Conflict while anybody has them."""
+        await self.call(calls.remove_limits(name, version))
+
+    async def limits_of(self, target: str = "me") -> LimitsOf:
+        """What counts for ``me``, ``user:NAME``, ``project:NAME`` …, and what is left of it."""
+        return await self.call(calls.limits_of(target))
+
+    async def assign_limits(self, target: str, name: str | None) -> LimitsOf:
+        """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
+        return await self.call(calls.assign_limits(target, name))
+
+    async def list_presets(self) -> list[Preset]:
+        return await self.call(calls.presets())
+
+    async def set_preset(
+        self, name: str, draft: PresetDraft, *, version: int | None = None
+    ) -> Preset:
+        """Make or replace a preset, if *version* is still there (0: none)."""
+        return await self.call(calls.set_preset(name, draft, version))
+
+    async def remove_preset(self, name: str) -> None:
+        await self.call(calls.remove_preset(name))
+
     # The queue
 
     async def list_groups(self) -> list[Group]:
@@ -695,6 +758,83 @@ class AsyncClient:
     async def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
         """What would happen to a system call."""
         return await self.call(calls.ask_policy(question))
+
+    # Audit log and usage
+
+    async def list_audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        cursor: int | None = None,
+    ) -> AuditPage:
+        """Logins and changes, newest first; *action* ``session`` means all of sessions."""
+        where = {"actor": actor, "action": action, "kind": kind, "object": subject}
+        more = {"since": since, "until": until, "limit": limit, "cursor": cursor}
+        return await self.call(bookcalls.audit(**where, **more))
+
+    async def get_audit_head(self) -> AuditHead:
+        """Number and digest of the last record: keep it elsewhere."""
+        return await self.call(bookcalls.audit_head())
+
+    async def export_audit(self) -> AsyncIterator[bytes]:
+        """The whole chain, some of it at a time; ``madang.wire.audit.verify`` takes its lines."""
+        async with self._transport.stream(bookcalls.audit_export()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def get_usage(
+        self,
+        by: Sequence[str] = ("user",),
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        **where: str | None,
+    ) -> UsageReport:
+        """Sums by user, project, domain, group, month, session, node, or several of these.
+
+        *where*: only of that user, project, group, node, session.
+        """
+        return await self.call(bookcalls.usage(by, since=since, until=until, **where))
+
+    async def list_intervals(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        corrected: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+        **where: str | None,
+    ) -> IntervalPage:
+        """Rows of the usage ledger, newest sessions first; *where* as of ``get_usage``."""
+        page = {"corrected": corrected or None, "limit": limit, "cursor": cursor}
+        call = bookcalls.intervals(since=since, until=until, **page, **where)
+        return await self.call(call)
+
+    async def correct_interval(
+        self, interval_id: str, *, reason: str, ended_at: float | None = None
+    ) -> Interval:
+        """Put another row in the place of one; without *ended_at* nothing is charged."""
+        correction = Correction(reason=reason, ended_at=ended_at)
+        return await self.call(bookcalls.correct(interval_id, correction))
+
+    async def get_bill(self, project: str, month: str) -> Bill:
+        """Of a month such as ``2026-11`` (UTC)."""
+        return await self.call(bookcalls.bill(project, month))
+
+    async def list_prices(self) -> list[Price]:
+        """All that were ever set."""
+        return await self.call(bookcalls.prices())
+
+    async def set_price(self, price: Price) -> Price:
+        """What an hour of a slot costs in a group, from a time on; for administrators."""
+        return await self.call(bookcalls.set_price(price))
 
 
 def _wire(path: str) -> str:

@@ -28,6 +28,14 @@ from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatu
 
 if TYPE_CHECKING:  # 10 ms, and not of use to a run
     from madang.wire.image import BuildRequest, Image
+    from madang.wire.limits import (
+        LimitsDraft,
+        LimitsOf,
+        LimitsPage,
+        LimitsText,
+        Preset,
+        PresetDraft,
+    )
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
         Policy,
@@ -85,7 +93,9 @@ def failure(status: int, body: bytes, call: Call[Any]) -> PlatformError:
     return from_problem(problem.code, problem.detail or problem.title, problem.details)
 
 
-def _read(kind: type[T]) -> Callable[[bytes], T]:
+def read_as(kind: type[T]) -> Callable[[bytes], T]:
+    """Decodes an answer."""
+
     def decode(data: bytes) -> T:
         try:
             return from_json(kind, data)
@@ -93,6 +103,9 @@ def _read(kind: type[T]) -> Callable[[bytes], T]:
             raise PlatformError(f"the server's answer can't be read: {exc}") from exc
 
     return decode
+
+
+_read = read_as
 
 
 def _nothing(_: bytes) -> None:
@@ -340,6 +353,112 @@ def _policy_path(target: str) -> str:
     if kind == "session" and ref:
         return session_path(ref, "/policy")
     return f"/v1/policies/{quote(target, safe='')}"
+
+
+def limits_page(cursor: str | None) -> Call[LimitsPage]:
+    from madang.wire.limits import LimitsPage
+
+    return Call(method="GET", path=query("/v1/limits", cursor=cursor), decode=_read(LimitsPage))
+
+
+def limits(name: str) -> Call[LimitsText]:
+    from madang.wire.limits import LimitsText
+
+    return Call(method="GET", path=_limits_path(name), decode=_read(LimitsText))
+
+
+def limits_history(name: str) -> Call[list[LimitsText]]:
+    from madang.wire.limits import LimitsText
+
+    path = f"{_limits_path(name)}/history"
+    return Call(method="GET", path=path, decode=_read(list[LimitsText]))
+
+
+def apply_limits(name: str, draft: LimitsDraft, version: int | None) -> Call[LimitsText]:
+    """If *version* is still in force (0: there are none yet); None: whatever is."""
+    from madang.wire.limits import LimitsText
+
+    return Call(
+        method="PUT",
+        path=_limits_path(name),
+        body=to_json(draft),
+        headers={**_JSON, **_match(version)},
+        decode=_read(LimitsText),
+        repeatable=version is None,
+    )
+
+
+def remove_limits(name: str, version: int | None) -> Call[None]:
+    path, headers = _limits_path(name), _match(version)
+    return Call(method="DELETE", path=path, headers=headers, decode=_nothing, repeatable=False)
+
+
+def limits_of(target: str) -> Call[LimitsOf]:
+    from madang.wire.limits import LimitsOf
+
+    return Call(method="GET", path=_limits_of_path(target), decode=_read(LimitsOf))
+
+
+def assign_limits(target: str, name: str | None) -> Call[LimitsOf]:
+    from madang.wire.limits import LimitsChoice, LimitsOf
+
+    return Call(
+        method="PUT",
+        path=_limits_of_path(target),
+        body=to_json(LimitsChoice(name=name)),
+        headers=_JSON,
+        decode=_read(LimitsOf),
+        repeatable=name is not None,
+    )
+
+
+def _limits_path(name: str) -> str:
+    return f"/v1/limits/{quote(name, safe='')}"
+
+
+def _limits_of_path(target: str) -> str:
+    return f"/v1/limits-of/{quote(target, safe='')}"
+
+
+def presets() -> Call[list[Preset]]:
+    from madang.wire.limits import Preset
+
+    return Call(method="GET", path="/v1/presets", decode=_read(list[Preset]))
+
+
+def set_preset(name: str, draft: PresetDraft, version: int | None) -> Call[Preset]:
+    """If *version* is still there (0: none); None: whatever is."""
+    from madang.wire.limits import Preset
+
+    return Call(
+        method="PUT",
+        path=f"/v1/presets/{quote(name, safe='')}",
+        body=to_json(draft),
+        headers={**_JSON, **_match(version)},
+        decode=_read(Preset),
+        repeatable=version is None,
+    )
+
+
+def remove_preset(name: str) -> Call[None]:
+    path = f"/v1/presets/{quote(name, safe='')}"
+    return Call(method="DELETE", path=path, decode=_nothing, repeatable=False)
+
+
+def protect(ref: str, for_s: float | None) -> Call[Session]:
+    from madang.wire.limits import ProtectRequest
+
+    return Call(
+        method="POST",
+        path=session_path(ref, "/protect"),
+        body=to_json(ProtectRequest(for_s=for_s)),
+        headers=_JSON,
+        decode=_read(Session),
+    )
+
+
+def _match(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
 
 
 def groups() -> Call[list[Group]]:

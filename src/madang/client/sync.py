@@ -44,7 +44,9 @@ if TYPE_CHECKING:  # not of use to a run
     from madang.client.archive import Unpacked
     from madang.client.tree import Limits
     from madang.client.workspace import Progress, Synced
+    from madang.wire.audit import AuditHead, AuditPage
     from madang.wire.image import Image
+    from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
         Policy,
@@ -66,6 +68,7 @@ if TYPE_CHECKING:  # not of use to a run
         ReservationDraft,
         Why,
     )
+    from madang.wire.usage import Bill, Interval, IntervalPage, Price, UsageReport
 
 T = TypeVar("T")
 
@@ -222,6 +225,13 @@ class Client:
         """Let a frozen session go on; one that runs is left as it is."""
         return self.call(calls.thaw(ref))
 
+    def protect(self, ref: str, *, for_s: float | None = None) -> Session:
+        """Keep it from being stopped as idle: *for_s* from now, or as long as limits allow.
+
+        0: the protection ends.
+        """
+        return self.call(calls.protect(ref, for_s))
+
     def signal(self, ref: str, number: int) -> None:
         self.call(calls.signal(ref, number))
 
@@ -242,6 +252,7 @@ class Client:
         pids: int | None = None,
         disk: Amount | None = None,
         time_limit: Amount | None = None,
+        preset: str = "",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
@@ -256,7 +267,8 @@ class Client:
     ) -> Run:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
-        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
+        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``); what they leave
+        open comes from the *preset*, if one is named. *workspace* is a
         digest from ``sync_workspace``. *network*: ``"full"``, or targets in *allow*, like
         ``["data.example.org:443"]``; *bandwidth* like ``"100mbit"``.
 
@@ -271,6 +283,7 @@ class Client:
             argv,
             image=image,
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+            preset=preset,
             name=name,
             env=env,
             labels=labels,
@@ -460,6 +473,54 @@ class Client:
         )
         return self.call(calls.build_image(request, new_key()))
 
+    # Limits and presets
+
+    def list_limits(self) -> list[LimitsText]:
+        """Limits by name; those that count for you, unless you see all."""
+        found: list[LimitsText] = []
+        cursor: str | None = None
+        while True:
+            page = self.call(calls.limits_page(cursor))
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                return found
+
+    def get_limits(self, name: str) -> LimitsText:
+        return self.call(calls.limits(name))
+
+    def get_limits_history(self, name: str) -> list[LimitsText]:
+        """Its versions, newest first."""
+        return self.call(calls.limits_history(name))
+
+    def apply_limits(
+        self, name: str, draft: LimitsDraft, *, version: int | None = None
+    ) -> LimitsText:
+        """Write or change limits, if *version* is still in force (0: there are none yet)."""
+        return self.call(calls.apply_limits(name, draft, version))
+
+    def remove_limits(self, name: str, *, version: int | None = None) -> None:
+        """Raises Conflict while anybody has them."""
+        self.call(calls.remove_limits(name, version))
+
+    def limits_of(self, target: str = "me") -> LimitsOf:
+        """What counts for ``me``, ``user:NAME``, ``project:NAME`` …, and what is left of it."""
+        return self.call(calls.limits_of(target))
+
+    def assign_limits(self, target: str, name: str | None) -> LimitsOf:
+        """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
+        return self.call(calls.assign_limits(target, name))
+
+    def list_presets(self) -> list[Preset]:
+        return self.call(calls.presets())
+
+    def set_preset(self, name: str, draft: PresetDraft, *, version: int | None = None) -> Preset:
+        """Make or replace a preset, if *version* is still there (0: none)."""
+        return self.call(calls.set_preset(name, draft, version))
+
+    def remove_preset(self, name: str) -> None:
+        self.call(calls.remove_preset(name))
+
     # The queue
 
     def list_groups(self) -> list[Group]:
@@ -550,6 +611,101 @@ class Client:
     def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
         """What would happen to a system call."""
         return self.call(calls.ask_policy(question))
+
+    # Audit log and usage
+
+    def list_audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        cursor: int | None = None,
+    ) -> AuditPage:
+        """Logins and changes, newest first; *action* ``session`` means all of sessions."""
+        from madang.client import bookcalls
+
+        where = {"actor": actor, "action": action, "kind": kind, "object": subject}
+        more = {"since": since, "until": until, "limit": limit, "cursor": cursor}
+        return self.call(bookcalls.audit(**where, **more))
+
+    def get_audit_head(self) -> AuditHead:
+        """Number and digest of the last record: keep it elsewhere."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.audit_head())
+
+    def export_audit(self) -> Iterator[bytes]:
+        """The whole chain, some of it at a time; ``madang.wire.audit.verify`` takes its lines."""
+        from madang.client import bookcalls
+
+        with self._transport.stream(bookcalls.audit_export()) as chunks:
+            yield from chunks
+
+    def get_usage(
+        self,
+        by: Sequence[str] = ("user",),
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        **where: str | None,
+    ) -> UsageReport:
+        """Sums by user, project, domain, group, month, session, node, or several of these.
+
+        *where*: only of that user, project, group, node, session.
+        """
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.usage(by, since=since, until=until, **where))
+
+    def list_intervals(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        corrected: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+        **where: str | None,
+    ) -> IntervalPage:
+        """Rows of the usage ledger, newest sessions first; *where* as of ``get_usage``."""
+        from madang.client import bookcalls
+
+        page = {"corrected": corrected or None, "limit": limit, "cursor": cursor}
+        call = bookcalls.intervals(since=since, until=until, **page, **where)
+        return self.call(call)
+
+    def correct_interval(
+        self, interval_id: str, *, reason: str, ended_at: float | None = None
+    ) -> Interval:
+        """Put another row in the place of one; without *ended_at* nothing is charged."""
+        from madang.client import bookcalls
+        from madang.wire.usage import Correction
+
+        correction = Correction(reason=reason, ended_at=ended_at)
+        return self.call(bookcalls.correct(interval_id, correction))
+
+    def get_bill(self, project: str, month: str) -> Bill:
+        """Of a month such as ``2026-11`` (UTC)."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.bill(project, month))
+
+    def list_prices(self) -> list[Price]:
+        """All that were ever set."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.prices())
+
+    def set_price(self, price: Price) -> Price:
+        """What an hour of a slot costs in a group, from a time on; for administrators."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.set_price(price))
 
 
 def _wire(path: str) -> str:

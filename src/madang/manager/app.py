@@ -17,6 +17,10 @@ from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
+from madang.manager.audit.api import AuditApi
+from madang.manager.audit.loops import AuditKeeper
+from madang.manager.audit.service import AuditLog
+from madang.manager.audit.types import AuditSettings
 from madang.manager.db import open_database
 from madang.manager.db.events import EventFeed, last_event
 from madang.manager.db.loops import Checkpointer
@@ -60,9 +64,12 @@ from madang.manager.session.service.accounts import SessionLedger
 from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
+from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
+from madang.manager.usage.api import UsageApi
+from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
 from madang.wire.kernel import ImageMount
@@ -71,6 +78,10 @@ from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
 """Moves to these statuses are the scheduler's business."""
+_MAY_PLACE: Final = frozenset(
+    {"node.connected", "group.changed", "limits.applied", "limits.assigned"}
+)
+"""So are these: there may be room for somebody now."""
 _REPORTED: Final = frozenset({SessionStatus.PREPARING, SessionStatus.RUNNING})
 """Moves to these come from the agent itself: there is nothing to tell it."""
 
@@ -88,6 +99,7 @@ class ManagerSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
     widen: tuple[str, ...] = ()
     """Rules of the base that sandbox policies may widen."""
 
@@ -102,26 +114,32 @@ class Manager:
         self.database: Final = open_database(settings.database_url, durable=settings.durable)
         self.feed: Final = EventFeed(self.database, clock)
         self.metrics: Final = Metrics()
-        self.identity: Final = IdentityService(self.database, clock)
+        self.audit: Final = AuditLog(self.database, clock)
+        self.identity: Final = IdentityService(self.database, clock, self.audit)
+        self.usage: Final = UsageService(self.database, self.audit, clock)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
-            self.database, clock, settings.images, layers_changed=self.fleet.send_all
+            self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
         limits = settings.sessions
-        self.policies: Final = PolicyService(self.database, clock, settings.widen)
+        self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
         self.agents: Final = AgentService(
-            self.database, self.feed, self.images, self.policies, clock, limits
+            self.database, self.feed, self.images, self.policies, self.usage, clock, limits
         )
         self.fleet.bind(self.agents)
         self.limits: Final = LimitService()
-        self.limit_texts: Final = LimitTexts(self.database, clock, self.limits)
-        self.presets: Final = PresetService(self.database, clock)
-        ledger = SessionLedger()
+        self.limit_texts: Final = LimitTexts(self.database, self.audit, clock, self.limits)
+        self.presets: Final = PresetService(self.database, self.audit, clock)
+        ledger = SessionLedger(self.usage)
         self.limits.bind(ledger)
         self.limit_texts.bind(ledger)
-        self.groups: Final = GroupService(self.database, self.feed, clock, limits.reserve_after_s)
+        self.groups: Final = GroupService(
+            self.database, self.feed, self.audit, clock, limits.reserve_after_s
+        )
         self.history: Final = HistoryService(self.database, self.groups, limits.reserve_after_s)
-        self.reservations: Final = ReservationService(self.database, self.feed, self.groups, clock)
+        self.reservations: Final = ReservationService(
+            self.database, self.feed, self.groups, self.audit, clock
+        )
         memory = Memory()
         reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
         self.sessions: Final = SessionService(
@@ -136,6 +154,7 @@ class Manager:
             self.groups,
             reader,
             memory,
+            Records(self.database, self.audit),
             clock,
             limits,
         )
@@ -154,9 +173,12 @@ class Manager:
             self.feed,
             self._scheduler,
             Reaper(self.database, self.feed, self.fleet, self.agents, clock, limits),
-            IdleWatch(self.database, self.feed, self.fleet, self.agents, self.limits, clock),
+            IdleWatch(
+                self.database, self.feed, self.fleet, self.agents, self.limits, self.audit, clock
+            ),
             Retention(self.database, self.feed, clock, limits),
             Checkpointer(self.database, clock),
+            AuditKeeper(self.audit, clock, settings.audit),
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
@@ -200,6 +222,8 @@ class Manager:
                 GroupApi(self.groups, self.history),
                 ReservationApi(self.reservations),
                 QueueApi(self.queue),
+                AuditApi(self.audit),
+                UsageApi(self.usage),
                 ImageApi(self.images),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
@@ -230,7 +254,7 @@ class Manager:
         target = event.payload.get("target")
         if (node := event.payload.get("node")) and target not in _REPORTED:
             self.fleet.wake(node)
-        if event.kind in {"node.connected", "group.changed"} or target in _ASKS_OR_FREES:
+        if event.kind in _MAY_PLACE or target in _ASKS_OR_FREES:
             self._scheduler.wake()
 
     async def _health(self) -> None:

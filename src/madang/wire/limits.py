@@ -12,7 +12,7 @@ from madang.wire.session import SizeRequest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class LimitsText:
     """A named text of limits in one of its versions."""
 
     name: str
@@ -33,7 +33,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LimitsPage:
-    items: tuple[Limits, ...]
+    items: tuple[LimitsText, ...]
     next: str | None
     """Cursor of the next page; None: this is the last."""
 

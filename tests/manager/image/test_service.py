@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from madang.kit.codec import convert
+from madang.manager.audit.service import AuditLog
 from madang.manager.db import Database, open_database
 from madang.manager.db.events import list_events
 from madang.manager.image.service import ImageService
@@ -157,7 +158,11 @@ def clock() -> FakeClock:
 def box(database: Database, clock: FakeClock) -> Box:
     changes: list[None] = []
     service = ImageService(
-        database, clock, ImageSettings(), layers_changed=lambda: changes.append(None)
+        database,
+        AuditLog(database, clock),
+        clock,
+        ImageSettings(),
+        layers_changed=lambda: changes.append(None),
     )
     service.sessions = sessions = Sessions(clock)
     return Box(service, sessions, clock, database, changes)
@@ -360,7 +365,7 @@ async def test_a_restarted_server_goes_on(box: Box, database_url: str) -> None:
     database = open_database(database_url)
     await database.open()
     try:
-        again = ImageService(database, box.clock, ImageSettings())
+        again = ImageService(database, AuditLog(database, box.clock), box.clock, ImageSettings())
         again.sessions = box.sessions
         assert (await again.resolve("digits")).layers == ("a" * 64,)
     finally:

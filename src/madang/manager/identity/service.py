@@ -10,6 +10,7 @@ from typing import Any, Final
 from madang.kit.clock import Clock
 from madang.kit.ids import new_id
 from madang.kit.secret import Secret
+from madang.manager.audit.service import HOST, AuditLog, madang
 from madang.manager.db import Database, micros
 from madang.manager.identity import store
 from madang.manager.identity.types import DEFAULT_PROJECT, TOKEN_PREFIX, Principal, Role
@@ -36,9 +37,10 @@ _MISSING: Final = (
 class IdentityService:
     """Lookups go by the token's hash: an attacker's guess tells nothing by its timing."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, audit: AuditLog) -> None:
         self._database = database
         self._clock = clock
+        self._audit = audit
         self._known: OrderedDict[str, tuple[float, Principal]] = OrderedDict()
 
     async def ensure_admin(self) -> Secret | None:
@@ -71,14 +73,33 @@ class IdentityService:
                 project_id=DEFAULT_PROJECT,
                 created_at=now,
             )
+        token_id = new_id()
         await store.add_token(
-            tx, token_id=new_id(), user_id=user_id, name=name, digest=_digest(token), created_at=now
+            tx, token_id=token_id, user_id=user_id, name=name, digest=_digest(token), created_at=now
+        )
+        await self._audit.record(
+            tx,
+            actor=madang(HOST),
+            action="token.created",
+            kind="token",
+            id=token_id,
+            name=name,
+            after={"user": "admin", "scopes": ["*"]},
         )
 
     async def revoke(self, token_id: str) -> bool:
         """Whether it was valid until now."""
         async with self._database.begin() as tx:
             done = await store.revoke(tx, token_id, micros(self._clock.now()))
+            if done:
+                await self._audit.record(
+                    tx,
+                    actor=madang(HOST),
+                    action="token.revoked",
+                    kind="token",
+                    id=token_id,
+                    name=token_id,
+                )
         self._known.clear()
         return done
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
 from madang.kit.ids import new_id
+from madang.manager.audit.rules import HIDDEN
+from madang.manager.audit.service import AuditLog, actor_of
 from madang.manager.db import Database, Transaction, micros
+from madang.manager.http import Caller
 from madang.manager.image import rules, store
 from madang.manager.image.types import (
     MANIFEST_PATIENCE_S,
     REMOVED_S,
-    Caller,
     ImageRow,
     ImageSettings,
     Owner,
@@ -53,12 +55,14 @@ class ImageService:
     def __init__(
         self,
         database: Database,
+        audit: AuditLog,
         clock: Clock,
         settings: ImageSettings,
         *,
         layers_changed: Callable[[], None] = lambda: None,
     ) -> None:
         self._database: Final = database
+        self._audit: Final = audit
         self._clock: Final = clock
         self._settings: Final = settings
         self._layers_changed: Final = layers_changed
@@ -145,6 +149,9 @@ class ImageService:
                 _check_removable(row, live.get(row.digest, 0), force=force)
             for row in rows:
                 await store.move(tx, row, S.REMOVED, now)
+            former = rules.current(rows) or rows[0]
+            before = {"status": former.status, "digest": former.digest}
+            await self._write(tx, caller, former, "removed", before=before)
         self._layers_changed()
 
     # --- for the loops
@@ -197,6 +204,24 @@ class ImageService:
             if old.status == S.FAILED:
                 await store.move(tx, old, S.REMOVED, row.created_at)
         await store.add(tx, row)
+        wanted = from_json(list[str], row.requirements)
+        shown = [HIDDEN if {"@", "/"} & set(text) else text for text in wanted]  # may name a key
+        after = {"requirements": shown, "status": row.status}
+        await self._write(tx, caller, row, "build_started", after=after)
+
+    async def _write(
+        self, tx: Transaction, caller: Caller, row: ImageRow, action: str, **values: Any
+    ) -> None:
+        """To the audit log."""
+        await self._audit.record(
+            tx,
+            actor=actor_of(caller),
+            action=f"image.{action}",
+            kind="image",
+            id=row.id,
+            name=row.name,
+            **values,
+        )
 
     def _new_row(self, caller: Caller, request: BuildRequest, key: str | None) -> ImageRow:
         now = micros(self._clock.now())

@@ -11,11 +11,11 @@ from madang.manager.http import Call, Reply, endpoint
 from madang.manager.http.versions import version_of
 from madang.manager.limits.service import LimitTexts, PresetService
 from madang.wire.limits import (
-    Limits,
     LimitsChoice,
     LimitsDraft,
     LimitsOf,
     LimitsPage,
+    LimitsText,
     Preset,
     PresetDraft,
 )
@@ -42,13 +42,13 @@ class LimitApi:
         )
         return LimitsPage(items=items, next=following)
 
-    @endpoint("GET", "/v1/limits/{name}", returns=Limits)
+    @endpoint("GET", "/v1/limits/{name}", returns=LimitsText)
     async def get_limits(self, call: Call[Any, Any]) -> Reply:
         """A text of limits, and whom it is assigned to."""
         return _tagged(await self._texts.get(call.caller, call.path("name")))
 
-    @endpoint("GET", "/v1/limits/{name}/history", returns=tuple[Limits, ...])
-    async def get_limits_history(self, call: Call[Any, Any]) -> tuple[Limits, ...]:
+    @endpoint("GET", "/v1/limits/{name}/history", returns=tuple[LimitsText, ...])
+    async def get_limits_history(self, call: Call[Any, Any]) -> tuple[LimitsText, ...]:
         """Its versions, newest first: text, who, when, why."""
         return await self._texts.history(call.caller, call.path("name"))
 
@@ -56,7 +56,7 @@ class LimitApi:
         "PUT",
         "/v1/limits/{name}",
         body=LimitsDraft,
-        returns=Limits,
+        returns=LimitsText,
         body_limit=BODY_LIMIT,
         headers=("If-Match",),
     )
@@ -111,7 +111,7 @@ class PresetApi:
         await self._presets.remove(call.caller, call.path("name"), version)
 
 
-def _tagged(limits: Limits) -> Reply:
+def _tagged(limits: LimitsText) -> Reply:
     return Reply(limits, {"ETag": f'"{limits.version}"'})
 
 

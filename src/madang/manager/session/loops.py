@@ -9,6 +9,7 @@ from typing import Any, Final
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
 from madang.kit.loop import Loop
+from madang.manager.audit.service import AuditLog, madang
 from madang.manager.db import Database, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, prune_events
 from madang.manager.fleet.service import FleetService
@@ -293,7 +294,9 @@ class Reaper(Loop):
             rows = await store.list_placed_on(tx, node.name)
         silent = format_duration(now - seconds(node.seen_at))
         for row in rows:
-            ended = moves.lost(f"machine {node.name} silent for {silent}.", reason=Reason.NODE_LOST)
+            text = f"machine {node.name} silent for {silent}."
+            last_heard = seconds(node.seen_at)
+            ended = Ended(reason=Reason.NODE_LOST, text=text, at=last_heard)
             async with self._database.begin() as tx:
                 current = await store.find(tx, row.id)
                 if current is not None and current.kernel == row.kernel:
@@ -327,6 +330,7 @@ class IdleWatch(Loop):
         fleet: FleetService,
         agents: AgentService,
         limits: LimitService,
+        audit: AuditLog,
         clock: Clock,
     ) -> None:
         super().__init__(clock)
@@ -335,6 +339,7 @@ class IdleWatch(Loop):
         self._fleet: Final = fleet
         self._agents: Final = agents
         self._limits: Final = limits
+        self._audit: Final = audit
         self._seen: dict[KernelId, _Seen] = {}
 
     async def tick(self, now: float) -> None:
@@ -381,12 +386,25 @@ class IdleWatch(Loop):
                 case idle.Withdraw():
                     columns = {"idle_stop_at": None, "idle_text": ""}
                     await store.change(tx, current, at=at, what="not idle", **columns)
-                case idle.Stop(text):
-                    reason = Reason.IDLE
-                    await moves.stop(
-                        tx, current, at=at, actor="idle watch", reason=reason, text=text
-                    )
+                case idle.Stop(by, text):
+                    shown = await self._limits.shown(tx, by.account)
+                    text = f"idle: {text} (limits {by.name} of {shown})"
+                    await self._stop(tx, current, text, at)
         self._feed.wake()
+
+    async def _stop(self, tx: Transaction, row: SessionRow, text: str, at: int) -> None:
+        actor = madang("idle watch")
+        reason = Reason.IDLE
+        await moves.stop(tx, row, at=at, actor=actor.name, reason=reason, text=text)
+        await self._audit.record(
+            tx,
+            actor=actor,
+            action="session.stopped",
+            kind="session",
+            id=row.id,
+            name=row.name,
+            after={"reason": str(reason), "text": text},
+        )
 
 
 def _idle_step(row: SessionRow, judged: idle.Judged, now: float) -> idle.Step | None:

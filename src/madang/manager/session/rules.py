@@ -225,6 +225,19 @@ def accounts_of(row: SessionRow) -> tuple[str, ...]:
     return known or (f"user:{row.owner_id}", f"project:{row.project_id}")
 
 
+def dated(ended: Ended, started_at: int | None, at: int) -> Ended:
+    """With its time, and with how long it ran where nobody measured it.
+
+    No run is believed to be longer than until *at*, now.
+    """
+    when = ended.at if ended.at > 0 else seconds(at)
+    if started_at is None:
+        return replace(ended, at=when)
+    ran = ended.duration_s if ended.duration_s > 0 else when - seconds(started_at)
+    most = max(0.0, seconds(at - started_at))
+    return replace(ended, at=when, duration_s=min(max(0.0, ran), most))
+
+
 def deadline_of(status: SessionStatus, at: int, grace_us: int = 0) -> int | None:
     """Until when the status must have changed."""
     limit = LIFE[status].deadline_s

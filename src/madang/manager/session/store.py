@@ -122,29 +122,6 @@ _HELD_BY: Final = {
     .group_by(sessions.c.status)
     for kind, mine in _OF_ACCOUNT.items()
 }
-_SINCE: Final = sa.bindparam("b_since", type_=sa.BigInteger)
-_UNTIL: Final = sa.bindparam("b_until", type_=sa.BigInteger)
-_CPU_OF: Final = {
-    kind: sa.select(
-        sa.func.sum(
-            sessions.c.cpu_milli
-            * (
-                (
-                    sa.func.coalesce(sessions.c.ended_at, _UNTIL)
-                    - sa.case((sessions.c.started_at < _SINCE, _SINCE), else_=sessions.c.started_at)
-                )
-                // 1_000_000
-            )
-        ).label("spent")
-    ).where(
-        mine,
-        sessions.c.started_at.is_not(None),
-        sessions.c.started_at < _UNTIL,
-        sa.or_(sessions.c.ended_at.is_(None), sessions.c.ended_at > _SINCE),
-    )
-    for kind, mine in _OF_ACCOUNT.items()
-}
-"""Thousandths of a core × seconds."""
 _RUNNING: Final = sa.select(sessions).where(sessions.c.status == str(S.RUNNING))
 _PLACED: Final = sa.select(
     sessions.c.id,
@@ -425,13 +402,6 @@ async def list_held_by(tx: Reader, account: str) -> list[Any]:
     """What has not ended of an account: status, count and sums of slots."""
     kind, _, id_ = account.partition(":")
     return await tx.all(_HELD_BY[kind], b_id=id_)
-
-
-async def sum_cpu_s(tx: Reader, account: str, since: int, until: int) -> float:
-    """Cores × seconds allocated within that time (microseconds), of the sessions still kept."""
-    kind, _, id_ = account.partition(":")
-    row = await tx.one(_CPU_OF[kind], b_id=id_, b_since=since, b_until=until)
-    return 0.0 if row is None or row.spent is None else float(row.spent) / 1000
 
 
 async def find_result(tx: Reader, session_id: str) -> tuple[str, str | None] | None:

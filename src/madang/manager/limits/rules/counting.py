@@ -152,7 +152,7 @@ def _too_long(asked: Asked, in_force: Sequence[InForce]) -> LimitRefused | None:
 
 
 def _too_many(in_force: Sequence[InForce], held: Mapping[str, Held]) -> LimitExceeded | None:
-    for what, words in (("sessions", "sessions at once"), ("pending", "waiting at once")):
+    for what in ("sessions", "pending"):
         found = [
             (limit - count, limit, by)
             for by in in_force
@@ -162,7 +162,7 @@ def _too_many(in_force: Sequence[InForce], held: Mapping[str, Held]) -> LimitExc
         if found:
             left, limit, by = min(found, key=lambda one: one[:2])
             text = (
-                f"{by.shown}: {limit} {words}, {limit - left} there → 0 left. Stop one "
+                f"{by.shown}: {what} {limit} at once, {limit - left} used → 0 left. Stop one "
                 f"(`madang ps`), {_MORE.format(name=by.name)}."
             )
             details = _details(by, what, limit=limit, used=limit - left, asked=1, left=0)

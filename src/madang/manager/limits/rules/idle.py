@@ -198,6 +198,7 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
+    by: InForce
     text: str
 
 
@@ -220,5 +221,4 @@ def next_step(
         return Warn(now + judged.grace_s, judged.text)
     if now < stop_at:
         return None
-    by = judged.by
-    return Stop(f"idle: {judged.text} (limits {by.name} of {by.shown})")
+    return Stop(judged.by, judged.text)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from typing import Final
+from dataclasses import asdict, replace
+from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
-from madang.manager.db import Database, micros, seconds
+from madang.manager.audit.service import AuditLog, actor_of
+from madang.manager.db import Database, Transaction, micros, seconds
 from madang.manager.http import Caller
 from madang.manager.limits import store
 from madang.manager.limits.types import PresetRow
@@ -32,8 +33,9 @@ _FILLED: Final = Size(cpu=1.0, mem_bytes=1 << 30, pids=512, disk_bytes=1 << 30)
 class PresetService:
     """Everybody may read; administrators change."""
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, audit: AuditLog, clock: Clock) -> None:
         self._database: Final = database
+        self._audit: Final = audit
         self._clock: Final = clock
 
     async def list(self) -> tuple[Preset, ...]:
@@ -81,6 +83,7 @@ class PresetService:
                 at=at,
             )
             await store.put_preset(tx, row, author_id=caller.user_id)
+            await self._record(tx, caller, "preset.set", name, known, row)
         return _preset(row)
 
     async def remove(self, caller: Caller, name: str, version: int | None) -> None:
@@ -92,6 +95,31 @@ class PresetService:
                 raise NotFound(f"no preset {name[:40]!r}. `madang preset ls` lists them.")
             _match(name, known.version, version)
             await store.remove_preset(tx, name, author_id=caller.user_id, at=at)
+            await self._record(tx, caller, "preset.removed", name, known, None)
+
+    async def _record(
+        self,
+        tx: Transaction,
+        caller: Caller,
+        action: str,
+        name: str,
+        before: PresetRow | None,
+        after: PresetRow | None,
+    ) -> None:
+        await self._audit.record(
+            tx,
+            actor=actor_of(caller),
+            action=action,
+            kind="preset",
+            id=name,
+            name=name,
+            before=None if before is None else _told(before),
+            after=None if after is None else _told(after),
+        )
+
+
+def _told(row: PresetRow) -> dict[str, Any]:
+    return {"version": row.version, **asdict(from_json(SizeRequest, row.size))}
 
 
 def _administers(caller: Caller) -> None:

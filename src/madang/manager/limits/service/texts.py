@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from madang.kit.clock import Clock
+from madang.manager.audit.service import AuditLog, actor_of
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.http import Caller
 from madang.manager.limits import store
@@ -24,7 +25,7 @@ from madang.wire.errors import (
     NotFound,
     PreconditionFailed,
 )
-from madang.wire.limits import AccountLimits, Limited, Limits, LimitsDraft, LimitsOf
+from madang.wire.limits import AccountLimits, Limited, LimitsDraft, LimitsOf, LimitsText
 
 HISTORY: Final = 100
 MAX_NOTE: Final = 500
@@ -38,8 +39,11 @@ _SHARE: Final = {"cpu_milli": 1000.0}
 class LimitTexts:
     """Administrators change; administrators and monitors read all, others what counts for them."""
 
-    def __init__(self, database: Database, clock: Clock, service: LimitService) -> None:
+    def __init__(
+        self, database: Database, audit: AuditLog, clock: Clock, service: LimitService
+    ) -> None:
         self._database: Final = database
+        self._audit: Final = audit
         self._clock: Final = clock
         self._service: Final = service
         self._ledger: Ledger | None = None
@@ -51,7 +55,7 @@ class LimitTexts:
 
     async def page(
         self, caller: Caller, *, after: str | None, limit: int
-    ) -> tuple[tuple[Limits, ...], str | None]:
+    ) -> tuple[tuple[LimitsText, ...], str | None]:
         """Those in force, by name, and the cursor of the next page."""
         async with self._database.read() as tx:
             own = await self._own_names(tx, caller)
@@ -60,12 +64,12 @@ class LimitTexts:
                      if own is None or row.name in own]  # fmt: skip
         return tuple(items), rows[-1].name if len(rows) == limit else None
 
-    async def get(self, caller: Caller, name: str) -> Limits:
+    async def get(self, caller: Caller, name: str) -> LimitsText:
         async with self._database.read() as tx:
             row = await self._get(tx, caller, name)
             return await self._shown(tx, caller, row)
 
-    async def history(self, caller: Caller, name: str) -> tuple[Limits, ...]:
+    async def history(self, caller: Caller, name: str) -> tuple[LimitsText, ...]:
         """Newest first; of removed ones too, for those who see all."""
         async with self._database.read() as tx:
             if not caller.sees_all:
@@ -77,7 +81,7 @@ class LimitTexts:
 
     async def apply(
         self, caller: Caller, name: str, draft: LimitsDraft, version: int | None
-    ) -> Limits:
+    ) -> LimitsText:
         """Put a text in force, if *version* still is; the one in force again changes nothing."""
         _administers(caller)
         if not _NAME.fullmatch(name):
@@ -91,8 +95,10 @@ class LimitTexts:
             row = await store.find(tx, name)
             _match(name, row, version)
             if row is None or row.removed or row.text != draft.text:
+                former = None if row is None or row.removed else row
                 row = self._row(caller, name, draft, 1 + (row.version if row else 0))
                 await store.add(tx, row)
+                await self._record(tx, caller, "limits.applied", name, former, row)
             return await self._shown(tx, caller, row)
 
     async def remove(self, caller: Caller, name: str, version: int | None) -> None:
@@ -110,6 +116,7 @@ class LimitTexts:
             draft = LimitsDraft(text=row.text, note="removed")
             gone = replace(self._row(caller, name, draft, row.version + 1), removed=1)
             await store.add(tx, gone)
+            await self._record(tx, caller, "limits.removed", name, row, None)
 
     # Assignments
 
@@ -119,6 +126,7 @@ class LimitTexts:
         at = micros(self._clock.now())
         async with self._database.begin() as tx:
             account = await self.resolve(tx, caller, target)
+            former = await store.find_target(tx, account)
             if name is None:
                 if not await store.unassign(tx, account, author_id=caller.user_id, at=at):
                     raise NotFound(f"{target[:64]} has no limits of its own.")
@@ -127,6 +135,16 @@ class LimitTexts:
                 await store.assign(
                     tx, account, name, author=caller.user, author_id=caller.user_id, at=at
                 )
+            await self._audit.record(
+                tx,
+                actor=actor_of(caller),
+                action="limits.assigned",
+                kind="limits_target",
+                id=account,
+                name=await self._service.shown(tx, account),
+                before={"limits": None if former is None else former.name},
+                after={"limits": name},
+            )
             return await self._of(tx, target, (account,))
 
     async def of(self, caller: Caller, target: str) -> LimitsOf:
@@ -170,6 +188,26 @@ class LimitTexts:
         return accounts[0]
 
     # inside
+
+    async def _record(
+        self,
+        tx: Transaction,
+        caller: Caller,
+        action: str,
+        name: str,
+        before: LimitsRow | None,
+        after: LimitsRow | None,
+    ) -> None:
+        await self._audit.record(
+            tx,
+            actor=actor_of(caller),
+            action=action,
+            kind="limits",
+            id=name,
+            name=name,
+            before=None if before is None else _told(before),
+            after=None if after is None else _told(after),
+        )
 
     async def _of(self, tx: Reader, target: str, accounts: tuple[str, ...]) -> LimitsOf:
         assigned = await self._service.assigned(tx)
@@ -233,7 +271,7 @@ class LimitTexts:
             raise _no_limits(name)
         return row
 
-    async def _shown(self, tx: Reader | Transaction, caller: Caller, row: LimitsRow) -> Limits:
+    async def _shown(self, tx: Reader | Transaction, caller: Caller, row: LimitsRow) -> LimitsText:
         own = None if caller.sees_all else await self._own_accounts(tx, caller)
         targets = []
         for each in await store.list_targets(tx, row.name):
@@ -256,6 +294,10 @@ class LimitTexts:
             note=draft.note,
             removed=0,
         )
+
+
+def _told(row: LimitsRow) -> dict[str, Any]:
+    return {"version": row.version, "digest": row.digest, "note": row.note}
 
 
 def _counts(by: InForce, held: Held) -> tuple[tuple[str, int | None, int], ...]:
@@ -285,8 +327,8 @@ def _no_limits(name: str) -> NotFound:
     return NotFound(f"no limits {name[:40]!r}. `madang limits ls` lists them.", name=name[:40])
 
 
-def _limits(row: LimitsRow) -> Limits:
-    return Limits(
+def _limits(row: LimitsRow) -> LimitsText:
+    return LimitsText(
         name=row.name,
         version=row.version,
         text=row.text,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
+from madang.manager.audit.service import AuditLog, actor_of
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, add_event
 from madang.manager.fleet import store as fleet
@@ -23,11 +24,17 @@ LONGEST_S: Final = 366 * 86400.0
 
 class ReservationService:
     def __init__(
-        self, database: Database, feed: EventFeed, groups: GroupService, clock: Clock
+        self,
+        database: Database,
+        feed: EventFeed,
+        groups: GroupService,
+        audit: AuditLog,
+        clock: Clock,
     ) -> None:
         self._database: Final = database
         self._feed: Final = feed
         self._groups: Final = groups
+        self._audit: Final = audit
         self._clock: Final = clock
 
     async def list(self, caller: Caller) -> list[Reservation]:
@@ -51,12 +58,22 @@ class ReservationService:
                 raise Conflict(f"a reservation {draft.name} exists.", name=draft.name)
             if draft.group not in groups.rules:
                 raise NotFound(f"no group {draft.group[:60]!r}.", group=draft.group[:60])
+            project_id = _project(draft, groups, caller)
+            nodes = await _choose(tx, draft, booked)
+            made = {
+                "project": groups.called(project_id),
+                "group": draft.group,
+                "nodes": nodes,
+                "starts_at": draft.starts_at,
+                "ends_at": draft.ends_at,
+            }
+            await self._note(tx, caller, "reservation.created", draft.name, None, made)
             await store.add_reservation(
                 tx,
                 name=draft.name,
-                project_id=_project(draft, groups, caller),
+                project_id=project_id,
                 group_name=draft.group,
-                nodes=to_json(await _choose(tx, draft, booked)).decode(),
+                nodes=to_json(nodes).decode(),
                 starts_at=micros(draft.starts_at),
                 ends_at=micros(draft.ends_at),
                 no_show_us=micros(draft.no_show_s),
@@ -73,8 +90,29 @@ class ReservationService:
         async with self._database.begin() as tx:
             if not await store.remove_reservation(tx, name):
                 raise NotFound(f"no reservation {name[:60]!r}. `madang reserve ls` lists them.")
+            await self._note(tx, caller, "reservation.removed", name, {}, None)
             await self._announce(tx, name)
         self._feed.wake()
+
+    async def _note(
+        self,
+        tx: Transaction,
+        caller: Caller,
+        action: str,
+        name: str,
+        before: Mapping[str, object] | None,
+        after: Mapping[str, object] | None,
+    ) -> None:
+        await self._audit.record(
+            tx,
+            actor=actor_of(caller),
+            action=action,
+            kind="reservation",
+            id=name,
+            name=name,
+            before=before,
+            after=after,
+        )
 
     async def _announce(self, tx: Transaction, name: str) -> None:
         at = micros(self._clock.now())

@@ -140,6 +140,7 @@ class SessionApi:
     async def signal_session(self, call: Call[None, SignalRequest]) -> None:
         """Send a signal to the program's process group."""
         row = await self._sessions.get(call.caller, call.path("ref"))
+        await self._sessions.records.note(call.caller, row, "signalled", signal=call.body.signal)
         await self._kernels.signal(row, call.body.signal)
 
     @endpoint("DELETE", "/v1/sessions/{ref}", query=RemoveQuery, status=204, headers=("If-Match",))

@@ -36,6 +36,7 @@ from madang.manager.session.service.agents import AgentService
 from madang.manager.session.service.estimates import estimates, pending_of
 from madang.manager.session.service.kernels import not_running
 from madang.manager.session.service.places import refuse_impossible, wishes_for
+from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader, View
 from madang.manager.session.types import Blobs, Images, SessionRow, SessionSettings
 from madang.wire.api import StopRequest
@@ -94,10 +95,12 @@ class SessionService:
         groups: GroupService,
         reader: SnapshotReader,
         memory: Memory,
+        records: Records,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
         self._database: Final = database
+        self.records: Final = records
         self._feed: Final = feed
         self._fleet: Final = fleet
         self._agents: Final = agents
@@ -146,6 +149,7 @@ class SessionService:
             row = await self._within_limits(tx, row)
             row = replace(row, name=await self._free_name(tx, spec.name))
             await store.add(tx, row, actor=caller.user)
+            await self.records.created(tx, caller, row, spec)
         self._feed.wake()
         return Created(row, repeated=False)
 
@@ -385,6 +389,7 @@ class SessionService:
             if row.status != S.RUNNING:
                 raise not_running(row)
             row = await moves.set_frozen(tx, row, at=at, frozen=frozen) or row
+            await self.records.write(tx, caller, row, "frozen" if frozen else "thawed")
         self._feed.wake()
         report = await self._confirmation(row)
         if report is not None and report.freeze_error and frozen:
@@ -433,6 +438,8 @@ class SessionService:
             if until > at:
                 columns |= {"idle_stop_at": None, "idle_text": ""}
             row = await store.change(tx, row, at=at, what="protected", **columns) or row
+            after = {"protected_until": None if until <= at else seconds(until)}
+            await self.records.write(tx, caller, row, "protected", after=after)
         self._feed.wake()
         return row
 
@@ -445,16 +452,19 @@ class SessionService:
             raise InvalidRequest("grace_s: between 0 and 3600 seconds.", field="grace_s")
         at = micros(self._clock.now())
         async with self._database.begin() as tx:
-            row = await self._get(tx, caller, ref)
+            found = await self._get(tx, caller, ref)
             row = await moves.stop(
                 tx,
-                row,
+                found,
                 at=at,
                 actor=caller.user,
                 reason=Reason.USER,
                 text=f"stopped by {caller.user}",
                 grace_us=moves.to_stored(grace),
             )
+            if row.version != found.version:
+                before, after = {"status": found.status}, {"status": row.status, "grace_s": grace}
+                await self.records.write(tx, caller, row, "stopped", before=before, after=after)
         self._feed.wake()
         return row
 
@@ -476,6 +486,7 @@ class SessionService:
                     raise Conflict(text, status=row.status)
                 ended = moves.lost(f"removed by {caller.user}", reason=Reason.USER)
                 row = await moves.end(tx, row, ended, at=at, actor=caller.user)
-            if row is not None:
-                await moves.remove(tx, row, at=at, actor=caller.user)
+            if row is not None and await moves.remove(tx, row, at=at, actor=caller.user):
+                before = {"owner": row.owner, "force": force}
+                await self.records.write(tx, caller, row, "removed", before=before)
         self._feed.wake()
