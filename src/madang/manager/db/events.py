@@ -33,6 +33,7 @@ events: Final = sa.Table(
     sa.Column("object", sa.Text, nullable=False),
     sa.Column("owner_id", sa.Text, nullable=False),
     sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("project_id", sa.Text, nullable=False, server_default=""),
     sqlite_autoincrement=True,
 )
 sa.Index("ix_events_at", events.c.at)

@@ -13,7 +13,7 @@ sessions: Final = sa.Table(
     "sessions",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("owner_id", sa.Text, sa.ForeignKey("users.id"), nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
@@ -55,7 +55,9 @@ sessions: Final = sa.Table(
     sa.Column("image_policy", sa.Text, nullable=False, server_default=""),
     sa.Column("version", sa.BigInteger, nullable=False),
     sa.Column("group_name", sa.Text, nullable=False, server_default="default"),
+    sa.UniqueConstraint("owner_id", "name"),
 )
+sa.Index("ix_sessions_name", sessions.c.name)
 sa.Index("ix_sessions_status", sessions.c.status, sessions.c.priority, sessions.c.created_at)
 sa.Index("ix_sessions_held_by", sessions.c.held_by, sessions.c.revision)
 sa.Index("ix_sessions_created_at", sessions.c.created_at, sessions.c.id)

@@ -192,7 +192,7 @@ class FileApi:
 
 
 async def _chunks(call: Call[Any, Any]) -> AsyncIterator[bytes]:
-    async for chunk in call.request.content.iter_chunked(CHUNK):
+    async for chunk in call.content.chunks(CHUNK):
         yield chunk
 
 
@@ -218,7 +218,7 @@ class WorkspaceApi:
     @endpoint("PUT", "/v1/workspaces/blobs", status=204, sends="application/octet-stream")
     async def put_blobs(self, call: Call[None, None]) -> None:
         """Files of working directories: records of digest (32 bytes), size (u64 LE), data."""
-        content = call.request.content
+        content = call.content
         while head := await _exactly(content, _RECORD.size, at_end=True):
             digest, size = _RECORD.unpack(head)
             if size > self._settings.workspace_limit_bytes:
