@@ -49,7 +49,6 @@ from madang.wire.api import (
     Node,
     Page,
     ServerInfo,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
@@ -58,6 +57,7 @@ from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
+from madang.wire.people import WhoAmI
 from madang.wire.policies import (
     Policy,
     PolicyChange,

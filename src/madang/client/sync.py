@@ -31,13 +31,13 @@ from madang.wire.api import (
     Node,
     Page,
     ServerInfo,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
 from madang.wire.errors import PlatformError, ServerUnreachable, Shutdown
 from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.paths import to_wire
+from madang.wire.people import WhoAmI
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 if TYPE_CHECKING:  # not of use to a run

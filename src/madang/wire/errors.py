@@ -126,6 +126,14 @@ class LoginFailed(Unauthenticated):
     )
 
 
+class OtpNeeded(Unauthenticated):
+    code = "auth.otp_needed"
+    help_text = (
+        "The account has a second factor: give the six digits that your authenticator shows, or "
+        "one of the recovery codes."
+    )
+
+
 class InvitationInvalid(Unauthenticated):
     code = "auth.invitation"
     help_text = (

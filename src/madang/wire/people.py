@@ -246,3 +246,41 @@ class WhoAmI:
     expires_at: float | None = None
     csrf: str = ""
     """Of a browser session."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DomainPage:
+    """As all pages: ``next`` goes into ``?cursor=``."""
+
+    items: tuple[Domain, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProjectPage:
+    items: tuple[Project, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberPage:
+    items: tuple[Member, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UserPage:
+    items: tuple[User, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenPage:
+    items: tuple[Token, ...]
+    next: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InvitationPage:
+    items: tuple[Invitation, ...]
+    next: str | None = None

@@ -14,6 +14,7 @@ import msgspec
 from aiohttp import web
 
 from madang.kit.codec import from_json, to_json
+from madang.manager.http import origin
 from madang.manager.http.bodies import read_whole
 from madang.manager.http.credentials import Credentials, credentials_of
 from madang.manager.http.endpoint import Call, Caller, Endpoint, Reply, endpoints_of
@@ -90,6 +91,7 @@ def _server(
     async def serve(request: web.Request) -> web.StreamResponse:
         began = time.perf_counter()
         call: Call[Any, Any] = Call(request, _request_id(request), None, None)
+        origin.enter(request.remote or "", call.id)
         status = 499
         try:
             if endpoint.auth:

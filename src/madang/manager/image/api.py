@@ -34,6 +34,7 @@ class ImageApi:
     @endpoint(
         "POST",
         "/v1/images",
+        scope="images",
         body=BuildRequest,
         returns=Session,
         status=202,
@@ -44,7 +45,7 @@ class ImageApi:
         key = call.header("Idempotency-Key")
         return await self._service.build(call.caller, call.body, key=key)
 
-    @endpoint("DELETE", "/v1/images/{name}", query=RemoveQuery, status=204)
+    @endpoint("DELETE", "/v1/images/{name}", scope="images", query=RemoveQuery, status=204)
     async def remove_image(self, call: Call[RemoveQuery, Any]) -> None:
         """Remove an image."""
         await self._service.remove(call.caller, call.path("name"), force=call.query.force)

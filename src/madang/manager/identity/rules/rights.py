@@ -48,9 +48,7 @@ MAY: Final[Mapping[Act, frozenset[Standing]]] = {
     Act.SEE_DOMAIN: frozenset({S.OF_DOMAIN, S.DOMAIN_ADMIN, S.MONITOR, S.ADMIN}),
     Act.CHANGE_DOMAIN: frozenset({S.ADMIN}),
     Act.ADD_PROJECT: frozenset({S.DOMAIN_ADMIN, S.ADMIN}),
-    Act.SEE_PROJECT: frozenset(
-        {S.FELLOW, S.PROJECT_ADMIN, S.DOMAIN_ADMIN, S.MONITOR, S.ADMIN}
-    ),
+    Act.SEE_PROJECT: frozenset({S.FELLOW, S.PROJECT_ADMIN, S.DOMAIN_ADMIN, S.MONITOR, S.ADMIN}),
     Act.CHANGE_PROJECT: frozenset({S.DOMAIN_ADMIN, S.ADMIN}),
     Act.CHANGE_MEMBERS: frozenset({S.PROJECT_ADMIN, S.DOMAIN_ADMIN, S.ADMIN}),
     Act.SEE_USER: frozenset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 from madang.manager.db import Reader
 from madang.manager.http import Caller
@@ -47,30 +47,30 @@ async def find_user(tx: Reader, actor: Actor, name: str) -> tuple[Any, Target]:
         target = await target_of_user(tx, row)
         if may(actor, Act.SEE_USER, target):
             return row, target
-    no_such("user", name)
+    raise no_such("user", name)
 
 
 async def find_project(tx: Reader, caller: Caller, actor: Actor, ref: str) -> Any:
     """By ``NAME`` in the caller's domain or by ``DOMAIN/NAME``. Raises NotFound."""
     domain, separator, name = ref.rpartition("/")
     if not separator:
-        own = await store.find_domain_by_id(tx, caller.domain_id)
-        domain = "" if own is None else own.name
+        own = await store.get_domain_by_id(tx, caller.domain_id)
+        domain = own.name
     row = await store.find_project(tx, domain, name)
     if row is not None and may(actor, Act.SEE_PROJECT, target_of_project(row)):
         return row
-    no_such("project", ref)
+    raise no_such("project", ref)
 
 
 async def find_domain(tx: Reader, actor: Actor, name: str) -> Any:
     row = await store.find_domain(tx, name)
     if row is not None and may(actor, Act.SEE_DOMAIN, target_of_domain(row)):
         return row
-    no_such("domain", name)
+    raise no_such("domain", name)
 
 
-def no_such(kind: str, name: str) -> NoReturn:
-    raise NotFound(f"no {kind} {name[:80]!r} that you may see.", ref=name[:80])
+def no_such(kind: str, name: str) -> NotFound:
+    return NotFound(f"no {kind} {name[:80]!r} that you may see.", ref=name[:80])
 
 
 def need(actor: Actor, act: Act, target: Target) -> None:

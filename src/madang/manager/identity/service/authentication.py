@@ -13,8 +13,9 @@ from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.ids import new_id
 from madang.kit.secret import Secret
+from madang.manager.audit.service import HOST, AuditLog, madang
 from madang.manager.db import Database, micros
-from madang.manager.http import Credentials
+from madang.manager.http import Caller, Credentials
 from madang.manager.identity import store
 from madang.manager.identity.rules import origins
 from madang.manager.identity.rules.scopes import effective
@@ -63,8 +64,14 @@ class IdentityService:
     """Lookups go by the token's hash: an attacker's guess tells nothing by its timing."""
 
     def __init__(
-        self, database: Database, clock: Clock, settings: IdentitySettings, vault: Vault
+        self,
+        database: Database,
+        clock: Clock,
+        audit: AuditLog,
+        settings: IdentitySettings,
+        vault: Vault,
     ) -> None:
+        self._audit = audit
         self._database = database
         self._clock = clock
         self._settings = settings
@@ -104,19 +111,38 @@ class IdentityService:
                 project_id=DEFAULT_PROJECT,
                 created_at=now,
             )
+        token_id = new_id()
         await store.add_token(
             tx,
-            token_id=new_id(),
+            token_id=token_id,
             user_id=user_id,
             name=name,
             digest=digest_of(token),
             created_at=now,
+        )
+        await self._audit.record(
+            tx,
+            actor=madang(HOST),
+            action="token.created",
+            kind="token",
+            id=token_id,
+            name=name,
+            after={"user": "admin", "scopes": ["*"]},
         )
 
     async def revoke(self, token_id: str) -> bool:
         """Whether it was valid until now."""
         async with self._database.begin() as tx:
             done = await token_store.revoke(tx, token_id, micros(self._clock.now()))
+            if done:
+                await self._audit.record(
+                    tx,
+                    actor=madang(HOST),
+                    action="token.revoked",
+                    kind="token",
+                    id=token_id,
+                    name=token_id,
+                )
         self.forget()
         return done
 
@@ -167,11 +193,15 @@ class IdentityService:
     async def _signed(self, shown: Credentials, header: str) -> Principal:
         signature = signing.parse(header)
         if signature is None:
-            raise SignatureInvalid("the Authorization header does not have the form of a signature.")
+            raise SignatureInvalid(
+                "the Authorization header does not have the form of a signature."
+            )
         try:
             known = await self._find(digest_of(signature.access_key))
         except Unauthenticated as exc:
-            raise SignatureInvalid("the access key is not valid, or the signature is wrong.") from exc
+            raise SignatureInvalid(
+                "the access key is not valid, or the signature is wrong."
+            ) from exc
         if known.principal.kind != TokenKind.KEY or known.secret is None:
             raise SignatureInvalid("the access key is not valid, or the signature is wrong.")
         path, _, query = shown.target.partition("?")
@@ -201,9 +231,7 @@ class IdentityService:
             raise SignatureInvalid(text, server_time=now)
         expires = micros(signature.date + 2 * signing.WINDOW_S)
         async with self._database.begin() as tx:
-            fresh = await token_store.remember_nonce(
-                tx, caller.token_id, signature.nonce, expires
-            )
+            fresh = await token_store.remember_nonce(tx, caller.token_id, signature.nonce, expires)
         if not fresh:
             raise SignatureInvalid("this signed request came before; sign each one anew.")
 
@@ -218,9 +246,10 @@ class IdentityService:
         self._epoch += 1
         self._known.clear()
 
-    async def may_stay(self, caller: Any) -> bool:
+    async def may_stay(self, caller: Caller) -> bool:
         """Whether an open stream's caller would still be the same."""
         try:
+            assert isinstance(caller, Principal)
             return (await self._look_up(caller.digest)).principal == caller
         except Unauthenticated:
             return False

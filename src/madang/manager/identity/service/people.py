@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.ids import new_id
+from madang.manager.audit.service import actor_of as actor_of_caller
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.http import Caller
 from madang.manager.identity.rules import names
@@ -53,9 +55,7 @@ class People:
 
     # Domains
 
-    async def list_domains(
-        self, caller: Caller, *, after: str | None, limit: int
-    ) -> list[Domain]:
+    async def list_domains(self, caller: Caller, *, after: str | None, limit: int) -> list[Domain]:
         async with self._database.read() as tx:
             rows = await store.list_domains(tx, caller, after=after, limit=limit)
         return [view_domain(row) for row in rows]
@@ -72,7 +72,9 @@ class People:
             if await store.find_domain(tx, name) is not None:
                 raise Conflict(f"a domain {name!r} exists.", name=name)
             await store.add_domain(tx, domain_id=(domain_id := new_id()), name=name, at=self._now())
-            await self._journal.note(tx, caller, "domain.created", "domain", domain_id, name)
+            await self._journal.note(
+                tx, actor_of_caller(caller), "domain.created", "domain", domain_id, name
+            )
             row = await store.find_domain(tx, name)
         self._journal.tell()
         return view_domain(row)
@@ -91,8 +93,8 @@ class People:
             if disabled != (row.disabled_at is not None):
                 await store.change_domain(tx, row, disabled_at=self._now() if disabled else None)
                 what = f"domain.{'disabled' if disabled else 'enabled'}"
-                await self._journal.note(tx, caller, what, "domain", row.id, name)
-            row = await store.find_domain_by_id(tx, row.id)
+                await self._journal.note(tx, actor_of_caller(caller), what, "domain", row.id, name)
+            row = await store.get_domain_by_id(tx, row.id)
         self._changed()
         return view_domain(row)
 
@@ -119,7 +121,7 @@ class People:
             if domain:
                 home = await find_domain(tx, actor, domain)
             else:
-                home = await store.find_domain_by_id(tx, caller.domain_id)
+                home = await store.get_domain_by_id(tx, caller.domain_id)
             need(actor, Act.ADD_PROJECT, target_of_domain(home))
             if await store.find_project(tx, home.name, name) is not None:
                 raise Conflict(f"a project {name!r} exists in domain {home.name}.", name=name)
@@ -128,9 +130,14 @@ class People:
                 tx, project_id=project_id, domain_id=home.id, name=name, at=self._now()
             )
             await self._journal.note(
-                tx, caller, "project.created", "project", project_id, f"{home.name}/{name}"
+                tx,
+                actor_of_caller(caller),
+                "project.created",
+                "project",
+                project_id,
+                f"{home.name}/{name}",
             )
-            row = await store.find_project_by_id(tx, project_id)
+            row = await store.get_project_by_id(tx, project_id)
         self._journal.tell()
         return view_project(row)
 
@@ -146,8 +153,10 @@ class People:
             if disabled != (row.disabled_at is not None):
                 await store.change_project(tx, row, disabled_at=self._now() if disabled else None)
                 what = f"project.{'disabled' if disabled else 'enabled'}"
-                await self._journal.note(tx, caller, what, "project", row.id, _path(row))
-            row = await store.find_project_by_id(tx, row.id)
+                await self._journal.note(
+                    tx, actor_of_caller(caller), what, "project", row.id, _path(row)
+                )
+            row = await store.get_project_by_id(tx, row.id)
         self._changed()
         return view_project(row)
 
@@ -169,7 +178,7 @@ class People:
             need(actor, Act.CHANGE_MEMBERS, target_of_project(row))
             who = await store.find_whole_user(tx, user)
             if who is None or who.domain_id != row.domain_id:
-                no_such("user", user)
+                raise no_such("user", user)
             before = await store.join(
                 tx,
                 user_id=who.id,
@@ -180,7 +189,7 @@ class People:
             if before != role:
                 await self._journal.note(
                     tx,
-                    caller,
+                    actor_of_caller(caller),
                     "project.joined",
                     "project",
                     row.id,
@@ -201,9 +210,15 @@ class People:
                 need(actor, Act.CHANGE_MEMBERS, target_of_project(row))
             who = await store.find_whole_user(tx, user)
             if who is None or not await store.leave(tx, who.id, row.id):
-                no_such("member", user)
+                raise no_such("member", user)
             await self._journal.note(
-                tx, caller, "project.left", "project", row.id, _path(row), before={"user": user}
+                tx,
+                actor_of_caller(caller),
+                "project.left",
+                "project",
+                row.id,
+                _path(row),
+                before={"user": user},
             )
         self._changed()
 
@@ -242,7 +257,7 @@ class People:
             if columns:
                 await store.change_user(tx, row, **columns)
                 await self._note_user(tx, caller, row, columns)
-            row = await store.find_whole_user_by_id(tx, row.id)
+            row = await store.get_user_by_id(tx, row.id)
         self._changed()
         return view_user(row)
 
@@ -261,18 +276,18 @@ class People:
     async def _note_user(
         self, tx: Transaction, caller: Caller, row: Any, columns: dict[str, Any]
     ) -> None:
-        shown = {key for key in columns if key not in {"totp", "totp_step"}}
         if columns.get("totp_since", 0) is None:
             await logins.set_recovery_codes(tx, row.id, [])
         await self._journal.note(
             tx,
-            caller,
+            actor_of_caller(caller),
             "user.changed",
             "user",
             row.id,
             row.name,
-            before={key: getattr(row, key) for key in shown},
-            after={key: columns[key] for key in shown},
+            before=_shown({key: getattr(row, key) for key in columns}),
+            after=_shown(columns),
+            domain=row.domain_id,
         )
 
     # For the caller, and for other slices
@@ -283,8 +298,8 @@ class People:
 
     async def domain_name(self, domain_id: str) -> str:
         async with self._database.read() as tx:
-            row = await store.find_domain_by_id(tx, domain_id)
-        return "" if row is None else str(row.name)
+            row = await store.get_domain_by_id(tx, domain_id)
+        return str(row.name)
 
     async def project_for(self, tx: Reader, caller: Caller, ref: str | None) -> str:
         """The id of the project that something new of the caller's belongs to.
@@ -301,7 +316,7 @@ class People:
                     raise Forbidden(text, project=row.project)
                 return str(row.project_id)
         if ref:
-            no_such("project", ref)
+            raise no_such("project", ref)
         raise Forbidden(
             "you are no member of your default project any more: choose another with "
             "`madang user set YOU --project NAME`."
@@ -324,6 +339,20 @@ def _without_totp(caller: Caller, row: Any, *, on: bool) -> dict[str, Any]:
     if row.id == caller.user_id:
         raise Forbidden("your own second factor goes with your password: `madang totp off`.")
     return {"totp": None, "totp_since": None, "totp_step": 0}
+
+
+def _shown(columns: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of a user as the audit log has them."""
+    found: dict[str, Any] = {}
+    if "role" in columns:
+        found["role"] = columns["role"]
+    if "project_id" in columns:
+        found["project"] = columns["project_id"]
+    if "disabled_at" in columns:
+        found["disabled"] = columns["disabled_at"] is not None
+    if "totp_since" in columns:
+        found["totp"] = columns["totp_since"] is not None
+    return found
 
 
 def _same(row: Any, version: int | None) -> None:
@@ -375,5 +404,3 @@ def view_user(row: Any) -> User:
         has_totp=row.totp_since is not None,
         version=row.version,
     )
-
-

@@ -8,11 +8,18 @@ from typing import Any, Final
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
 from madang.kit.ids import new_id
+from madang.manager.audit.service import actor_of as actor_of_caller
 from madang.manager.db import Database, Transaction, micros, seconds
 from madang.manager.identity.rules import names
 from madang.manager.identity.rules.rights import Act, may
 from madang.manager.identity.rules.scopes import check_granted, check_scopes
-from madang.manager.identity.service.actors import actor_of, find_user, need, no_such, target_of_user
+from madang.manager.identity.service.actors import (
+    actor_of,
+    find_user,
+    need,
+    no_such,
+    target_of_user,
+)
 from madang.manager.identity.service.authentication import IdentityService, digest_of
 from madang.manager.identity.service.journal import Journal
 from madang.manager.identity.service.vault import Vault
@@ -64,7 +71,9 @@ class Tokens:
         """Never more than the caller's own token has, and not for longer."""
         names.check_label(draft.name, "name")
         if draft.kind not in _CAPPED:
-            raise InvalidRequest(f"kind: {draft.kind[:40]!r} is neither token nor key.", field="kind")
+            raise InvalidRequest(
+                f"kind: {draft.kind[:40]!r} is neither token nor key.", field="kind"
+            )
         scopes = check_scopes(draft.scopes)
         check_granted(caller.scopes, scopes)
         now = micros(self._clock.now())
@@ -92,7 +101,7 @@ class Tokens:
             row = await store.find_token_by_id(tx, token_id)
             await self._journal.note(
                 tx,
-                caller,
+                actor_of_caller(caller),
                 "token.created",
                 "token",
                 token_id,
@@ -113,18 +122,18 @@ class Tokens:
         async with self._database.begin() as tx:
             row = await store.find_token_by_id(tx, token_id)
             if row is None:
-                no_such("token", token_id)
+                raise no_such("token", token_id)
             if row.user_id != caller.user_id:
                 actor = await actor_of(tx, caller)
-                whole = await people.find_whole_user_by_id(tx, row.user_id)
+                whole = await people.get_user_by_id(tx, row.user_id)
                 target = await target_of_user(tx, whole)
                 if not may(actor, Act.SEE_TOKENS, target):
-                    no_such("token", token_id)
+                    raise no_such("token", token_id)
                 need(actor, Act.CHANGE_USER, target)
             if await store.revoke(tx, token_id, now):
                 await self._journal.note(
                     tx,
-                    caller,
+                    actor_of_caller(caller),
                     "token.revoked",
                     "token",
                     token_id,

@@ -120,9 +120,7 @@ _USERS_OF: Final = (
 _USER: Final = sa.select(users).where(users.c.name == _B("b_name"))
 _WHOLE_USER: Final = _USERS_OF.where(users.c.name == _B("b_name"))
 _WHOLE_USER_BY_ID: Final = _USERS_OF.where(users.c.id == _B("b_id"))
-_MEMBER_OF_MINE: Final = sa.select(memberships.c.user_id).where(
-    memberships.c.project_id.in_(_MINE)
-)
+_MEMBER_OF_MINE: Final = sa.select(memberships.c.user_id).where(memberships.c.project_id.in_(_MINE))
 _USERS: Final = (
     _USERS_OF.where(
         sa.or_(
@@ -161,8 +159,11 @@ async def find_domain(tx: Reader, name: str) -> Any | None:
     return await tx.one(_DOMAIN, b_name=name)
 
 
-async def find_domain_by_id(tx: Reader, domain_id: str) -> Any | None:
-    return await tx.one(_DOMAIN_BY_ID, b_id=domain_id)
+async def get_domain_by_id(tx: Reader, domain_id: str) -> Any:
+    """Of an id that a row has: domains are never deleted."""
+    row = await tx.one(_DOMAIN_BY_ID, b_id=domain_id)
+    assert row is not None
+    return row
 
 
 async def list_domains(tx: Reader, caller: Viewer, *, after: str | None, limit: int) -> list[Any]:
@@ -189,8 +190,11 @@ async def find_project(tx: Reader, domain: str, name: str) -> Any | None:
     return await tx.one(_PROJECT, b_domain=domain, b_name=name)
 
 
-async def find_project_by_id(tx: Reader, project_id: str) -> Any | None:
-    return await tx.one(_PROJECT_BY_ID, b_id=project_id)
+async def get_project_by_id(tx: Reader, project_id: str) -> Any:
+    """Of an id that a row has: projects are never deleted."""
+    row = await tx.one(_PROJECT_BY_ID, b_id=project_id)
+    assert row is not None
+    return row
 
 
 async def list_projects(tx: Reader, caller: Viewer, *, after: str | None, limit: int) -> list[Any]:
@@ -216,9 +220,7 @@ async def change_project(tx: Transaction, row: Any, **columns: Any) -> bool:
     )
 
 
-async def list_members(
-    tx: Reader, project_id: str, *, after: str | None, limit: int
-) -> list[Any]:
+async def list_members(tx: Reader, project_id: str, *, after: str | None, limit: int) -> list[Any]:
     return await tx.all(_MEMBERS, b_project=project_id, b_after=after, b_limit=limit)
 
 
@@ -254,8 +256,11 @@ async def find_whole_user(tx: Reader, name: str) -> Any | None:
     return await tx.one(_WHOLE_USER, b_name=name)
 
 
-async def find_whole_user_by_id(tx: Reader, user_id: str) -> Any | None:
-    return await tx.one(_WHOLE_USER_BY_ID, b_id=user_id)
+async def get_user_by_id(tx: Reader, user_id: str) -> Any:
+    """Of an id that a row has: users are never deleted."""
+    row = await tx.one(_WHOLE_USER_BY_ID, b_id=user_id)
+    assert row is not None
+    return row
 
 
 async def list_users(tx: Reader, caller: Viewer, *, after: str | None, limit: int) -> list[Any]:
@@ -285,9 +290,7 @@ async def add_user(
         version=1,
         password=password,
     )
-    await join(
-        tx, user_id=user_id, project_id=project_id, role=ProjectRole.MEMBER, at=created_at
-    )
+    await join(tx, user_id=user_id, project_id=project_id, role=ProjectRole.MEMBER, at=created_at)
 
 
 async def change_user(tx: Transaction, row: Any, **columns: Any) -> bool:

@@ -147,6 +147,7 @@ class FileApi:
     @endpoint(
         "PUT",
         "/v1/sessions/{ref}/file",
+        scope="sessions",
         query=PutQuery,
         returns=FilesWritten,
         sends="application/octet-stream",
@@ -179,6 +180,7 @@ class FileApi:
     @endpoint(
         "PUT",
         "/v1/sessions/{ref}/archive",
+        scope="sessions",
         query=PathQuery,
         returns=FilesWritten,
         sends="application/x-tar",
@@ -204,6 +206,7 @@ class WorkspaceApi:
     @endpoint(
         "POST",
         "/v1/workspaces",
+        scope="sessions",
         body=WorkspaceManifest,
         returns=WorkspaceState,
         body_limit=MANIFEST_LIMIT,
@@ -215,7 +218,13 @@ class WorkspaceApi:
         wanted = sorted({f.digest for f in call.body.files if f.digest is not None})
         return WorkspaceState(digest=digest, missing=tuple(await self._blobs.missing(wanted)))
 
-    @endpoint("PUT", "/v1/workspaces/blobs", status=204, sends="application/octet-stream")
+    @endpoint(
+        "PUT",
+        "/v1/workspaces/blobs",
+        scope="sessions",
+        status=204,
+        sends="application/octet-stream",
+    )
     async def put_blobs(self, call: Call[None, None]) -> None:
         """Files of working directories: records of digest (32 bytes), size (u64 LE), data."""
         content = call.content
