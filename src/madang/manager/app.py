@@ -137,7 +137,15 @@ class Manager:
         )
         self.fleet.bind(self.agents)
         self.sessions: Final = SessionService(
-            self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
+            self.database,
+            self.feed,
+            self.fleet,
+            self.agents,
+            self.images,
+            self.people,
+            blobs,
+            clock,
+            limits,
         )
         self.kernels: Final = KernelService(self.fleet)
         self.session_policies: Final = SessionPolicies(

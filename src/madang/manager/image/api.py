@@ -24,12 +24,12 @@ class ImageApi:
     @endpoint("GET", "/v1/images", returns=tuple[Image, ...])
     async def list_images(self, call: Call[Any, Any]) -> tuple[Image, ...]:
         """All images, the built-in one first."""
-        return await self._service.list()
+        return await self._service.list(call.caller)
 
     @endpoint("GET", "/v1/images/{name}", returns=Image)
     async def get_image(self, call: Call[Any, Any]) -> Image:
         """One image with its layers."""
-        return await self._service.get(call.path("name"))
+        return await self._service.get(call.caller, call.path("name"))
 
     @endpoint(
         "POST",
