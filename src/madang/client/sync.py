@@ -11,6 +11,7 @@ from madang.client.address import Address
 from madang.client.calls import Body, Call
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
+from madang.client.proof import Proof, proof_of
 from madang.client.requests import (
     Amount,
     Argument,
@@ -22,7 +23,6 @@ from madang.client.requests import (
 )
 from madang.client.streams import Exec, Run
 from madang.client.transport import PATIENCE_S, Transport
-from madang.kit.secret import Secret
 from madang.wire.api import (
     ClientMessage,
     ClientOp,
@@ -64,6 +64,7 @@ T = TypeVar("T")
 class Client:
     """All calls of the API, blocking.
 
+    *token*: the token itself, or a ``KeyPair`` that signs each request.
     A ``Client`` may be used by several threads, each stream of it by one. Calls that may be
     repeated are tried again while the server restarts, for up to *patience_s*.
 
@@ -74,10 +75,9 @@ class Client:
     """
 
     def __init__(
-        self, url: str, token: str | Secret | None = None, *, patience_s: float = PATIENCE_S
+        self, url: str, token: str | Proof = None, *, patience_s: float = PATIENCE_S
     ) -> None:
-        secret = Secret(token) if isinstance(token, str) else token
-        self._transport = Transport(Address.parse(url), secret, patience_s)
+        self._transport = Transport(Address.parse(url), proof_of(token), patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +88,10 @@ class Client:
     def close(self) -> None:
         """Close idle connections. Sessions go on."""
         self._transport.close()
+
+    @property
+    def url(self) -> str:
+        return str(self._transport.address)
 
     def call(self, call: Call[T]) -> T:
         """Make one call of ``madang.client.calls``."""

@@ -75,6 +75,7 @@ def manager_settings(settings: Settings) -> ManagerSettings:
         durable=settings.database.durable,
         state=state,
         sessions=sessions,
+        secret_key_file=os.path.join(state, "server", "secret.key"),
         widen=settings.sandbox.widen,
         images=ImageSettings(
             mem_bytes=min(BUILD_MEM_BYTES, half),

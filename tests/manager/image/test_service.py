@@ -145,7 +145,7 @@ class Box:
         """Build *name* to its end; the digest."""
         self.sessions.end(await self.build(name), *layers)
         await self.service.settle_builds()
-        return (await self.service.get(name)).digest
+        return (await self.service.get(ANN, name)).digest
 
 
 @pytest.fixture
