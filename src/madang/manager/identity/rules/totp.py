@@ -34,7 +34,7 @@ def code_at(secret: bytes, step: int, digits: int = DIGITS) -> str:
 def find_step(secret: bytes, code: str, now: float, *, used: int) -> int | None:
     """The step that *code* is of, if it is near *now* and later than *used*; None: it is wrong."""
     found = None
-    for step in range(step_of(now) - DRIFT, step_of(now) + DRIFT + 1):
+    for step in range(max(0, step_of(now) - DRIFT), step_of(now) + DRIFT + 1):
         if hmac.compare_digest(code_at(secret, step).encode(), code.encode()) and step > used:
             found = step
     return found
