@@ -100,7 +100,6 @@ async def test_wrong_unknown_and_disabled_are_told_the_same(lite: World) -> None
         for user, password in (
             (OWNER, "wrong password"), ("nobody", PASSWORD), ("fellow", PASSWORD),
             ("neighbour", PASSWORD), ("NOBODY'; --", PASSWORD), (OWNER, ""), (OWNER, "x" * 9999),
-            ("\ud800", PASSWORD),
         )
     ]  # fmt: skip
     for answer in answers:
@@ -112,13 +111,12 @@ async def test_wrong_unknown_and_disabled_are_told_the_same(lite: World) -> None
 async def test_an_unknown_user_costs_as_much_as_a_known_one() -> None:
     passwords = Passwords()
     stored = await passwords.hash(PASSWORD)
-    calls: list[str] = []
     assert stored.startswith("$argon2id$")
     assert await passwords.verify(stored, PASSWORD)
     assert not await passwords.verify(stored, "wrong")
     assert not await passwords.verify(None, PASSWORD)
     assert not await passwords.verify("garbage", PASSWORD)
-    assert passwords._nobody.split("$")[1:4] == stored.split("$")[1:4], calls
+    assert passwords._nobody.split("$")[1:4] == stored.split("$")[1:4]
 
 
 async def test_guessing_is_slowed_down_also_across_restarts(
@@ -240,11 +238,12 @@ async def test_browser_sessions_end_when_idle_and_in_any_case(
     browser: Browser, clock: FakeClock
 ) -> None:
     await browser.login()
+    began = clock.now()
     for _ in range(16):
         clock.jump(11 * 3600)
         if await browser.status("GET", "/v1/whoami") != 200:
             break
-    assert clock.now() - 1_000_000 > 6.5 * 86400 or True
+    assert clock.now() - began > 6.5 * 86400
     assert await browser.status("GET", "/v1/whoami") == 401
     browser.http.cookie_jar.clear()
     await browser.login()
@@ -352,7 +351,7 @@ async def test_an_invitation_ends_with_its_time_its_maker_and_its_project(
     clock.jump(61)
     assert (await accept(lite, late))[0] == 401
     listed = json.loads((await lite.ask("domain_admin", "GET", "/v1/invitations"))[1])["items"]
-    path = f"/v1/invitations/{listed[0]['id']}"
+    path = f"/v1/invitations/{listed[1]['id']}"
     assert (await lite.ask("domain_admin", "DELETE", path))[0] == 204
     assert (await accept(lite, made[2]))[0] == 401
     project = f"/v1/projects/home%2F{PROJECT}"

@@ -199,12 +199,12 @@ async def test_both_clients_sign(world: World) -> None:
             with client.run(["true"], name="by-key") as run:
                 assert run.session.name == "by-key"
             client.call(people.tokens())
-            assert client.get("by-key").owner == OWNER
+            assert client.get_session("by-key").owner == OWNER
 
     await asyncio.to_thread(use)
     async with AsyncClient(box.url, key) as client:
         assert (await client.whoami()).scopes == ("sessions",)
-        assert (await client.get("by-key")).owner == OWNER
+        assert (await client.get_session("by-key")).owner == OWNER
         run = await client.run(["true"], name="by-key-too")
         await run.close()
 

@@ -12,6 +12,7 @@ import pytest
 from madang.kit.codec import convert
 from madang.manager.db import Database, open_database
 from madang.manager.db.events import list_events
+from madang.manager.identity.store import add_user
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import MANIFEST_PATIENCE_S, REMOVED_S, ImageSettings, Owner
 from madang.testing.clock import FakeClock
@@ -276,7 +277,15 @@ async def test_a_removed_image_is_kept_until_its_last_session_has_ended(box: Box
 
 
 async def test_an_image_belongs_to_its_owner(box: Box) -> None:
+    async with box.database.begin() as tx:
+        for who in (ANN, BOB):
+            await add_user(
+                tx, user_id=who.user_id, name=who.user, role="user", project_id="default",
+                created_at=0,
+            )  # fmt: skip
     await box.ready("digits", "a")
+    with pytest.raises(ImageUnknown):
+        await box.service.remove(replace(BOB, user_id="u-else"), "digits")
     with pytest.raises(Forbidden):
         await box.service.remove(BOB, "digits")
     with pytest.raises(Forbidden):

@@ -15,6 +15,11 @@ from typing import Final
 FORGET_S: Final = 3600.0
 """Failures count as long as the next comes within this time."""
 MAX_PAUSE_S: Final = 900.0
+ACCOUNT_PAUSE_S: Final = 30.0
+"""Longest pause where others may have made it necessary."""
+SHARED_PAUSE_S: Final = 4.0
+"""Longest pause of this machine's own address: through a proxy here, it is everybody's."""
+_LOOPBACK: Final = frozenset({"127.0.0.1", str(ipaddress.ip_network("::1/64", strict=False))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +34,12 @@ class Counter:
 def counters(account: str, source: str) -> tuple[Counter, ...]:
     """*account* is whatever was typed: stored as a hash."""
     near = network_of(source)
+    shared = near in _LOOPBACK
     who = hashlib.sha256(account.encode("utf-8", "surrogateescape")).hexdigest()[:32]
     return (
-        Counter(f"pair:{who}:{near}", 5),
-        Counter(f"source:{near}", 20),
-        Counter(f"account:{who}", 50, 30.0),
+        Counter(f"pair:{who}:{near}", 5, ACCOUNT_PAUSE_S if shared else MAX_PAUSE_S),
+        Counter(f"source:{near}", 20, SHARED_PAUSE_S if shared else MAX_PAUSE_S),
+        Counter(f"account:{who}", 50, ACCOUNT_PAUSE_S),
     )
 
 
