@@ -335,5 +335,5 @@ async def test_events_are_of_what_one_may_know_of(world: World) -> None:
                 await world.box.call("POST", "/v1/sessions", {"argv": ["true"]}, headers=headers)
                 text = await response.content.readuntil(b"\n\n")
             seen[who] = text.decode()
-    for who, text in seen.items():
-        assert (f"{MARK}-" in text) == (who in SEES["session"]), who
+    for who, told in seen.items():
+        assert (f"{MARK}-" in told) == (who in SEES["session"]), who

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from madang.client import people
 from madang.client.aio import AsyncClient
@@ -23,9 +24,11 @@ from madang.manager.app import ManagerSettings
 from madang.manager.identity.service.vault import Vault
 from madang.testing.clock import FakeClock
 from madang.testing.manager import ManagerBox, manager_box
-from madang.testing.people import OWNER, World, make_world
+from madang.testing.people import OWNER, PROJECT, World, make_world
 from madang.wire import signing
 from madang.wire.errors import ConfigInvalid, SignatureInvalid
+
+ENDED = {aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.ERROR}
 
 
 @pytest.fixture
@@ -116,14 +119,24 @@ async def test_a_disabled_user_s_streams_end_and_requests_are_refused(world: Wor
         path = f"/v1/users/{OWNER}"
         assert (await world.ask("domain_admin", "PATCH", path, {"disabled": True}))[0] == 200
         async with asyncio.timeout(10):
-            assert (await attached.receive()).type in {
-                aiohttp.WSMsgType.CLOSED,
-                aiohttp.WSMsgType.CLOSE,
-                aiohttp.WSMsgType.ERROR,
-            }
+            assert (await attached.receive()).type in ENDED
     assert (await world.ask(OWNER, "GET", "/v1/whoami"))[0] == 401
     assert (await world.ask("domain_admin", "PATCH", path, {"disabled": False}))[0] == 200
     assert (await world.ask(OWNER, "GET", "/v1/whoami"))[0] == 200
+
+
+async def test_who_leaves_a_project_follows_nothing_in_it_any_more(world: World) -> None:
+    await world.ask(OWNER, "POST", "/v1/sessions", {"argv": ["true"], "name": "mine"})
+    path = f"/v1/sessions/{OWNER}%2Fmine/attach"
+    headers = world.headers["project_admin"]
+    async with world.box.http.ws_connect(URL(path, encoded=True), headers=headers) as attached:
+        await attached.send_json({"op": "attach"})
+        await attached.receive_json()
+        member = f"/v1/projects/{PROJECT}/members/project_admin"
+        assert (await world.ask("project_admin", "DELETE", member))[0] == 204
+        async with asyncio.timeout(10):
+            assert (await attached.receive()).type in ENDED
+    assert (await world.ask("project_admin", "GET", "/v1/sessions/mine"))[0] == 404
 
 
 async def test_a_token_that_expires_ends_its_stream(sqlite_url: str) -> None:

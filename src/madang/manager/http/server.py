@@ -128,6 +128,7 @@ async def _admit(endpoint: Endpoint, call: Call[Any, Any], authenticate: Authent
     """Who it is, and whether their token is for such calls."""
     shown = credentials_of(call.request)
     caller = await authenticate(shown)
+    call.request.app[STRANGERS].welcome(call.request)
     if not caller.allows(endpoint.scope):
         text = (
             f"{endpoint.method} {endpoint.path} needs the scope {endpoint.scope!r}; token "
@@ -141,7 +142,6 @@ async def _admit(endpoint: Endpoint, call: Call[Any, Any], authenticate: Authent
     elif signature is not None and not endpoint.sends:
         raise SignatureInvalid("only a streamed body may be left unsigned.")
     call._caller = caller
-    call.request.app[STRANGERS].welcome(call.request)
     call.request.app[OPEN_CALLS].add(call)
 
 

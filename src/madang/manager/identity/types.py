@@ -75,6 +75,8 @@ class Principal:
     kind: str = TokenKind.TOKEN
     expires_at: int | None = None
     """Microseconds; None: never."""
+    version: int = 0
+    """Of the user: grows with each change of theirs, memberships too."""
     digest: str = ""
     """By which the token is found again."""
 

@@ -51,7 +51,7 @@ def uri(secret: bytes, user: str, issuer: str = "Madang") -> str:
 
 
 def new_recovery_codes() -> tuple[str, ...]:
-    """50 bits each, in two groups of five."""
+    """79 bits each, in four groups of four."""
     alphabet = "23456789abcdefghjkmnpqrstuvwxyz"
-    made = ("".join(secrets.choice(alphabet) for _ in range(10)) for _ in range(RECOVERY_CODES))
-    return tuple(f"{code[:5]}-{code[5:]}" for code in made)
+    made = ("".join(secrets.choice(alphabet) for _ in range(16)) for _ in range(RECOVERY_CODES))
+    return tuple("-".join(code[at : at + 4] for at in range(0, 16, 4)) for code in made)

@@ -304,6 +304,7 @@ class IdentityService:
             scopes=effective(frozenset(from_json(list[str], row.scopes)), role),
             kind=row.kind,
             expires_at=row.expires_at,
+            version=row.version,
             digest=digest,
         )
         return _Known(self._clock.monotonic(), principal, row.secret)

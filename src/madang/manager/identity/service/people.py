@@ -187,6 +187,7 @@ class People:
                 at=self._now(),
             )
             if before != role:
+                await store.change_user(tx, who)  # their rights did: streams are looked at anew
                 await self._journal.note(
                     tx,
                     actor_of_caller(caller),
@@ -211,6 +212,7 @@ class People:
             who = await store.find_whole_user(tx, user)
             if who is None or not await store.leave(tx, who.id, row.id):
                 raise no_such("member", user)
+            await store.change_user(tx, who)
             await self._journal.note(
                 tx,
                 actor_of_caller(caller),

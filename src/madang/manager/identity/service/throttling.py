@@ -12,7 +12,7 @@ from madang.manager.audit.service import AuditLog, stranger
 from madang.manager.db import Database, Transaction, micros, seconds
 from madang.manager.identity.rules import names, throttle
 from madang.manager.identity.store import logins as store
-from madang.wire.errors import PlatformError, RateLimited
+from madang.wire.errors import LoginFailed, PlatformError, RateLimited
 
 Counters = tuple[throttle.Counter, ...]
 
@@ -57,7 +57,7 @@ class Gate:
             await self._audit.record(
                 tx,
                 actor=stranger(shown),
-                action="login.failed",
+                action="login.failed" if isinstance(error, LoginFailed) else "login.otp_asked",
                 kind="user",
                 id="",
                 name=shown,

@@ -35,6 +35,7 @@ _COLUMNS: Final = (
     users.c.project_id,
     users.c.disabled_at,
     users.c.domain_id,
+    users.c.version,
 )
 _TOKENS: Final = sa.select(*_COLUMNS).join_from(tokens, users, tokens.c.user_id == users.c.id)
 _BY_DIGEST: Final = (
