@@ -133,6 +133,7 @@ async def test_guessing_is_slowed_down_also_across_restarts(
         world = World(box, {"anonymous": {}})
         problem = await login(world, 429)
         assert 0 < problem["details"]["retry_after_s"] <= 1
+        assert "wait 1 s" in problem["detail"]
         clock.jump(1.5)
         await login(world)
         for _ in range(5):  # it succeeded: the pair starts anew

@@ -5,6 +5,7 @@ So many at once are not cheaper than one by one, and a restart forgets none.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from madang.kit.clock import Clock
@@ -34,7 +35,7 @@ class Gate:
                 known = 0 if row is None or since_s > throttle.FORGET_S else int(row.failures)
                 left = throttle.left_s(counter, known, since_s)
                 if left > 0:
-                    text = f"too many attempts: wait {left:.0f} s."
+                    text = f"too many attempts: wait {math.ceil(left)} s."
                     raise RateLimited(text, retry_after_s=left)
                 failures[counter.subject] = known + 1
             for subject, count in failures.items():
