@@ -88,6 +88,10 @@ class Owner:
     token_id: str = ""
     sees_all: bool = False
     administers: bool = False
+    scopes: frozenset[str] = frozenset()
+
+    def allows(self, scope: str) -> bool:
+        return scope in self.scopes
 
 
 class Sessions(Protocol):
