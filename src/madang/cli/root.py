@@ -46,6 +46,7 @@ SECTIONS: Final = {
         "limits": ("madang.cli.limits:limits", "Who may have how much: show, write, assign."),
         "preset": ("madang.cli.presets:preset", "Sizes with a name, for `run --preset`."),
         "group": ("madang.cli.group:group", "Groups of machines and how their queues are run."),
+        "reserve": ("madang.cli.reserve:reserve", "Keep machines for a project by calendar."),
         "replay": ("madang.cli.replay:replay", "Plan the past again under other settings."),
         "node": ("madang.cli.group:node", "List machines and put them into groups."),
         "audit": ("madang.cli.audit:audit", "Who did what: list, check and export the log."),

@@ -71,7 +71,15 @@ from madang.wire.policies import (
     ReplayVerdict,
 )
 from madang.wire.policy import Refusal
-from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
+from madang.wire.queue import (
+    Group,
+    Queue,
+    ReplayReport,
+    ReplayRequest,
+    Reservation,
+    ReservationDraft,
+    Why,
+)
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 from madang.wire.usage import Bill, Correction, Interval, IntervalPage, Price, UsageReport
 
@@ -695,6 +703,18 @@ class AsyncClient:
     async def replay_queue(self, request: ReplayRequest) -> ReplayReport:
         """The past once more under other settings; for administrators and monitors."""
         return await self.call(calls.replay_queue(request))
+
+    async def list_reservations(self) -> list[Reservation]:
+        """Machines that are kept for your project."""
+        return await self.call(calls.reservations())
+
+    async def add_reservation(self, draft: ReservationDraft) -> Reservation:
+        """Keep machines for a project for some time; for administrators."""
+        return await self.call(calls.add_reservation(draft))
+
+    async def remove_reservation(self, name: str) -> None:
+        """Give the machines back; for administrators."""
+        await self.call(calls.remove_reservation(name))
 
     # Sandbox policies
 

@@ -48,7 +48,15 @@ if TYPE_CHECKING:  # 10 ms, and not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
-    from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
+    from madang.wire.queue import (
+        Group,
+        Queue,
+        ReplayReport,
+        ReplayRequest,
+        Reservation,
+        ReservationDraft,
+        Why,
+    )
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -513,6 +521,30 @@ def preview(spec: SessionSpec) -> Call[Why]:
 
     path, body = "/v1/queue/preview", to_json(spec)
     return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Why))
+
+
+def reservations() -> Call[list[Reservation]]:
+    from madang.wire.queue import Reservation
+
+    return Call(method="GET", path="/v1/reservations", decode=_read(list[Reservation]))
+
+
+def add_reservation(draft: ReservationDraft) -> Call[Reservation]:
+    from madang.wire.queue import Reservation
+
+    return Call(
+        method="POST",
+        path="/v1/reservations",
+        body=to_json(draft),
+        headers=_JSON,
+        decode=_read(Reservation),
+        repeatable=False,
+    )
+
+
+def remove_reservation(name: str) -> Call[None]:
+    path = f"/v1/reservations/{quote(name, safe='')}"
+    return Call(method="DELETE", path=path, decode=_nothing)
 
 
 def replay_queue(request: ReplayRequest) -> Call[ReplayReport]:

@@ -59,7 +59,15 @@ if TYPE_CHECKING:  # not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
-    from madang.wire.queue import Group, Queue, ReplayReport, ReplayRequest, Why
+    from madang.wire.queue import (
+        Group,
+        Queue,
+        ReplayReport,
+        ReplayRequest,
+        Reservation,
+        ReservationDraft,
+        Why,
+    )
     from madang.wire.usage import Bill, Interval, IntervalPage, Price, UsageReport
 
 T = TypeVar("T")
@@ -550,6 +558,18 @@ class Client:
     def replay_queue(self, request: ReplayRequest) -> ReplayReport:
         """The past once more under other settings; for administrators and monitors."""
         return self.call(calls.replay_queue(request))
+
+    def list_reservations(self) -> list[Reservation]:
+        """Machines that are kept for your project."""
+        return self.call(calls.reservations())
+
+    def add_reservation(self, draft: ReservationDraft) -> Reservation:
+        """Keep machines for a project for some time; for administrators."""
+        return self.call(calls.add_reservation(draft))
+
+    def remove_reservation(self, name: str) -> None:
+        """Give the machines back; for administrators."""
+        self.call(calls.remove_reservation(name))
 
     # Sandbox policies
 

@@ -41,8 +41,13 @@ from madang.manager.limits.service import LimitService, LimitTexts, PresetServic
 from madang.manager.metrics import Metrics
 from madang.manager.policy.api import PolicyApi
 from madang.manager.policy.service import PolicyService
-from madang.manager.scheduling.api import GroupApi
-from madang.manager.scheduling.service import GroupService, HistoryService, Memory
+from madang.manager.scheduling.api import GroupApi, ReservationApi
+from madang.manager.scheduling.service import (
+    GroupService,
+    HistoryService,
+    Memory,
+    ReservationService,
+)
 from madang.manager.session import store as session_store
 from madang.manager.session.api import (
     EventApi,
@@ -128,8 +133,13 @@ class Manager:
         ledger = SessionLedger(self.usage)
         self.limits.bind(ledger)
         self.limit_texts.bind(ledger)
-        self.groups: Final = GroupService(self.database, self.feed, clock, limits.reserve_after_s)
+        self.groups: Final = GroupService(
+            self.database, self.feed, self.audit, clock, limits.reserve_after_s
+        )
         self.history: Final = HistoryService(self.database, self.groups, limits.reserve_after_s)
+        self.reservations: Final = ReservationService(
+            self.database, self.feed, self.groups, self.audit, clock
+        )
         memory = Memory()
         reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
         self.sessions: Final = SessionService(
@@ -210,6 +220,7 @@ class Manager:
                 IdentityApi(),
                 FleetApi(self.fleet, self._count_by_node),
                 GroupApi(self.groups, self.history),
+                ReservationApi(self.reservations),
                 QueueApi(self.queue),
                 AuditApi(self.audit),
                 UsageApi(self.usage),

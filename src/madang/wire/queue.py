@@ -38,6 +38,34 @@ class NodeDraft:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reservation:
+    """Machines that are kept for one project for some time."""
+
+    name: str
+    project: str
+    group: str
+    nodes: tuple[str, ...]
+    starts_at: float
+    ends_at: float
+    no_show_s: float
+    """If nothing of it runs or waits so long after the start, the machines are given back."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReservationDraft:
+    name: str
+    starts_at: float
+    ends_at: float
+    project: str = ""
+    """Name or id; empty: the caller's."""
+    group: str = "default"
+    nodes: tuple[str, ...] = ()
+    """Empty: *count* of those that nobody else has then."""
+    count: int = 1
+    no_show_s: float = 900.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Forecast:
     """How good the estimates of a group have been."""
 

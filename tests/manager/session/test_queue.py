@@ -272,7 +272,7 @@ async def test_one_of_higher_priority_has_a_preemptible_one_end(
         await clock.advance(5)
     told = await agent.assigned(low, Wanted.STOP)
     assert (told.stop_reason, told.spec.grace_s) == ("preempted", 3)
-    assert told.stop_text == "gave way to high, whose priority is 5."
+    assert told.stop_text == "gave way to high: its priority is 5."
     await agent.ended(told, Ended(reason=Reason.PREEMPTED, exit_code=143))
     await agent.assigned(high["id"])
     assert (await timed.until("low", "TERMINATED"))["result"] == "cancelled"
@@ -421,3 +421,31 @@ async def test_a_replay_tells_what_another_policy_would_have_done(box: ManagerBo
     ):
         await box.call("POST", "/v1/queue/replay", {**question, **wrong}, status=400)
     await box.call("POST", "/v1/queue/replay", {**question, "group": "x"}, status=404)
+
+
+async def test_reserved_machines_are_for_their_project(box: ManagerBox) -> None:
+    ann = await box.new_user("ann")
+    agent = await box.add_agent()
+    now = time.time()
+    draft = {"name": "course", "starts_at": now - 1, "ends_at": now + 3600}
+    await box.call("POST", "/v1/reservations", draft, status=403, headers=ann)
+    made = await box.call("POST", "/v1/reservations", draft, status=201)
+    assert (made["nodes"], made["project"]) == (["n1"], "default")
+    for wrong, status in (
+        ({}, 409),
+        ({"name": "b2"}, 409),
+        ({"name": "b2", "nodes": ["n9"]}, 404),
+        ({"name": "b2", "ends_at": now - 5}, 400),
+        ({"name": "b2", "project": "nobody"}, 404),
+        ({"name": "b2", "group": "nowhere"}, 404),
+    ):
+        await box.call("POST", "/v1/reservations", {**draft, **wrong}, status=status)
+    inside = await create(box, "inside", reservation="course")
+    await agent.assigned(inside["id"])
+    outside = await create(box, "outside")
+    await waits(box, "outside", "constraint.none")
+    await box.call("POST", "/v1/sessions", {"reservation": "other"}, status=404)
+    assert [r["name"] for r in await box.call("GET", "/v1/reservations", headers=ann)] == ["course"]
+    await box.call("DELETE", "/v1/reservations/course", status=403, headers=ann)
+    await box.call("DELETE", "/v1/reservations/course", status=204)
+    await agent.assigned(outside["id"])

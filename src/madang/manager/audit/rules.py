@@ -18,9 +18,11 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
     "image": frozenset({"status", "digest", "requirements", "labels", "policy_digest"}),
     "limits": frozenset({"version", "digest", "note"}),
     "limits_target": frozenset({"limits"}),
+    "node": frozenset({"group"}),
     "policy": frozenset({"version", "digest", "note"}),
     "preset": frozenset({"version", "cpu", "mem_bytes", "disk_bytes", "pids", "time_s"}),
     "price": frozenset({"group", "slot", "price", "currency", "valid_from"}),
+    "reservation": frozenset({"project", "group", "nodes", "starts_at", "ends_at"}),
     "session": frozenset({
         "status", "kind", "owner", "project", "group", "image", "program", "cpu_milli", "mem_bytes",
         "disk_bytes", "pids", "time_s", "network", "runtime", "policy_digest", "grace_s", "force",

@@ -6,7 +6,7 @@ from typing import Any, Final
 
 from madang.manager.http import Call, Reply, endpoint
 from madang.manager.http.versions import version_of
-from madang.manager.scheduling.service import GroupService, HistoryService
+from madang.manager.scheduling.service import GroupService, HistoryService, ReservationService
 from madang.wire.queue import (
     MAX_GROUP_TEXT,
     Group,
@@ -14,10 +14,32 @@ from madang.wire.queue import (
     NodeDraft,
     ReplayReport,
     ReplayRequest,
+    Reservation,
+    ReservationDraft,
 )
 
 BODY_LIMIT: Final = 8 * MAX_GROUP_TEXT
 """A text takes up to six times as much as JSON escapes."""
+
+
+class ReservationApi:
+    def __init__(self, reservations: ReservationService) -> None:
+        self._reservations: Final = reservations
+
+    @endpoint("GET", "/v1/reservations", returns=tuple[Reservation, ...])
+    async def list_reservations(self, call: Call[Any, Any]) -> tuple[Reservation, ...]:
+        """Machines that are kept for the caller's project; all, for administrators."""
+        return tuple(await self._reservations.list(call.caller))
+
+    @endpoint("POST", "/v1/reservations", body=ReservationDraft, returns=Reservation, status=201)
+    async def add_reservation(self, call: Call[Any, ReservationDraft]) -> Reservation:
+        """Keep machines for a project for some time; administrators only."""
+        return await self._reservations.add(call.caller, call.body)
+
+    @endpoint("DELETE", "/v1/reservations/{name}", status=204)
+    async def remove_reservation(self, call: Call[Any, Any]) -> None:
+        """Give the machines back; what runs goes on. Administrators only."""
+        await self._reservations.remove(call.caller, call.path("name"))
 
 
 class GroupApi:

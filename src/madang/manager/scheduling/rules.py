@@ -63,6 +63,7 @@ def rules_of(table: Mapping[str, Any], reserve_after_s: float) -> GroupRules:
         runtimes=found.take("runtimes", _words, ()),
         labels=found.take("labels", _labels, ()),
     )
+    found.take("accept_unenforced", _words, ())  # read where policies are kept
     preempt.end()
     found.end()
     if rules.priority_max < rules.priority:

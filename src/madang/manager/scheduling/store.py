@@ -59,6 +59,9 @@ _PRUNE_DECISIONS: Final = sa.delete(decisions).where(decisions.c.id < _B("b_id")
 _RESERVATIONS: Final = sa.select(reservations).order_by(
     reservations.c.starts_at, reservations.c.name
 )
+_ADD_RESERVATION: Final = sa.insert(reservations)
+_REMOVE_RESERVATION: Final = sa.delete(reservations).where(reservations.c.name == _B("b_name"))
+_END_RESERVATIONS: Final = sa.delete(reservations).where(reservations.c.ends_at < _B("b_before"))
 _PROJECTS: Final = sa.select(projects.c.id, projects.c.name)
 _DOMAINS: Final = sa.select(domains.c.id, domains.c.name)
 
@@ -120,9 +123,23 @@ async def whole_before(tx: Reader, at: int) -> int | None:
 async def prune(tx: Transaction, *, before: int) -> None:
     """What is older; decisions up to the newest whole one before that."""
     await tx.execute(_PRUNE_RUNS, b_before=before)
+    await tx.execute(_END_RESERVATIONS, b_before=before)
     row = await tx.one(_WHOLE_BEFORE, b_at=before)
     if row is not None and row.id is not None:
         await tx.execute(_PRUNE_DECISIONS, b_id=row.id)
+
+
+async def list_booked(tx: Reader) -> list[Any]:
+    """All that have not been removed, by their beginning."""
+    return await tx.all(_RESERVATIONS)
+
+
+async def add_reservation(tx: Transaction, **columns: Any) -> None:
+    await tx.execute(_ADD_RESERVATION, **columns)
+
+
+async def remove_reservation(tx: Transaction, name: str) -> bool:
+    return await tx.execute(_REMOVE_RESERVATION, b_name=name) > 0
 
 
 async def list_reservations(tx: Reader) -> list[Reservation]:

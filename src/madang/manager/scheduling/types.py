@@ -162,6 +162,8 @@ class Policy:
     """Owner → share; 1 where not named."""
     limits: Mapping[str, Amounts] = field(default_factory=dict)
     """Account → slots at once, in all groups; devices are ``device_milli``."""
+    deserved: Mapping[str, Amounts] = field(default_factory=dict)
+    """Account → its share of the group; what it holds beyond is borrowed, and given back."""
     names: Mapping[str, str] = field(default_factory=dict)
     """Account → what people call it, for reasons."""
     half_life_s: float = 7 * 86400.0

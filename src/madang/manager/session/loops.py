@@ -145,7 +145,10 @@ class Scheduler(Loop):
         if row is None or row.status not in RUNS:
             return
         wanted = rows[one.wanted_by]
-        text = f"gave way to {wanted.name}, whose priority is {wanted.priority}."
+        why = "it takes back room that was borrowed beyond a deserved share"
+        if row.priority < wanted.priority:
+            why = f"its priority is {wanted.priority}"
+        text = f"gave way to {wanted.name}: {why}."
         await moves.stop(
             tx,
             row,

@@ -302,7 +302,8 @@ class Pass:
             return wait
         closed = np.zeros(len(self._book.rooms), np.bool_)
         closed[list(self._kept)] = True
-        if ask.preempts and (found := self._victims.find(ask, shape, closed)) is not None:
+        may = ask.preempts or (bool(self._policy.deserved) and self._victims.owed(ask))
+        if may and (found := self._victims.find(ask, shape, closed)) is not None:
             new = [one for one in found.sessions if one not in self._victims.leaving]
             self._victims.leaving.update(found.sessions)
             self._keepers += 1

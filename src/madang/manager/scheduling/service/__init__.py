@@ -4,5 +4,6 @@ from madang.manager.scheduling.service.groups import Groups, GroupService
 from madang.manager.scheduling.service.history import HistoryService
 from madang.manager.scheduling.service.journal import Journal
 from madang.manager.scheduling.service.memory import Memory
+from madang.manager.scheduling.service.reservations import ReservationService
 
-__all__ = ["GroupService", "Groups", "HistoryService", "Journal", "Memory"]
+__all__ = ["GroupService", "Groups", "HistoryService", "Journal", "Memory", "ReservationService"]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from madang.kit.clock import Clock
+from madang.manager.audit.service import AuditLog, actor_of
 from madang.manager.db import Database, Reader, Transaction, micros
 from madang.manager.db.events import EventFeed, add_event
 from madang.manager.fleet import store as fleet
@@ -73,11 +74,17 @@ def _among(allowed: Sequence[str], one: str, names: Mapping[str, str]) -> bool:
 
 class GroupService:
     def __init__(
-        self, database: Database, feed: EventFeed, clock: Clock, reserve_after_s: float
+        self,
+        database: Database,
+        feed: EventFeed,
+        audit: AuditLog,
+        clock: Clock,
+        reserve_after_s: float,
     ) -> None:
         """*reserve_after_s*: of groups that don't say."""
         self._database: Final = database
         self._feed: Final = feed
+        self._audit: Final = audit
         self._clock: Final = clock
         self._reserve_after_s: Final = reserve_after_s
         self._known: Groups | None = None
@@ -138,6 +145,10 @@ class GroupService:
             elif not await fleet.edit_group(tx, name, text, version=version, at=at):
                 found = f"group {name} is at version {known.version}, not {version}."
                 raise PreconditionFailed(found, version=known.version)
+            before = None if known is None else {"text": known.text, "version": known.version}
+            after = {"text": text, "version": 1 if known is None else known.version + 1}
+            action = "group.created" if known is None else "group.changed"
+            await self._note(tx, caller, action, name, before, after)
             await self._announce(tx, name, at)
         self._changed()
         return await self.get(caller, name)
@@ -157,6 +168,8 @@ class GroupService:
                 text = f"group {name} has machines: {', '.join(inside[:5])}. Put them elsewhere: "
                 raise Conflict(f"{text}`madang node set {inside[0]} --group GROUP`.")
             await fleet.remove_group(tx, name, known.version)
+            before = {"text": known.text, "version": known.version}
+            await self._note(tx, caller, "group.removed", name, before, None)
             await self._announce(tx, name, at)
         self._changed()
 
@@ -176,8 +189,38 @@ class GroupService:
                 text = f"machine {node} is in {row.own_group} by its own settings (`node.group`)."
                 raise Conflict(f"{text} Change them there.", node=node, group=row.own_group)
             await fleet.join_group(tx, node, group)
+            await self._audit.record(
+                tx,
+                actor=actor_of(caller),
+                action="node.moved",
+                kind="node",
+                id=node,
+                name=node,
+                before={"group": row.group},
+                after={"group": group},
+            )
             await self._announce(tx, group, at)
         self._changed()
+
+    async def _note(
+        self,
+        tx: Transaction,
+        caller: Caller,
+        action: str,
+        name: str,
+        before: Mapping[str, object] | None,
+        after: Mapping[str, object] | None,
+    ) -> None:
+        await self._audit.record(
+            tx,
+            actor=actor_of(caller),
+            action=action,
+            kind="group",
+            id=name,
+            name=name,
+            before=before,
+            after=after,
+        )
 
     async def _announce(self, tx: Transaction, name: str, at: int) -> None:
         payload = {"name": name}

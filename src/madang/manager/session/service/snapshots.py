@@ -72,8 +72,15 @@ class SnapshotReader:
         accounts = list(dict.fromkeys(account for ask in asks for account in ask.accounts))
         limits = await self._limits.slots_at_once(tx, accounts) if accounts else {}
         names = _names(limits, rows, groups) if limits else {}
+        waited_for = {ask.group for ask in asks}
+        deserved = {group: await self._limits.deserved(tx, group) for group in waited_for}
         return {
-            group: replace(_rules(groups, group).policy, limits=limits, names=names)
+            group: replace(
+                _rules(groups, group).policy,
+                limits=limits,
+                names=names,
+                deserved=deserved.get(group, {}),
+            )
             for group in sorted({*groups.rules, *(ask.group for ask in asks)})
         }
 

@@ -21,6 +21,7 @@ from madang.manager.limits.types import Asked
 from madang.manager.scheduling.planner import plan
 from madang.manager.scheduling.rules import priority_of
 from madang.manager.scheduling.service import GroupService, Memory
+from madang.manager.scheduling.service.reservations import check_use
 from madang.manager.session import store
 from madang.manager.session.rules import (
     accounts_of,
@@ -187,6 +188,8 @@ class SessionService:
             groups = await self._groups.current(tx)
             name = groups.choose(spec.group, caller)
             rules = groups.rules[name]
+            if spec.reservation:
+                await check_use(tx, spec.reservation, name, row.project_id)
             after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
             accounts = await self._limits.accounts(
                 tx, user=row.owner_id, project=row.project_id, token=row.token_id
