@@ -152,7 +152,7 @@ class Transport:
                 headers["Transfer-Encoding"] = "chunked"
                 _upload(connection, call.method, path, call.body(), headers)
             else:
-                body = call.body if call.method in {"POST", "PUT"} else None
+                body = call.body if call.method in {"PATCH", "POST", "PUT"} else None
                 connection.request(call.method, path, body, headers)
             return connection.getresponse()
         except BaseException:
