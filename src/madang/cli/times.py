@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-from madang.wire.errors import InvalidRequest
+from madang.wire.errors import InvalidRequest, PlatformError
 from madang.wire.size import parse_duration
 
 
@@ -22,7 +22,7 @@ def parse_time(text: str | None, *, field: str) -> float | None:
         return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
     try:
         return time.time() - parse_duration(text, field=field)
-    except InvalidRequest as exc:
+    except PlatformError as exc:
         hint = "write 2h, 2026-11, 2026-11-28 or 2026-11-28T14:05 (UTC)"
         raise InvalidRequest(f"--{field}: {text[:40]!r} is no time; {hint}.", field=field) from exc
 

@@ -16,6 +16,7 @@ from madang.agent.settings import AgentSettings
 from madang.daemon.settings import Settings
 from madang.kit.clock import Clock
 from madang.manager.app import Manager, ManagerSettings
+from madang.manager.audit.types import AuditSettings
 from madang.manager.image.types import ImageSettings
 from madang.manager.session.types import SessionSettings
 from madang.storage import BlobStore
@@ -75,6 +76,7 @@ def manager_settings(settings: Settings) -> ManagerSettings:
         durable=settings.database.durable,
         state=state,
         sessions=sessions,
+        audit=AuditSettings(retention_s=retention.audit_s),
         widen=settings.sandbox.widen,
         images=ImageSettings(
             mem_bytes=min(BUILD_MEM_BYTES, half),

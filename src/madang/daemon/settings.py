@@ -73,12 +73,14 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionSettings:
-    """How long ended sessions stay, with their output and files."""
+    """How long ended sessions stay, with their output and files; and the audit log."""
 
     keep_s: float = 7 * DAY_S
     """Removed when they ended longer ago."""
     count: int = 1000
     """Beyond this number the oldest are removed earlier."""
+    audit_s: float | None = None
+    """How long records of the audit log are kept. None: for ever."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

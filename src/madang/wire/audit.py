@@ -196,7 +196,7 @@ class _Chain:
         return dict(found)
 
     def _begin(self, found: dict[str, Any]) -> None:
-        if found.keys() != {"audit", "cut", "digest"} or found["audit"] != FORMAT:
+        if found.keys() != {"audit", "cut", "digest"} or not _same(found["audit"], FORMAT):
             raise _Broken(f"it does not begin as an audit export of format {FORMAT}.")
         count, digest = found["cut"], found["digest"]
         if type(count) is not int or count < 0 or not isinstance(digest, str):
@@ -230,8 +230,10 @@ class _Chain:
         self._compare()
 
     def _end(self, found: dict[str, Any]) -> None:
-        if (found.get("count"), found["head"]) != (self.count, self.digest):
-            text = f"the head is record {found.get('count')}, but the log ends with {self.count}"
+        if found.keys() != {"count", "head"}:
+            raise _Broken("its last line is not the one with the head alone.")
+        if not (_same(found["count"], self.count) and _same(found["head"], self.digest)):
+            text = f"the head is record {found['count']}, but the log ends with {self.count}"
             raise _Broken(f"{text}: records at the end were removed or put in.")
         if not self._attested and self._cut is not None:
             raise _Broken(f"records up to {self._cut[0]} are gone, and no record tells of it.")
@@ -245,3 +247,8 @@ class _Chain:
         if (kept is not None and kept != self.digest) or self.count in self._wrong:
             text = f"record {self.count} has another digest than the head that was kept"
             raise _Broken(f"{text}: the log was written anew from there or from before.")
+
+
+def _same(one: object, other: object) -> bool:
+    """Of the same type, too: true is not 1, and 1.0 neither."""
+    return type(one) is type(other) and one == other

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from madang.manager.limits.rules import counting
-from madang.manager.limits.types import KINDS, Asked, Check, Held, IdleKind, InForce, Limits
+from madang.manager.limits.types import KINDS, Asked, Check, Counts, IdleKind, InForce, Limits
 from madang.wire.errors import Conflict, LimitExceeded, LimitRefused
 
 SLOTS = ("cpu_milli", "mem_bytes", "disk_bytes", "pids")
@@ -40,10 +40,10 @@ def test_what_is_over_is_over_and_nothing_leaves_less(
     asked: Mapping[str, int], accounts: tuple[tuple[str, Mapping[str, int], Mapping[str, int]], ...]
 ) -> None:
     rules = [in_force(f"{kind}:x", at_once=limits) for kind, limits, _ in accounts]
-    held = {f"{kind}:x": Held(slots=slots) for kind, _, slots in accounts}
+    held = {f"{kind}:x": slots for kind, _, slots in accounts}
     found = counting.over(asked, rules, held)
     parts = [
-        (max(0, limit - held[by.account].slots.get(slot, 0)) / asked[slot], by.account, slot)
+        (max(0, limit - held[by.account].get(slot, 0)) / asked[slot], by.account, slot)
         for by in rules
         for slot, limit in by.limits.at_once.items()
         if asked.get(slot, 0) > 0
@@ -62,7 +62,7 @@ def test_the_text_names_whose_limit_and_what_is_left() -> None:
         in_force("user:ann", at_once={"cpu_milli": 64_000}),
         in_force("project:lab", at_once={"cpu_milli": 8000}),
     ]
-    held = {"project:lab": Held(slots={"cpu_milli": 6500})}
+    held = {"project:lab": {"cpu_milli": 6500}}
     found = counting.over({"cpu_milli": 2000}, rules, held)
     assert found is not None
     assert found.code == "limit.project.cpu"
@@ -85,7 +85,7 @@ def test_nobody_gets_one_session_more_than_any_limit(
     accounts: list[tuple[str, int | None, int | None, int, int]],
 ) -> None:
     rules = [in_force(f"{k}:x", sessions=most, pending=wait) for k, most, wait, _, _ in accounts]
-    held = {f"{k}:x": Held(sessions=has, pending=waits) for k, _, _, has, waits in accounts}
+    held = {f"{k}:x": Counts(sessions=has, pending=waits) for k, _, _, has, waits in accounts}
     error = counting.refusal(Asked(slots={}, time_s=None), rules, held, {})
     lefts = {
         (what, by.account): limit - count

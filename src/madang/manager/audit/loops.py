@@ -25,7 +25,7 @@ class AuditKeeper(Loop):
         self._told = ""
 
     async def tick(self, now: float) -> None:
-        if self._settings.retention_s > 0:
+        if self._settings.retention_s is not None:
             removed = await self._audit.cut(self._settings.retention_s)
             if removed:
                 log.info("audit records removed", extra={"records": removed})

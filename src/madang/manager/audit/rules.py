@@ -26,8 +26,8 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
     "session": frozenset({
         "status", "kind", "owner", "project", "group", "image", "program", "cpu_milli", "mem_bytes",
         "disk_bytes", "pids", "time_s", "network", "runtime", "policy_digest", "grace_s", "force",
-        "signal", "path", "priority", "class", "after", "not_before", "give_up_after_s", "preset",
-        "protected_until", "reason", "text",
+        "signal", "path", "output", "priority", "class", "after", "not_before", "give_up_after_s",
+        "preset", "protected_until", "reason", "text",
     }),
     "token": frozenset({"user", "scopes", "expires_at", "revoked"}),
     "usage": frozenset({

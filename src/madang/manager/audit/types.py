@@ -29,8 +29,8 @@ class Actor:
 class AuditSettings:
     """How long audit records are kept."""
 
-    retention_s: float = 400 * 86400.0
-    """Older records are removed, from the oldest on; the cut itself is a record. 0: never."""
+    retention_s: float | None = None
+    """Older records are removed, from the oldest on; the cut itself is a record. None: never."""
 
 
 def actor_of(caller: Caller) -> Actor:

@@ -130,19 +130,22 @@ class Asked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Held:
-    """What an account has at present."""
+class Counts:
+    """Sessions of an account that have not ended."""
 
     sessions: int = 0
     pending: int = 0
-    slots: Amounts = field(default_factory=dict)
-    """Of placed sessions."""
+    """Of these, such that wait."""
 
 
 class Ledger(Protocol):
     """What the slices above this one know of accounts."""
 
-    async def held(self, tx: Reader, account: str) -> Held: ...
+    async def count(self, tx: Reader, account: str) -> Counts: ...
+
+    async def slots(self, tx: Reader, account: str) -> Amounts:
+        """Of all placed sessions together."""
+        ...
 
     async def cpu_seconds(self, tx: Reader, account: str, since: int, now: int) -> float:
         """Allocated within that time (microseconds): cores × seconds."""

@@ -112,14 +112,16 @@ _OF_ACCOUNT: Final = {
         sa.select(projects.c.id).where(projects.c.domain_id == _B("b_id"))
     ),
 }
-_HELD_BY: Final = {
-    kind: sa.select(
-        sessions.c.status,
-        sa.func.count().label("count"),
-        *(sa.func.sum(sessions.c[slot]).label(slot) for slot in SLOTS),
-    )
-    .where(mine, one_of(sessions.c.status, (s for s in S if s is not S.TERMINATED)))
+_COUNTS_OF: Final = {
+    kind: sa.select(sessions.c.status, sa.func.count().label("count"))
+    .where(mine, sessions.c.status != str(S.TERMINATED))
     .group_by(sessions.c.status)
+    for kind, mine in _OF_ACCOUNT.items()
+}
+_SLOTS_OF: Final = {
+    kind: sa.select(*(sa.func.sum(sessions.c[slot]).label(slot) for slot in SLOTS)).where(
+        mine, one_of(sessions.c.status, PLACED)
+    )
     for kind, mine in _OF_ACCOUNT.items()
 }
 _RUNNING: Final = sa.select(sessions).where(sessions.c.status == str(S.RUNNING))
@@ -398,10 +400,17 @@ async def list_running(tx: Reader) -> list[SessionRow]:
     return [SessionRow(*row) for row in await tx.all(_RUNNING)]
 
 
-async def list_held_by(tx: Reader, account: str) -> list[Any]:
-    """What has not ended of an account: status, count and sums of slots."""
+async def count_of(tx: Reader, account: str) -> dict[str, int]:
+    """What has not ended of an account: status → how many."""
     kind, _, id_ = account.partition(":")
-    return await tx.all(_HELD_BY[kind], b_id=id_)
+    return {row.status: row.count for row in await tx.all(_COUNTS_OF[kind], b_id=id_)}
+
+
+async def sum_of(tx: Reader, account: str) -> dict[str, int]:
+    """What an account's placed sessions hold together."""
+    kind, _, id_ = account.partition(":")
+    row = await tx.one(_SLOTS_OF[kind], b_id=id_)
+    return {slot: int(getattr(row, slot) or 0) for slot in SLOTS}
 
 
 async def find_result(tx: Reader, session_id: str) -> tuple[str, str | None] | None:

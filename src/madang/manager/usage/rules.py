@@ -35,6 +35,12 @@ def time_of(given: float, field: str) -> int:
     return micros(given)
 
 
+def iso(at: int) -> str:
+    """For people, in UTC, to the millisecond."""
+    found = datetime.fromtimestamp(at // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{found}.{at // 1000 % 1000:03}Z"
+
+
 def month_of(at: int) -> str:
     """``2026-11``, in UTC."""
     return datetime.fromtimestamp(at // 1_000_000, UTC).strftime("%Y-%m")

@@ -182,8 +182,8 @@ class UsageService:
                 kind="usage",
                 id=fresh.id,
                 name=row.session,
-                before={"ended_at": row.ended_at},
-                after={"ended_at": fresh.ended_at, "corrects": row.id, "reason": reason},
+                before={"ended_at": rules.iso(row.ended_at)},
+                after={"ended_at": rules.iso(end), "corrects": row.id, "reason": reason},
                 domain=row.domain_id,
             )
             projects = await store.project_names(tx)
@@ -261,7 +261,7 @@ class UsageService:
                 after={
                     "price": price.price,
                     "currency": price.currency,
-                    "valid_from": row.valid_from,
+                    "valid_from": rules.iso(row.valid_from),
                 },
             )
         return _price(row)

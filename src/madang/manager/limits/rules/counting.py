@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from madang.manager.limits.types import Amounts, Asked, Held, InForce
+from madang.manager.limits.types import Amounts, Asked, Counts, InForce
 from madang.wire.errors import Conflict, LimitExceeded, LimitRefused, PlatformError
 from madang.wire.size import format_bytes, format_duration
 
@@ -43,17 +43,17 @@ class Over:
         )
 
 
-def over(slots: Amounts, in_force: Sequence[InForce], held: Mapping[str, Held]) -> Over | None:
+def over(slots: Amounts, in_force: Sequence[InForce], held: Mapping[str, Amounts]) -> Over | None:
     """The slots-at-once limit that leaves least of what is asked; None: all of it is left.
 
-    *held*: account → what it has; accounts that are missing have nothing.
+    *held*: account → slots that it has; accounts that are missing have none.
     """
     found = [
         Over(by=by, slot=slot, limit=limit, used=used, asked=asked)
         for by in in_force
         for slot, limit in by.limits.at_once.items()
         if (asked := slots.get(slot, 0)) > 0
-        and asked > limit - (used := _held(held, by).slots.get(slot, 0))
+        and asked > limit - (used := held.get(by.account, {}).get(slot, 0))
     ]
     return min(found, key=lambda one: one.left / one.asked, default=None)
 
@@ -61,17 +61,17 @@ def over(slots: Amounts, in_force: Sequence[InForce], held: Mapping[str, Held]) 
 def refusal(
     asked: Asked,
     in_force: Sequence[InForce],
-    held: Mapping[str, Held],
+    counts: Mapping[str, Counts],
     hours: Mapping[str, float],
 ) -> PlatformError | None:
     """Why the session can't be made; None: it can, though it may have to wait.
 
-    *hours*: account → CPU-hours of this month, of those with such a limit.
+    *counts*, *hours*: account → what it has, and CPU-hours of this month; where it matters.
     """
     return (
         _too_large(asked, in_force)
         or _too_long(asked, in_force)
-        or _too_many(in_force, held)
+        or _too_many(in_force, counts)
         or _spent(in_force, hours)
     )
 
@@ -108,10 +108,6 @@ def month_of(now: float) -> float:
     """When the calendar month (UTC) of *now* began; Unix seconds."""
     at = datetime.fromtimestamp(now, UTC)
     return at.replace(day=1, hour=0, minute=0, second=0, microsecond=0).timestamp()
-
-
-def _held(held: Mapping[str, Held], by: InForce) -> Held:
-    return held.get(by.account) or Held()
 
 
 def _too_large(asked: Asked, in_force: Sequence[InForce]) -> LimitRefused | None:
@@ -151,12 +147,12 @@ def _too_long(asked: Asked, in_force: Sequence[InForce]) -> LimitRefused | None:
     return LimitRefused(text, **_details(by, "time", limit=most, asked=asked.time_s))
 
 
-def _too_many(in_force: Sequence[InForce], held: Mapping[str, Held]) -> LimitExceeded | None:
+def _too_many(in_force: Sequence[InForce], counts: Mapping[str, Counts]) -> LimitExceeded | None:
     for what in ("sessions", "pending"):
         found = [
             (limit - count, limit, by)
             for by in in_force
-            for limit, count in (_count(what, by, _held(held, by)),)
+            for limit, count in (_count(what, by, counts.get(by.account) or Counts()),)
             if limit is not None and count >= limit
         ]
         if found:
@@ -170,10 +166,10 @@ def _too_many(in_force: Sequence[InForce], held: Mapping[str, Held]) -> LimitExc
     return None
 
 
-def _count(what: str, by: InForce, held: Held) -> tuple[int | None, int]:
+def _count(what: str, by: InForce, counts: Counts) -> tuple[int | None, int]:
     if what == "sessions":
-        return by.limits.sessions, held.sessions
-    return by.limits.pending, held.pending
+        return by.limits.sessions, counts.sessions
+    return by.limits.pending, counts.pending
 
 
 def _spent(in_force: Sequence[InForce], hours: Mapping[str, float]) -> LimitExceeded | None:

@@ -11,7 +11,7 @@ from madang.manager.limits import store
 from madang.manager.limits.rules import counting
 from madang.manager.limits.rules.counting import Over
 from madang.manager.limits.rules.text import parse
-from madang.manager.limits.types import EVERY, KINDS, Amounts, Asked, Held, InForce, Ledger
+from madang.manager.limits.types import EVERY, KINDS, Amounts, Asked, Counts, InForce, Ledger
 
 
 class LimitService:
@@ -55,19 +55,19 @@ class LimitService:
         in_force = await self.in_force(tx, accounts)
         if not in_force:
             return asked.time_s
-        held = await self._held(tx, in_force)
+        counts = await self._counts(tx, in_force)
         hours = await self._hours(tx, in_force, at)
-        if (error := counting.refusal(asked, in_force, held, hours)) is not None:
+        if (error := counting.refusal(asked, in_force, counts, hours)) is not None:
             raise error
         return counting.time_limit(asked, in_force)
 
-    async def _held(self, tx: Reader, in_force: Iterable[InForce]) -> dict[str, Held]:
+    async def _counts(self, tx: Reader, in_force: Iterable[InForce]) -> dict[str, Counts]:
         """Of accounts where it matters."""
         assert self._ledger is not None
         return {
-            by.account: await self._ledger.held(tx, by.account)
+            by.account: await self._ledger.count(tx, by.account)
             for by in in_force
-            if by.limits.at_once or (by.limits.sessions, by.limits.pending) != (None, None)
+            if (by.limits.sessions, by.limits.pending) != (None, None)
         }
 
     async def _hours(self, tx: Reader, in_force: Iterable[InForce], at: int) -> dict[str, float]:
@@ -91,7 +91,9 @@ class LimitService:
         in_force = [by for by in await self.in_force(tx, accounts) if by.limits.at_once]
         if not in_force:
             return None
-        return counting.over(slots, in_force, await self._held(tx, in_force))
+        assert self._ledger is not None
+        held = {by.account: await self._ledger.slots(tx, by.account) for by in in_force}
+        return counting.over(slots, in_force, held)
 
     async def deserved(self, tx: Reader, group: str) -> Mapping[str, Amounts]:
         """Account (projects, mostly) → its share of a group; what it has beyond is borrowed."""

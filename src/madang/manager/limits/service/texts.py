@@ -16,7 +16,7 @@ from madang.manager.limits.rules import counting
 from madang.manager.limits.rules.counting import slot_name
 from madang.manager.limits.rules.text import parse
 from madang.manager.limits.service.keeping import LimitService
-from madang.manager.limits.types import EVERY, KINDS, MONTH_SLOT, Held, InForce, Ledger, LimitsRow
+from madang.manager.limits.types import EVERY, KINDS, MONTH_SLOT, Counts, InForce, Ledger, LimitsRow
 from madang.wire.errors import (
     Ambiguous,
     Conflict,
@@ -231,16 +231,16 @@ class LimitTexts:
         assert self._ledger is not None
         if by.account.endswith(f":{EVERY}"):
             return ()
-        held = await self._ledger.held(tx, by.account)
+        held = await self._ledger.slots(tx, by.account)
         limits = by.limits
         found = [
-            _limited(slot_name(slot), limit / share, held.slots.get(slot, 0) / share)
+            _limited(slot_name(slot), limit / share, held.get(slot, 0) / share)
             for slot, limit in limits.at_once.items()
             for share in (_SHARE.get(slot, 1.0),)
         ]
         found += [
             _limited(what, limit, count)
-            for what, limit, count in _counts(by, held)
+            for what, limit, count in _counts(by, await self._ledger.count(tx, by.account))
             if limit is not None
         ]
         if limits.cpu_hours is not None:
@@ -300,10 +300,10 @@ def _told(row: LimitsRow) -> dict[str, Any]:
     return {"version": row.version, "digest": row.digest, "note": row.note}
 
 
-def _counts(by: InForce, held: Held) -> tuple[tuple[str, int | None, int], ...]:
+def _counts(by: InForce, counts: Counts) -> tuple[tuple[str, int | None, int], ...]:
     return (
-        ("sessions", by.limits.sessions, held.sessions),
-        ("pending", by.limits.pending, held.pending),
+        ("sessions", by.limits.sessions, counts.sessions),
+        ("pending", by.limits.pending, counts.pending),
     )
 
 
