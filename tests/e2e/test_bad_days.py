@@ -15,6 +15,7 @@ import pytest
 from madang.agent.launcher import registry
 from madang.agent.launcher.processes import ProcessId
 from madang.client import Client
+from madang.testing.books import check_books
 from madang.testing.platform import Platform, start
 from madang.wire.errors import PlatformError, StorageFull
 from madang.wire.log import LogRecord
@@ -95,14 +96,17 @@ def test_killing_our_processes_at_any_moment_loses_no_session(
                 own_platform.kill(victim)
             while not client.is_healthy():
                 time.sleep(0.05)
+        seen = []
         for ref in made:
             ended = client.wait_session(ref, timeout_s=60)
+            seen.append(ended)
             assert ended.status is SessionStatus.TERMINATED
             assert ended.ended is not None
             assert ended.result is Result.SUCCESS, ended.ended
             lines = text(client, ref).split()
             assert lines == [b"%d" % n for n in range(60)]
             client.remove(ref)
+        check_books(client, seen)
     settled(own_platform)
 
 
@@ -125,6 +129,7 @@ def test_a_killed_keeper_or_init_is_told(own_platform: Platform) -> None:
             assert ended.ended.reason in {Reason.LOST, Reason.SIGNAL}
             assert text(client, session.id) == b"on\n"
             client.remove(session.id)
+            check_books(client, [ended])
     settled(own_platform)
 
 

@@ -14,7 +14,17 @@ from madang.manager.db import Database, open_database
 from madang.testing.database import PostgresCluster, postgres_cluster
 from madang.testing.manager import ManagerBox, manager_box
 
-for _slice in ("identity", "fleet", "image", "policy", "session"):
+for _slice in (
+    "audit",
+    "identity",
+    "usage",
+    "fleet",
+    "limits",
+    "image",
+    "policy",
+    "scheduling",
+    "session",
+):
     importlib.import_module(f"madang.manager.{_slice}.tables")
 
 

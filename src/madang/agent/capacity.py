@@ -42,13 +42,21 @@ def facts_as_text(facts: RuntimeFacts) -> dict[str, str]:
     texts = {f"enforced.{name}": how for name, how in facts.enforced.items()}
     texts |= {f"warning.{n}": text for n, text in enumerate(facts.warnings, 1)}
     runtimes = facts.runtimes or (facts.name,)
-    return texts | {
+    texts |= {
         "runtime": runtimes[0],
         "runtimes": ", ".join(runtimes),
         "networks": ", ".join(facts.networks),
         "keeps": ", ".join(facts.keeps),
         "rootless": "yes" if facts.rootless else "no",
+        "arch": os.uname().machine,
     }
+    return texts
+
+
+def place_as_text(settings: AgentSettings) -> dict[str, str]:
+    """Where the machine's own settings put it."""
+    texts = {"group": settings.group, "labels": ", ".join(settings.labels)}
+    return {key: text for key, text in texts.items() if text}
 
 
 def _memory() -> int:

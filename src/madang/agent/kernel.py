@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -39,7 +39,7 @@ from madang.wire.errors import (
     SessionNotRunning,
     StorageFull,
 )
-from madang.wire.kernel import Assignment, Guarded, KernelReport, KernelState, Wanted
+from madang.wire.kernel import Activity, Assignment, Guarded, KernelReport, KernelState, Wanted
 from madang.wire.link import BlobSource
 from madang.wire.session import Ended, Reason, Usage
 from madang.wire.size import format_bytes
@@ -118,6 +118,7 @@ class Kernel:
         self._frost = freezing.follow(freezing.reported(self._report), self.assignment)
         self._may_be_frozen = False
         self._stopping = False
+        self._inputs = self._visits = self._clients = 0
         self._activity = freezing.Activity(self._clock.monotonic(), self._clock.monotonic())
         self._guarding: Final = Guarding()
         self._counting = False
@@ -175,7 +176,8 @@ class Kernel:
         log_end = self._report.log_end
         if self.watch is not None and self.phase is Phase.RUNNING:
             log_end = self.watch.end
-        return replace(self._report, usage=self.usage, log_end=log_end)
+        used = Activity(inputs=self._inputs, visits=self._visits, clients=self._clients)
+        return replace(self._report, usage=self.usage, log_end=log_end, activity=used)
 
     def record(self) -> Record:
         return Record(
@@ -207,6 +209,7 @@ class Kernel:
 
         They stay awake until the next order, or until they have been left alone.
         """
+        self._inputs += 1
         self._activity = freezing.touched(self._activity, self._clock.monotonic())
         if not self._may_be_frozen and not self._frost.frozen:
             return
@@ -214,6 +217,16 @@ class Kernel:
         self.wake()
         while self.running and self._may_be_frozen and not self._frost.frozen:
             await self.changed.wait()
+
+    @contextlib.contextmanager
+    def visited(self) -> Iterator[None]:
+        """While a client follows or feeds it."""
+        self._visits += 1
+        self._clients += 1
+        try:
+            yield
+        finally:
+            self._clients -= 1
 
     def measured(self, usage: Usage) -> None:
         """Its newest figures; freezes it where it has rested for as long as the settings say."""

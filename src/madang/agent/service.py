@@ -17,7 +17,7 @@ from typing import Final
 
 from madang.agent.audit import Audit
 from madang.agent.build import BuildHook
-from madang.agent.capacity import capacity, facts_as_text
+from madang.agent.capacity import capacity, facts_as_text, place_as_text
 from madang.agent.host import HostMeter
 from madang.agent.journal import Journal, Record, boot_id, ensure_folder
 from madang.agent.keepers import Keepers, SocketKeepers
@@ -183,7 +183,7 @@ class Agent:
             node=self.settings.node,
             incarnation=self._journal.incarnation,
             capacity=capacity(self.settings, self._facts, self._held_disk()),
-            facts=facts_as_text(self._facts),
+            facts=facts_as_text(self._facts) | place_as_text(self.settings),
             inventory=tuple(kernel.report() for kernel in kernels),
             layers=tuple(_layer_names(self.settings.layers)),
             revision=self._journal.revision,

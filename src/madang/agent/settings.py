@@ -41,6 +41,10 @@ class AgentSettings:
     watch_period_s: float = 0.25
     """Between two looks at memory and disk where no kernel feature holds the limit."""
 
+    group: str = ""
+    """Scaling group of the node; empty: as the manager has it."""
+    labels: tuple[str, ...] = ()
+    """``KEY=VALUE``, by which sessions may choose the node."""
     boot_id: str = ""
     """Name of this boot of the machine; empty: ask the kernel. Simulations give their own."""
 

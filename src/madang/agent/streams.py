@@ -103,10 +103,14 @@ class Streams:
             case ReadRefusals():
                 for refusal in await asyncio.to_thread(read_refusals, kernel.folder()):
                     await stream.send(refusal)
+            case ReadLog(follow=True):
+                with kernel.visited():
+                    await _while_open(stream, self._read_log(kernel, request, stream))
             case ReadLog():
                 await _while_open(stream, self._read_log(kernel, request, stream))
             case Attach():
-                await self._attach(kernel, request, stream)
+                with kernel.visited():
+                    await self._attach(kernel, request, stream)
             case StartExec():
                 await self._start_exec(kernel, request, stream)
             case SendSignal():
@@ -179,7 +183,8 @@ class Streams:
             raise SessionNotRunning("the session does not run: nothing can be started in it.")
         exec_id = new_id()
         await kernel.awaken()
-        await self._runtime.exec(kernel.id, exec_id, request.spec)
+        with kernel.visited():
+            await self._runtime.exec(kernel.id, exec_id, request.spec)
         await stream.send(ExecStarted(exec_id=exec_id))
 
     async def _signal(self, kernel: Kernel, request: SendSignal) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable
 
 import click
@@ -46,6 +47,13 @@ def parse_grace(text: str | None) -> float | None:
 
 def read_policy(path: str) -> str:
     """The text of a sandbox policy."""
+    return read_text(path)
+
+
+def read_text(path: str) -> str:
+    """Of a file; ``-`` is stdin. Raises InvalidRequest."""
+    if path == "-":
+        return sys.stdin.read()
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()

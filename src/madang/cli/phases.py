@@ -6,7 +6,7 @@ import time
 
 from madang.cli.terminal import Notes
 from madang.wire import exits
-from madang.wire.session import Ended, Reason, Result, Session, SessionStatus
+from madang.wire.session import Ended, Idle, Pending, Reason, Result, Session, SessionStatus
 from madang.wire.size import Size, format_bytes, format_duration
 
 _WAITED_S = 0.15
@@ -27,6 +27,19 @@ def describe_size(size: Size) -> str:
     return " · ".join(parts)
 
 
+def describe_idle(name: str, idle: Idle) -> str:
+    """``no output or input for 50m: will be stopped at 13:40; `madang protect …` keeps it``."""
+    at = clock_time(idle.stop_at)
+    return f"{idle.text}: will be stopped at {at}; `madang protect {name}` keeps it"
+
+
+def clock_time(at: float) -> str:
+    """``13:40:05``, with the day where it is not today."""
+    when = time.localtime(at)
+    today = when[:3] == time.localtime()[:3]
+    return time.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M", when)
+
+
 class Phases:
     """Prints each step of a session's start once, and draws what it waits for."""
 
@@ -36,6 +49,7 @@ class Phases:
         self._since = time.monotonic()
         self._told: set[str] = set()
         self._started = False
+        self._warned = False
 
     def show(self, session: Session) -> None:
         """Take a new state of the session."""
@@ -51,6 +65,7 @@ class Phases:
             self._show_start(session)
         for warning in session.warnings:
             self._once("note", warning)
+        self._show_idle(session)
 
     def tick(self) -> None:
         """Redraw the live line."""
@@ -58,9 +73,20 @@ class Phases:
         if session is None or self._started or session.ended is not None:
             return
         what = "waits" if session.status is SessionStatus.PENDING else "is being set up"
-        reason = f" for: {session.pending.text}" if session.pending else ""
+        reason = (
+            f" for: {session.pending.text}{_starts(session.pending)}" if session.pending else ""
+        )
         elapsed = format_duration(time.monotonic() - self._since)
         self._notes.live("start", f"{session.name} {what}{reason} · {elapsed}")
+
+    def _show_idle(self, session: Session) -> None:
+        if session.idle is not None:
+            self._once("idle", describe_idle(session.name, session.idle))
+        elif self._warned and session.ended is None:
+            until = session.protected_until
+            kept = f"protected until {clock_time(until)}" if until else "in use again"
+            self._notes.line("idle", f"{session.name} is {kept}: it goes on")
+        self._warned = session.idle is not None
 
     def _once(self, label: str, text: str) -> None:
         if text not in self._told:
@@ -78,6 +104,13 @@ class Phases:
         assert session.started_at is not None
         took = max(0.0, session.started_at - session.created_at - waited)
         self._notes.line("start", f"{session.image} ✓ {format_duration(took)}")
+
+
+def _starts(pending: Pending) -> str:
+    from madang.cli.queue import describe_estimate  # only who waits needs it
+
+    estimate = describe_estimate(pending)
+    return "" if estimate is None else f" Starts {estimate}"
 
 
 def describe_end(ended: Ended, size: Size | None = None) -> str:

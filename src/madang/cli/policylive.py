@@ -84,7 +84,7 @@ def edit(target: str, note: str, yes: bool) -> int:
 def _edit(client: Client, policy: Policy, path: str, note: str, *, yes: bool) -> int:
     target = policy.target
     while True:
-        _open_editor(path)
+        open_editor(path)
         text = read_policy(path)
         if text == (policy.text or _FIRST):
             print("nothing was changed")
@@ -114,7 +114,8 @@ def _edit(client: Client, policy: Policy, path: str, note: str, *, yes: bool) ->
         return 0
 
 
-def _open_editor(path: str) -> None:
+def open_editor(path: str) -> None:
+    """Returns once it has ended. Raises InvalidRequest."""
     named = next((os.environ[name] for name in _EDITORS if os.environ.get(name)), "")
     if not named:
         raise InvalidRequest(f"no editor: set ${_EDITORS[0]} or ${_EDITORS[1]}.")

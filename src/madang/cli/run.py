@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from typing import Any
 
 import click
 
@@ -19,8 +20,10 @@ from madang.cli.options import (
 )
 from madang.cli.outputs import fetch_outputs
 from madang.cli.phases import Phases, describe_size, show_end
+from madang.cli.printable import printable
 from madang.cli.syncing import Syncing
 from madang.cli.terminal import Notes, is_terminal, window
+from madang.cli.wishes import wishes, with_wishes
 from madang.client.requests import network_request, session_spec, size_request
 from madang.client.sync import Client
 from madang.kit.codec import to_json
@@ -31,6 +34,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 
 @click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
 @click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run from.")
+@click.option("--preset", metavar="NAME", help="A size by name, like small; see `preset ls`.")
 @click.option("--cpu", metavar="N", help="Cores, like 0.5 or 2.")
 @click.option("--mem", metavar="SIZE", help="Memory, like 512m or 2g.")
 @click.option("--pids", type=int, metavar="N", help="Processes and threads at once.")
@@ -38,6 +42,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--time", "time_limit", metavar="TIME", help="Stop it after this long, like 2h.")
 @click.option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL when it is stopped.")
 @click.option("--name", help="Name of the session; made up if not given.")
+@click.option("--project", metavar="NAME", help="Project it belongs to. Default: yours.")
 @environment
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("--policy", metavar="FILE", help="Sandbox policy that makes it stricter.")
@@ -45,6 +50,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--network", type=click.Choice(["none", "full"]), help="Network. Default: none.")
 @click.option("--allow", multiple=True, metavar="HOST[:PORT]", help="Network: only this; repeat.")
 @click.option("--bandwidth", metavar="RATE", help="Bits/s of the network each way, like 100mbit.")
+@wishes
 @click.option("--learn", is_flag=True, help="Write down what it uses, for `policy learn`.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
@@ -61,6 +67,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
     image: str,
+    preset: str | None,
     cpu: str | None,
     mem: str | None,
     pids: int | None,
@@ -68,6 +75,7 @@ def run(
     time_limit: str | None,
     grace: str | None,
     name: str | None,
+    project: str | None,
     env: tuple[str, ...],
     labels: tuple[str, ...],
     policy: str | None,
@@ -87,6 +95,7 @@ def run(
     quiet: bool,
     as_json: bool,
     command: tuple[str, ...],
+    **asked: Any,
 ) -> int:
     """Run a program in a session of its own and follow it.
 
@@ -96,6 +105,7 @@ def run(
 
     \b
     madang run -- python3 train.py
+    madang run --preset small --time 2h -- python3 train.py
     madang run --cpu 2 --mem 4g --image torch -- python3 train.py --epochs 3
     madang run -t -- bash
     madang run --allow data.example.org:443 --allow files.example.org:443 -- python fetch.py
@@ -105,8 +115,10 @@ def run(
     spec = session_spec(
         command,
         name=name,
+        project=project or "",
         image=image,
         size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+        preset=preset or "",
         env=parse_environment(env, terminal=config.terminal if tty else None),
         labels=parse_labels(labels),
         tty=tty,
@@ -117,6 +129,7 @@ def run(
         runtime=runtime or "",
         network=network_request(network, allow, bandwidth),
     )
+    spec = with_wishes(spec, **asked)
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
     with connect(config) as client:
@@ -146,14 +159,16 @@ def _policy(path: str | None, *, learn: bool) -> str:
 
 
 def _dry_run(client: Client, spec: SessionSpec, *, as_json: bool) -> int:
+    from madang.cli.queue import describe
+
     session = client.create_session(spec, dry_run=True)
     if as_json:
         print_json(session)
-    else:
-        network = f" · network {session.network}" if session.network else ""
-        print(f"plan   {session.image} · {describe_size(session.size)}{network}")
-        if session.pending is not None:
-            print(f"queue  {session.pending.text}")
+        return 0
+    network = f" · network {session.network}" if session.network else ""
+    print(f"plan   {session.image} · {describe_size(session.size)}{network}")
+    for label, text in describe(client.preview(spec)):
+        print(f"{label:<6} {printable(text)}")
     return 0
 
 

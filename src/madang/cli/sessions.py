@@ -10,7 +10,7 @@ import click
 
 from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.options import parse_grace
-from madang.cli.phases import describe_end, describe_size
+from madang.cli.phases import clock_time, describe_end, describe_idle, describe_size
 from madang.cli.printable import print_error_text, printable
 from madang.cli.refusals import print_refusals, refusals_of
 from madang.cli.terminal import is_terminal
@@ -49,13 +49,15 @@ def _list(client: Client, *, ended: bool, as_json: bool) -> None:
     if as_json:
         print_json(Page(items=tuple(sessions)))
         return
-    rows = [_row(session) for session in sessions]
+    several = len({session.owner for session in sessions}) > 1
+    rows = [_row(session, owner=several) for session in sessions]
     print_table(("NAME", "STATUS", "IMAGE", "CPU", "MEM", "AGE", "COMMAND"), rows)
 
 
-def _row(session: Session) -> tuple[str, ...]:
+def _row(session: Session, *, owner: bool) -> tuple[str, ...]:
+    """*owner*: names are told with whose they are."""
     return (
-        session.name,
+        f"{session.owner}/{session.name}" if owner else session.name,
         _state(session),
         session.image,
         f"{session.size.cpu:g}",
@@ -119,6 +121,8 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         ("name", f"{session.name}  ({session.id})"),
         ("status", _status(session)),
         ("frozen", _frozen(session)),
+        ("idle", describe_idle(session.name, session.idle) if session.idle else ""),
+        ("protected", _protected(session)),
         ("why", ended.text if ended else session.pending.text if session.pending else ""),
         ("ended", describe_end(ended, session.size) if ended else ""),
         ("command", command_line(session) or "(idle)"),
@@ -135,6 +139,11 @@ def _facts(session: Session) -> list[tuple[str, str]]:
         ("labels", ", ".join(f"{key}={value}" for key, value in sorted(session.labels.items()))),
         *(("warning", warning) for warning in session.warnings),
     ]
+
+
+def _protected(session: Session) -> str:
+    until = session.protected_until
+    return f"until {clock_time(until)}" if until is not None and until > time.time() else ""
 
 
 def _held(session: Session) -> list[tuple[str, str]]:

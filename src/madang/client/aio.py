@@ -19,7 +19,7 @@ from typing import Any, Self, TypeVar
 import aiohttp
 from yarl import URL
 
-from madang.client import archive, calls, workspace
+from madang.client import archive, bookcalls, calls, workspace
 from madang.client.address import Address
 from madang.client.aiostreams import AsyncExec, AsyncRun
 from madang.client.archive import Unpacked
@@ -27,6 +27,7 @@ from madang.client.calls import Body, Call
 from madang.client.channel import CONNECT_S, lost, unreachable
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
+from madang.client.proof import Proof, headers, proof_of, sent_body
 from madang.client.requests import (
     Amount,
     Argument,
@@ -40,7 +41,6 @@ from madang.client.retry import Retries
 from madang.client.transport import PATIENCE_S
 from madang.client.tree import Limits
 from madang.client.workspace import FileChanged, Progress, Synced
-from madang.kit.secret import Secret
 from madang.wire.api import (
     ClientMessage,
     ClientOp,
@@ -49,15 +49,17 @@ from madang.wire.api import (
     Node,
     Page,
     ServerInfo,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
+from madang.wire.audit import AuditHead, AuditPage
 from madang.wire.errors import PlatformError, RateLimited, ServerUnreachable, Shutdown
 from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
+from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
+from madang.wire.people import WhoAmI
 from madang.wire.policies import (
     Policy,
     PolicyChange,
@@ -69,7 +71,17 @@ from madang.wire.policies import (
     ReplayVerdict,
 )
 from madang.wire.policy import Refusal
+from madang.wire.queue import (
+    Group,
+    Queue,
+    ReplayReport,
+    ReplayRequest,
+    Reservation,
+    ReservationDraft,
+    Why,
+)
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
+from madang.wire.usage import Bill, Correction, Interval, IntervalPage, Price, UsageReport
 
 T = TypeVar("T")
 _READ_SIZE = 256 * 1024
@@ -78,11 +90,11 @@ _READ_SIZE = 256 * 1024
 class AsyncTransport:
     """HTTP and WebSockets with our errors and retries."""
 
-    def __init__(self, address: Address, token: Secret | None, patience_s: float) -> None:
+    def __init__(self, address: Address, proof: Proof, patience_s: float) -> None:
         self.address = address
         self.patience_s = patience_s
         self.answered = False
-        self._token = token
+        self._proof = proof
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -127,7 +139,10 @@ class AsyncTransport:
         with self.errors():
             try:
                 channel = await self._session().ws_connect(
-                    f"{self.address}{path}", headers=self._headers(), heartbeat=20, max_msg_size=0
+                    self._url(path),
+                    headers=self._headers("GET", path),
+                    heartbeat=20,
+                    max_msg_size=0,
                 )
             except aiohttp.WSServerHandshakeError as exc:
                 raise await self._refusal(path, exc) from exc
@@ -147,8 +162,10 @@ class AsyncTransport:
             return exc
         return calls.failure(error.status, b"", call)
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token.reveal()}"} if self._token else {}
+    def _headers(self, method: str, path: str, body: bytes | Body = b"") -> dict[str, str]:
+        """As signed: with a port, always."""
+        shown = headers(self._proof, self.address, method, path, body)
+        return {"Host": self.address.netloc, **shown}
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -158,7 +175,7 @@ class AsyncTransport:
 
     @asynccontextmanager
     async def _request(self, call: Call[Any]) -> AsyncIterator[aiohttp.ClientResponse]:
-        body: Any = call.body
+        body: Any = sent_body(call.method, call.body)
         if callable(body):
             body = _threaded(body())
         timeout = aiohttp.ClientTimeout(
@@ -168,7 +185,7 @@ class AsyncTransport:
             call.method,
             self._url(call.path),
             data=body or None,
-            headers={**self._headers(), **call.headers},
+            headers={**self._headers(call.method, call.path, call.body), **call.headers},
             timeout=timeout,
         ) as response:
             self.answered = True
@@ -225,10 +242,10 @@ class AsyncClient:
     """
 
     def __init__(
-        self, url: str, token: str | Secret | None = None, *, patience_s: float = PATIENCE_S
+        self, url: str, token: str | Proof = None, *, patience_s: float = PATIENCE_S
     ) -> None:
-        secret = Secret(token) if isinstance(token, str) else token
-        self._transport = AsyncTransport(Address.parse(url), secret, patience_s)
+        proof = proof_of(token)
+        self._transport = AsyncTransport(Address.parse(url), proof, patience_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -366,6 +383,13 @@ class AsyncClient:
         """Let a frozen session go on; one that runs is left as it is."""
         return await self.call(calls.thaw(ref))
 
+    async def protect(self, ref: str, *, for_s: float | None = None) -> Session:
+        """Keep it from being stopped as idle: *for_s* from now, or as long as limits allow.
+
+        0: the protection ends.
+        """
+        return await self.call(calls.protect(ref, for_s))
+
     async def signal(self, ref: str, number: int) -> None:
         await self.call(calls.signal(ref, number))
 
@@ -386,9 +410,11 @@ class AsyncClient:
         pids: int | None = None,
         disk: Amount | None = None,
         time_limit: Amount | None = None,
+        preset: str = "",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        project: str = "",
         tty: bool = False,
         stdin: bool = False,
         workspace: str | None = None,
@@ -400,14 +426,17 @@ class AsyncClient:
     ) -> AsyncRun:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
-        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
+        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``); what they leave
+        open comes from the *preset*, if one is named. *workspace* is a
         digest from ``sync_workspace``.
         """
         spec = session_spec(
             argv,
             image=image,
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+            preset=preset,
             name=name,
+            project=project,
             env=env,
             labels=labels,
             tty=tty,
@@ -594,6 +623,106 @@ class AsyncClient:
         )
         return await self.call(calls.build_image(request, new_key()))
 
+    # Limits and presets
+
+    async def list_limits(self) -> list[LimitsText]:
+        """Limits by name; those that count for you, unless you see all."""
+        found: list[LimitsText] = []
+        cursor: str | None = None
+        while True:
+            page = await self.call(calls.limits_page(cursor))
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                return found
+
+    async def get_limits(self, name: str) -> LimitsText:
+        return await self.call(calls.limits(name))
+
+    async def get_limits_history(self, name: str) -> list[LimitsText]:
+        """Its versions, newest first."""
+        return await self.call(calls.limits_history(name))
+
+    async def apply_limits(
+        self, name: str, draft: LimitsDraft, *, version: int | None = None
+    ) -> LimitsText:
+        """Write or change limits, if *version* is still in force (0: there are none yet)."""
+        return await self.call(calls.apply_limits(name, draft, version))
+
+    async def remove_limits(self, name: str, *, version: int | None = None) -> None:
+        """Raises Conflict while anybody has them."""
+        await self.call(calls.remove_limits(name, version))
+
+    async def limits_of(self, target: str = "me") -> LimitsOf:
+        """What counts for ``me``, ``user:NAME``, ``project:NAME`` …, and what is left of it."""
+        return await self.call(calls.limits_of(target))
+
+    async def assign_limits(self, target: str, name: str | None) -> LimitsOf:
+        """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
+        return await self.call(calls.assign_limits(target, name))
+
+    async def list_presets(self) -> list[Preset]:
+        return await self.call(calls.presets())
+
+    async def set_preset(
+        self, name: str, draft: PresetDraft, *, version: int | None = None
+    ) -> Preset:
+        """Make or replace a preset, if *version* is still there (0: none)."""
+        return await self.call(calls.set_preset(name, draft, version))
+
+    async def remove_preset(self, name: str) -> None:
+        await self.call(calls.remove_preset(name))
+
+    # The queue
+
+    async def list_groups(self) -> list[Group]:
+        """Groups of machines that you may use."""
+        return await self.call(calls.groups())
+
+    async def get_group(self, name: str) -> Group:
+        """Its settings and machines."""
+        return await self.call(calls.group(name))
+
+    async def put_group(self, name: str, text: str, *, version: int | None = None) -> Group:
+        """Make it, or change it if *version* is still in force; for administrators."""
+        return await self.call(calls.put_group(name, text, version))
+
+    async def remove_group(self, name: str) -> None:
+        """It must have no machines; for administrators."""
+        await self.call(calls.remove_group(name))
+
+    async def move_node(self, node: str, group: str) -> None:
+        """Put a machine into another group; for administrators."""
+        await self.call(calls.move_node(node, group))
+
+    async def get_queue(self, group: str | None = None, *, after: int = 0) -> Queue:
+        """Who waits, in order, from the place *after* on; of one group or of all."""
+        return await self.call(calls.queue(group, after))
+
+    async def why(self, ref: str) -> Why:
+        """Why a session waits, until when it probably does, what would let it start."""
+        return await self.call(calls.why(ref))
+
+    async def preview(self, spec: SessionSpec) -> Why:
+        """The same of a session that is not made: where it would run, or why it would wait."""
+        return await self.call(calls.preview(spec))
+
+    async def replay_queue(self, request: ReplayRequest) -> ReplayReport:
+        """The past once more under other settings; for administrators and monitors."""
+        return await self.call(calls.replay_queue(request))
+
+    async def list_reservations(self) -> list[Reservation]:
+        """Machines that are kept for your project."""
+        return await self.call(calls.reservations())
+
+    async def add_reservation(self, draft: ReservationDraft) -> Reservation:
+        """Keep machines for a project for some time; for administrators."""
+        return await self.call(calls.add_reservation(draft))
+
+    async def remove_reservation(self, name: str) -> None:
+        """Give the machines back; for administrators."""
+        await self.call(calls.remove_reservation(name))
+
     # Sandbox policies
 
     async def list_refusals(self, ref: str) -> list[Refusal]:
@@ -636,6 +765,83 @@ class AsyncClient:
     async def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
         """What would happen to a system call."""
         return await self.call(calls.ask_policy(question))
+
+    # Audit log and usage
+
+    async def list_audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        cursor: int | None = None,
+    ) -> AuditPage:
+        """Logins and changes, newest first; *action* ``session`` means all of sessions."""
+        where = {"actor": actor, "action": action, "kind": kind, "object": subject}
+        more = {"since": since, "until": until, "limit": limit, "cursor": cursor}
+        return await self.call(bookcalls.audit(**where, **more))
+
+    async def get_audit_head(self) -> AuditHead:
+        """Number and digest of the last record: keep it elsewhere."""
+        return await self.call(bookcalls.audit_head())
+
+    async def export_audit(self) -> AsyncIterator[bytes]:
+        """The whole chain, some of it at a time; ``madang.wire.audit.verify`` takes its lines."""
+        async with self._transport.stream(bookcalls.audit_export()) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def get_usage(
+        self,
+        by: Sequence[str] = ("user",),
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        **where: str | None,
+    ) -> UsageReport:
+        """Sums by user, project, domain, group, month, session, node, or several of these.
+
+        *where*: only of that user, project, group, node, session.
+        """
+        return await self.call(bookcalls.usage(by, since=since, until=until, **where))
+
+    async def list_intervals(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        corrected: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+        **where: str | None,
+    ) -> IntervalPage:
+        """Rows of the usage ledger, newest sessions first; *where* as of ``get_usage``."""
+        page = {"corrected": corrected or None, "limit": limit, "cursor": cursor}
+        call = bookcalls.intervals(since=since, until=until, **page, **where)
+        return await self.call(call)
+
+    async def correct_interval(
+        self, interval_id: str, *, reason: str, ended_at: float | None = None
+    ) -> Interval:
+        """Put another row in the place of one; without *ended_at* nothing is charged."""
+        correction = Correction(reason=reason, ended_at=ended_at)
+        return await self.call(bookcalls.correct(interval_id, correction))
+
+    async def get_bill(self, project: str, month: str) -> Bill:
+        """Of a month such as ``2026-11`` (UTC)."""
+        return await self.call(bookcalls.bill(project, month))
+
+    async def list_prices(self) -> list[Price]:
+        """All that were ever set."""
+        return await self.call(bookcalls.prices())
+
+    async def set_price(self, price: Price) -> Price:
+        """What an hour of a slot costs in a group, from a time on; for administrators."""
+        return await self.call(bookcalls.set_price(price))
 
 
 def _wire(path: str) -> str:

@@ -19,15 +19,23 @@ from madang.wire.api import (
     ServerInfo,
     SignalRequest,
     StopRequest,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
 from madang.wire.errors import InvalidRequest, PlatformError, from_problem
+from madang.wire.people import WhoAmI
 from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatus
 
 if TYPE_CHECKING:  # 10 ms, and not of use to a run
     from madang.wire.image import BuildRequest, Image
+    from madang.wire.limits import (
+        LimitsDraft,
+        LimitsOf,
+        LimitsPage,
+        LimitsText,
+        Preset,
+        PresetDraft,
+    )
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
         Policy,
@@ -40,6 +48,15 @@ if TYPE_CHECKING:  # 10 ms, and not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
+    from madang.wire.queue import (
+        Group,
+        Queue,
+        ReplayReport,
+        ReplayRequest,
+        Reservation,
+        ReservationDraft,
+        Why,
+    )
 
 T = TypeVar("T")
 Body = Callable[[], Iterable[bytes]]
@@ -48,6 +65,7 @@ Body = Callable[[], Iterable[bytes]]
 POLL_S: Final = 30.0
 """Longest time that one ``wait`` request asks for."""
 TIMEOUT_S: Final = 60.0
+REPLAY_S: Final = 600.0
 _JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -75,7 +93,9 @@ def failure(status: int, body: bytes, call: Call[Any]) -> PlatformError:
     return from_problem(problem.code, problem.detail or problem.title, problem.details)
 
 
-def _read(kind: type[T]) -> Callable[[bytes], T]:
+def read_as(kind: type[T]) -> Callable[[bytes], T]:
+    """Decodes an answer."""
+
     def decode(data: bytes) -> T:
         try:
             return from_json(kind, data)
@@ -83,6 +103,9 @@ def _read(kind: type[T]) -> Callable[[bytes], T]:
             raise PlatformError(f"the server's answer can't be read: {exc}") from exc
 
     return decode
+
+
+_read = read_as
 
 
 def _nothing(_: bytes) -> None:
@@ -330,6 +353,211 @@ def _policy_path(target: str) -> str:
     if kind == "session" and ref:
         return session_path(ref, "/policy")
     return f"/v1/policies/{quote(target, safe='')}"
+
+
+def limits_page(cursor: str | None) -> Call[LimitsPage]:
+    from madang.wire.limits import LimitsPage
+
+    return Call(method="GET", path=query("/v1/limits", cursor=cursor), decode=_read(LimitsPage))
+
+
+def limits(name: str) -> Call[LimitsText]:
+    from madang.wire.limits import LimitsText
+
+    return Call(method="GET", path=_limits_path(name), decode=_read(LimitsText))
+
+
+def limits_history(name: str) -> Call[list[LimitsText]]:
+    from madang.wire.limits import LimitsText
+
+    path = f"{_limits_path(name)}/history"
+    return Call(method="GET", path=path, decode=_read(list[LimitsText]))
+
+
+def apply_limits(name: str, draft: LimitsDraft, version: int | None) -> Call[LimitsText]:
+    """If *version* is still in force (0: there are none yet); None: whatever is."""
+    from madang.wire.limits import LimitsText
+
+    return Call(
+        method="PUT",
+        path=_limits_path(name),
+        body=to_json(draft),
+        headers={**_JSON, **_match(version)},
+        decode=_read(LimitsText),
+        repeatable=version is None,
+    )
+
+
+def remove_limits(name: str, version: int | None) -> Call[None]:
+    path, headers = _limits_path(name), _match(version)
+    return Call(method="DELETE", path=path, headers=headers, decode=_nothing, repeatable=False)
+
+
+def limits_of(target: str) -> Call[LimitsOf]:
+    from madang.wire.limits import LimitsOf
+
+    return Call(method="GET", path=_limits_of_path(target), decode=_read(LimitsOf))
+
+
+def assign_limits(target: str, name: str | None) -> Call[LimitsOf]:
+    from madang.wire.limits import LimitsChoice, LimitsOf
+
+    return Call(
+        method="PUT",
+        path=_limits_of_path(target),
+        body=to_json(LimitsChoice(name=name)),
+        headers=_JSON,
+        decode=_read(LimitsOf),
+        repeatable=name is not None,
+    )
+
+
+def _limits_path(name: str) -> str:
+    return f"/v1/limits/{quote(name, safe='')}"
+
+
+def _limits_of_path(target: str) -> str:
+    return f"/v1/limits-of/{quote(target, safe='')}"
+
+
+def presets() -> Call[list[Preset]]:
+    from madang.wire.limits import Preset
+
+    return Call(method="GET", path="/v1/presets", decode=_read(list[Preset]))
+
+
+def set_preset(name: str, draft: PresetDraft, version: int | None) -> Call[Preset]:
+    """If *version* is still there (0: none); None: whatever is."""
+    from madang.wire.limits import Preset
+
+    return Call(
+        method="PUT",
+        path=f"/v1/presets/{quote(name, safe='')}",
+        body=to_json(draft),
+        headers={**_JSON, **_match(version)},
+        decode=_read(Preset),
+        repeatable=version is None,
+    )
+
+
+def remove_preset(name: str) -> Call[None]:
+    path = f"/v1/presets/{quote(name, safe='')}"
+    return Call(method="DELETE", path=path, decode=_nothing, repeatable=False)
+
+
+def protect(ref: str, for_s: float | None) -> Call[Session]:
+    from madang.wire.limits import ProtectRequest
+
+    return Call(
+        method="POST",
+        path=session_path(ref, "/protect"),
+        body=to_json(ProtectRequest(for_s=for_s)),
+        headers=_JSON,
+        decode=_read(Session),
+    )
+
+
+def _match(version: int | None) -> dict[str, str]:
+    return {} if version is None else {"If-Match": f'"{version}"'}
+
+
+def groups() -> Call[list[Group]]:
+    from madang.wire.queue import Group
+
+    return Call(method="GET", path="/v1/groups", decode=_read(list[Group]))
+
+
+def group(name: str) -> Call[Group]:
+    from madang.wire.queue import Group
+
+    return Call(method="GET", path=_group_path(name), decode=_read(Group))
+
+
+def put_group(name: str, text: str, version: int | None) -> Call[Group]:
+    """*version*: the one that it replaces; None: it is new."""
+    from madang.wire.queue import Group, GroupDraft
+
+    match = {} if version is None else {"If-Match": f'"{version}"'}
+    return Call(
+        method="PUT",
+        path=_group_path(name),
+        body=to_json(GroupDraft(text=text)),
+        headers={**_JSON, **match},
+        decode=_read(Group),
+        repeatable=False,
+    )
+
+
+def remove_group(name: str) -> Call[None]:
+    return Call(method="DELETE", path=_group_path(name), decode=_nothing)
+
+
+def move_node(node: str, group: str) -> Call[None]:
+    from madang.wire.queue import NodeDraft
+
+    path, body = f"/v1/nodes/{quote(node, safe='')}", to_json(NodeDraft(group=group))
+    return Call(method="PATCH", path=path, body=body, headers=_JSON, decode=_nothing)
+
+
+def _group_path(name: str) -> str:
+    return f"/v1/groups/{quote(name, safe='')}"
+
+
+def queue(group: str | None, after: int) -> Call[Queue]:
+    from madang.wire.queue import Queue
+
+    path = query("/v1/queue", group=group, after=after or None)
+    return Call(method="GET", path=path, decode=_read(Queue))
+
+
+def why(ref: str) -> Call[Why]:
+    from madang.wire.queue import Why
+
+    return Call(method="GET", path=session_path(ref, "/why"), decode=_read(Why))
+
+
+def preview(spec: SessionSpec) -> Call[Why]:
+    from madang.wire.queue import Why
+
+    path, body = "/v1/queue/preview", to_json(spec)
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Why))
+
+
+def reservations() -> Call[list[Reservation]]:
+    from madang.wire.queue import Reservation
+
+    return Call(method="GET", path="/v1/reservations", decode=_read(list[Reservation]))
+
+
+def add_reservation(draft: ReservationDraft) -> Call[Reservation]:
+    from madang.wire.queue import Reservation
+
+    return Call(
+        method="POST",
+        path="/v1/reservations",
+        body=to_json(draft),
+        headers=_JSON,
+        decode=_read(Reservation),
+        repeatable=False,
+    )
+
+
+def remove_reservation(name: str) -> Call[None]:
+    path = f"/v1/reservations/{quote(name, safe='')}"
+    return Call(method="DELETE", path=path, decode=_nothing)
+
+
+def replay_queue(request: ReplayRequest) -> Call[ReplayReport]:
+    from madang.wire.queue import ReplayReport
+
+    return Call(
+        method="POST",
+        path="/v1/queue/replay",
+        body=to_json(request),
+        headers=_JSON,
+        decode=_read(ReplayReport),
+        timeout_s=REPLAY_S,
+    )
 
 
 def nodes() -> Call[list[Node]]:

@@ -11,6 +11,7 @@ from madang.client.address import Address
 from madang.client.calls import Body, Call
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
+from madang.client.proof import Proof, proof_of
 from madang.client.requests import (
     Amount,
     Argument,
@@ -22,7 +23,6 @@ from madang.client.requests import (
 )
 from madang.client.streams import Exec, Run
 from madang.client.transport import PATIENCE_S, Transport
-from madang.kit.secret import Secret
 from madang.wire.api import (
     ClientMessage,
     ClientOp,
@@ -31,20 +31,22 @@ from madang.wire.api import (
     Node,
     Page,
     ServerInfo,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
 from madang.wire.errors import PlatformError, ServerUnreachable, Shutdown
 from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.paths import to_wire
+from madang.wire.people import WhoAmI
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 if TYPE_CHECKING:  # not of use to a run
     from madang.client.archive import Unpacked
     from madang.client.tree import Limits
     from madang.client.workspace import Progress, Synced
+    from madang.wire.audit import AuditHead, AuditPage
     from madang.wire.image import Image
+    from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
         Policy,
@@ -57,6 +59,16 @@ if TYPE_CHECKING:  # not of use to a run
         ReplayVerdict,
     )
     from madang.wire.policy import Refusal
+    from madang.wire.queue import (
+        Group,
+        Queue,
+        ReplayReport,
+        ReplayRequest,
+        Reservation,
+        ReservationDraft,
+        Why,
+    )
+    from madang.wire.usage import Bill, Interval, IntervalPage, Price, UsageReport
 
 T = TypeVar("T")
 
@@ -64,6 +76,7 @@ T = TypeVar("T")
 class Client:
     """All calls of the API, blocking.
 
+    *token*: the token itself, or a ``KeyPair`` that signs each request.
     A ``Client`` may be used by several threads, each stream of it by one. Calls that may be
     repeated are tried again while the server restarts, for up to *patience_s*.
 
@@ -74,10 +87,9 @@ class Client:
     """
 
     def __init__(
-        self, url: str, token: str | Secret | None = None, *, patience_s: float = PATIENCE_S
+        self, url: str, token: str | Proof = None, *, patience_s: float = PATIENCE_S
     ) -> None:
-        secret = Secret(token) if isinstance(token, str) else token
-        self._transport = Transport(Address.parse(url), secret, patience_s)
+        self._transport = Transport(Address.parse(url), proof_of(token), patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -88,6 +100,10 @@ class Client:
     def close(self) -> None:
         """Close idle connections. Sessions go on."""
         self._transport.close()
+
+    @property
+    def url(self) -> str:
+        return str(self._transport.address)
 
     def call(self, call: Call[T]) -> T:
         """Make one call of ``madang.client.calls``."""
@@ -213,6 +229,13 @@ class Client:
         """Let a frozen session go on; one that runs is left as it is."""
         return self.call(calls.thaw(ref))
 
+    def protect(self, ref: str, *, for_s: float | None = None) -> Session:
+        """Keep it from being stopped as idle: *for_s* from now, or as long as limits allow.
+
+        0: the protection ends.
+        """
+        return self.call(calls.protect(ref, for_s))
+
     def signal(self, ref: str, number: int) -> None:
         self.call(calls.signal(ref, number))
 
@@ -233,9 +256,11 @@ class Client:
         pids: int | None = None,
         disk: Amount | None = None,
         time_limit: Amount | None = None,
+        preset: str = "",
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        project: str = "",
         tty: bool = False,
         stdin: bool = False,
         workspace: str | None = None,
@@ -247,7 +272,8 @@ class Client:
     ) -> Run:
         """Start a program in a session of its own and follow it; returns once it is accepted.
 
-        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``). *workspace* is a
+        Sizes are numbers (cores, bytes, seconds) or text (``"512m"``, ``"2h"``); what they leave
+        open comes from the *preset*, if one is named. *workspace* is a
         digest from ``sync_workspace``. *network*: ``"full"``, or targets in *allow*, like
         ``["data.example.org:443"]``; *bandwidth* like ``"100mbit"``.
 
@@ -262,7 +288,9 @@ class Client:
             argv,
             image=image,
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
+            preset=preset,
             name=name,
+            project=project,
             env=env,
             labels=labels,
             tty=tty,
@@ -451,6 +479,104 @@ class Client:
         )
         return self.call(calls.build_image(request, new_key()))
 
+    # Limits and presets
+
+    def list_limits(self) -> list[LimitsText]:
+        """Limits by name; those that count for you, unless you see all."""
+        found: list[LimitsText] = []
+        cursor: str | None = None
+        while True:
+            page = self.call(calls.limits_page(cursor))
+            found += page.items
+            cursor = page.next
+            if cursor is None:
+                return found
+
+    def get_limits(self, name: str) -> LimitsText:
+        return self.call(calls.limits(name))
+
+    def get_limits_history(self, name: str) -> list[LimitsText]:
+        """Its versions, newest first."""
+        return self.call(calls.limits_history(name))
+
+    def apply_limits(
+        self, name: str, draft: LimitsDraft, *, version: int | None = None
+    ) -> LimitsText:
+        """Write or change limits, if *version* is still in force (0: there are none yet)."""
+        return self.call(calls.apply_limits(name, draft, version))
+
+    def remove_limits(self, name: str, *, version: int | None = None) -> None:
+        """Raises Conflict while anybody has them."""
+        self.call(calls.remove_limits(name, version))
+
+    def limits_of(self, target: str = "me") -> LimitsOf:
+        """What counts for ``me``, ``user:NAME``, ``project:NAME`` …, and what is left of it."""
+        return self.call(calls.limits_of(target))
+
+    def assign_limits(self, target: str, name: str | None) -> LimitsOf:
+        """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
+        return self.call(calls.assign_limits(target, name))
+
+    def list_presets(self) -> list[Preset]:
+        return self.call(calls.presets())
+
+    def set_preset(self, name: str, draft: PresetDraft, *, version: int | None = None) -> Preset:
+        """Make or replace a preset, if *version* is still there (0: none)."""
+        return self.call(calls.set_preset(name, draft, version))
+
+    def remove_preset(self, name: str) -> None:
+        self.call(calls.remove_preset(name))
+
+    # The queue
+
+    def list_groups(self) -> list[Group]:
+        """Groups of machines that you may use."""
+        return self.call(calls.groups())
+
+    def get_group(self, name: str) -> Group:
+        """Its settings and machines."""
+        return self.call(calls.group(name))
+
+    def put_group(self, name: str, text: str, *, version: int | None = None) -> Group:
+        """Make it, or change it if *version* is still in force; for administrators."""
+        return self.call(calls.put_group(name, text, version))
+
+    def remove_group(self, name: str) -> None:
+        """It must have no machines; for administrators."""
+        self.call(calls.remove_group(name))
+
+    def move_node(self, node: str, group: str) -> None:
+        """Put a machine into another group; for administrators."""
+        self.call(calls.move_node(node, group))
+
+    def get_queue(self, group: str | None = None, *, after: int = 0) -> Queue:
+        """Who waits, in order, from the place *after* on; of one group or of all."""
+        return self.call(calls.queue(group, after))
+
+    def why(self, ref: str) -> Why:
+        """Why a session waits, until when it probably does, what would let it start."""
+        return self.call(calls.why(ref))
+
+    def preview(self, spec: SessionSpec) -> Why:
+        """The same of a session that is not made: where it would run, or why it would wait."""
+        return self.call(calls.preview(spec))
+
+    def replay_queue(self, request: ReplayRequest) -> ReplayReport:
+        """The past once more under other settings; for administrators and monitors."""
+        return self.call(calls.replay_queue(request))
+
+    def list_reservations(self) -> list[Reservation]:
+        """Machines that are kept for your project."""
+        return self.call(calls.reservations())
+
+    def add_reservation(self, draft: ReservationDraft) -> Reservation:
+        """Keep machines for a project for some time; for administrators."""
+        return self.call(calls.add_reservation(draft))
+
+    def remove_reservation(self, name: str) -> None:
+        """Give the machines back; for administrators."""
+        self.call(calls.remove_reservation(name))
+
     # Sandbox policies
 
     def list_refusals(self, ref: str) -> list[Refusal]:
@@ -491,6 +617,101 @@ class Client:
     def ask_policy(self, question: PolicyQuestion) -> PolicyVerdict:
         """What would happen to a system call."""
         return self.call(calls.ask_policy(question))
+
+    # Audit log and usage
+
+    def list_audit(
+        self,
+        *,
+        actor: str | None = None,
+        action: str | None = None,
+        kind: str | None = None,
+        subject: str | None = None,
+        since: float | None = None,
+        until: float | None = None,
+        limit: int | None = None,
+        cursor: int | None = None,
+    ) -> AuditPage:
+        """Logins and changes, newest first; *action* ``session`` means all of sessions."""
+        from madang.client import bookcalls
+
+        where = {"actor": actor, "action": action, "kind": kind, "object": subject}
+        more = {"since": since, "until": until, "limit": limit, "cursor": cursor}
+        return self.call(bookcalls.audit(**where, **more))
+
+    def get_audit_head(self) -> AuditHead:
+        """Number and digest of the last record: keep it elsewhere."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.audit_head())
+
+    def export_audit(self) -> Iterator[bytes]:
+        """The whole chain, some of it at a time; ``madang.wire.audit.verify`` takes its lines."""
+        from madang.client import bookcalls
+
+        with self._transport.stream(bookcalls.audit_export()) as chunks:
+            yield from chunks
+
+    def get_usage(
+        self,
+        by: Sequence[str] = ("user",),
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        **where: str | None,
+    ) -> UsageReport:
+        """Sums by user, project, domain, group, month, session, node, or several of these.
+
+        *where*: only of that user, project, group, node, session.
+        """
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.usage(by, since=since, until=until, **where))
+
+    def list_intervals(
+        self,
+        *,
+        since: float | None = None,
+        until: float | None = None,
+        corrected: bool = False,
+        limit: int | None = None,
+        cursor: str | None = None,
+        **where: str | None,
+    ) -> IntervalPage:
+        """Rows of the usage ledger, newest sessions first; *where* as of ``get_usage``."""
+        from madang.client import bookcalls
+
+        page = {"corrected": corrected or None, "limit": limit, "cursor": cursor}
+        call = bookcalls.intervals(since=since, until=until, **page, **where)
+        return self.call(call)
+
+    def correct_interval(
+        self, interval_id: str, *, reason: str, ended_at: float | None = None
+    ) -> Interval:
+        """Put another row in the place of one; without *ended_at* nothing is charged."""
+        from madang.client import bookcalls
+        from madang.wire.usage import Correction
+
+        correction = Correction(reason=reason, ended_at=ended_at)
+        return self.call(bookcalls.correct(interval_id, correction))
+
+    def get_bill(self, project: str, month: str) -> Bill:
+        """Of a month such as ``2026-11`` (UTC)."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.bill(project, month))
+
+    def list_prices(self) -> list[Price]:
+        """All that were ever set."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.prices())
+
+    def set_price(self, price: Price) -> Price:
+        """What an hour of a slot costs in a group, from a time on; for administrators."""
+        from madang.client import bookcalls
+
+        return self.call(bookcalls.set_price(price))
 
 
 def _wire(path: str) -> str:

@@ -190,6 +190,7 @@ def _build(values: dict[str, dict[str, Any]], env: Mapping[str, str]) -> Setting
         raise ConfigInvalid(f"server.port: {server['port']} is no TCP port (0 to 65535).")
     _check_widen(values.get("sandbox", {}).get("widen", ()))
     _check_network(values.get("network", {}))
+    _check_place(values.get("node", {}))
     types = typing.get_type_hints(Settings)
     return Settings(**{name: types[name](**values.get(name, {})) for name in types})
 
@@ -204,6 +205,17 @@ def _check_widen(names: tuple[str, ...]) -> None:
         if name not in allowed:
             text = f"sandbox.widen: {name!r} is none of {', '.join(allowed)}."
             raise ConfigInvalid(text, key="sandbox.widen")
+
+
+def _check_place(node: dict[str, Any]) -> None:
+    from madang.wire.labels import GROUP, LABEL
+
+    if (group := node.get("group", "")) and not GROUP.fullmatch(group):
+        raise ConfigInvalid(f"node.group: {group!r} is no name of a group.", key="node.group")
+    for label in node.get("labels", ()):
+        if not LABEL.fullmatch(label):
+            text = f"node.labels: {label!r} does not look like KEY=VALUE."
+            raise ConfigInvalid(text, key="node.labels")
 
 
 def _truth(value: object) -> bool:

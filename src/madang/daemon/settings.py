@@ -73,12 +73,28 @@ class LimitSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetentionSettings:
-    """How long ended sessions stay, with their output and files."""
+    """How long ended sessions stay, with their output and files; and the audit log."""
 
     keep_s: float = 7 * DAY_S
     """Removed when they ended longer ago."""
     count: int = 1000
     """Beyond this number the oldest are removed earlier."""
+    audit_s: float | None = None
+    """How long records of the audit log are kept. None: for ever."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoginSettings:
+    """How long people stay logged in."""
+
+    browser_idle_s: float = DAY_S / 2
+    """A browser session ends after so long without a request."""
+    browser_s: float = 7 * DAY_S
+    """A browser session ends after so long in any case."""
+    token_s: float = 90 * DAY_S
+    """How long the token is valid that `madang login` makes of a password."""
+    invitation_s: float = 30 * DAY_S
+    """How long an invitation may be valid at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +103,10 @@ class NodeSettings:
 
     name: str = ""
     """Name of this machine; empty: its host name."""
+    group: str = ""
+    """Scaling group of this machine; empty: where the administrator puts it (`madang node set`)."""
+    labels: tuple[str, ...] = ()
+    """``KEY=VALUE``, by which sessions may choose this machine (`--needs`)."""
     cpu_overcommit: float = 1.0
     """Cores given out for each core there is."""
     disk_overcommit: float = 4.0
@@ -163,6 +183,7 @@ class Settings:
     defaults: DefaultSettings = field(default_factory=DefaultSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    logins: LoginSettings = field(default_factory=LoginSettings)
     sessions: SessionsSettings = field(default_factory=SessionsSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)

@@ -17,6 +17,10 @@ from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
+from madang.manager.audit.api import AuditApi
+from madang.manager.audit.loops import AuditKeeper
+from madang.manager.audit.service import AuditLog
+from madang.manager.audit.types import AuditSettings
 from madang.manager.db import open_database
 from madang.manager.db.events import EventFeed, last_event
 from madang.manager.db.loops import Checkpointer
@@ -24,32 +28,58 @@ from madang.manager.fleet.api import FleetApi
 from madang.manager.fleet.loops import NodeWatch
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import FleetSettings
-from madang.manager.http import build_app
-from madang.manager.identity.api import IdentityApi
-from madang.manager.identity.service import IdentityService
-from madang.manager.identity.types import Principal, Role
+from madang.manager.http import OpenCalls, build_app
+from madang.manager.identity.api import AccountApi, LoginApi, PeopleApi
+from madang.manager.identity.loops import Doorkeeper
+from madang.manager.identity.service import (
+    Accounts,
+    IdentityService,
+    Invitations,
+    Logins,
+    People,
+    Tokens,
+    Vault,
+)
+from madang.manager.identity.service.journal import Journal
+from madang.manager.identity.types import IdentitySettings, Principal, Role
 from madang.manager.image.api import ImageApi
 from madang.manager.image.loops import BuildWatcher, Collector
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.limits.api import LimitApi, PresetApi
+from madang.manager.limits.service import LimitService, LimitTexts, PresetService
 from madang.manager.metrics import Metrics
 from madang.manager.policy.api import PolicyApi
 from madang.manager.policy.service import PolicyService
+from madang.manager.scheduling.api import GroupApi, ReservationApi
+from madang.manager.scheduling.service import (
+    GroupService,
+    HistoryService,
+    Memory,
+    ReservationService,
+)
 from madang.manager.session import store as session_store
 from madang.manager.session.api import (
     EventApi,
     FileApi,
+    QueueApi,
     SessionApi,
     SessionPolicyApi,
     StreamApi,
     WorkspaceApi,
 )
-from madang.manager.session.loops import Reaper, Retention, Scheduler
+from madang.manager.session.loops import IdleWatch, Reaper, Retention, Scheduler
 from madang.manager.session.service import AgentService, SessionService
+from madang.manager.session.service.accounts import SessionLedger
 from madang.manager.session.service.kernels import KernelService, kernel_of
 from madang.manager.session.service.policies import SessionPolicies
+from madang.manager.session.service.queueing import QueueService
+from madang.manager.session.service.records import Records
+from madang.manager.session.service.snapshots import SnapshotReader
 from madang.manager.session.types import Blobs, SessionSettings
 from madang.manager.system import SystemApi
+from madang.manager.usage.api import UsageApi
+from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
 from madang.wire.errors import NotFound, TooLarge
 from madang.wire.kernel import ImageMount
@@ -58,6 +88,10 @@ from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
 """Moves to these statuses are the scheduler's business."""
+_MAY_PLACE: Final = frozenset(
+    {"node.connected", "group.changed", "limits.applied", "limits.assigned"}
+)
+"""So are these: there may be room for somebody now."""
 _REPORTED: Final = frozenset({SessionStatus.PREPARING, SessionStatus.RUNNING})
 """Moves to these come from the agent itself: there is nothing to tell it."""
 
@@ -75,6 +109,10 @@ class ManagerSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
+    audit: AuditSettings = field(default_factory=AuditSettings)
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
+    secret_key_file: str = ""
+    """Key of the secrets in the database; empty: they are lost with this process."""
     widen: tuple[str, ...] = ()
     """Rules of the base that sandbox policies may widen."""
 
@@ -89,38 +127,97 @@ class Manager:
         self.database: Final = open_database(settings.database_url, durable=settings.durable)
         self.feed: Final = EventFeed(self.database, clock)
         self.metrics: Final = Metrics()
-        self.identity: Final = IdentityService(self.database, clock)
+        self.audit: Final = AuditLog(self.database, clock)
+        vault = Vault(settings.secret_key_file)
+        journal = Journal(self.audit, self.feed, clock)
+        self.identity: Final = IdentityService(
+            self.database, clock, self.audit, settings.identity, vault
+        )
+        self.people: Final = People(self.database, clock, self.identity, journal)
+        self.tokens: Final = Tokens(self.database, clock, self.identity, journal, vault)
+        self.logins: Final = Logins(
+            self.database, clock, settings.identity, self.tokens, journal, vault
+        )
+        self.accounts: Final = Accounts(
+            self.database, clock, self.identity, self.logins, journal, vault
+        )
+        invitation_max_s = settings.identity.invitation_max_s
+        self.invitations: Final = Invitations(
+            self.database, clock, invitation_max_s, self.identity, self.logins, journal
+        )
+        self.calls: Final = OpenCalls()
+        self._doorkeeper: Final = Doorkeeper(self.database, self.identity, self.calls, clock)
+        self.usage: Final = UsageService(self.database, self.audit, clock)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
-            self.database, clock, settings.images, layers_changed=self.fleet.send_all
+            self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
         limits = settings.sessions
-        self.policies: Final = PolicyService(self.database, clock, settings.widen)
+        self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
         self.agents: Final = AgentService(
-            self.database, self.feed, self.images, self.policies, clock, limits
+            self.database, self.feed, self.images, self.policies, self.usage, clock, limits
         )
         self.fleet.bind(self.agents)
-        self.sessions: Final = SessionService(
-            self.database, self.feed, self.fleet, self.agents, self.images, blobs, clock, limits
+        self.limits: Final = LimitService()
+        self.limit_texts: Final = LimitTexts(self.database, self.audit, clock, self.limits)
+        self.presets: Final = PresetService(self.database, self.audit, clock)
+        ledger = SessionLedger(self.usage)
+        self.limits.bind(ledger)
+        self.limit_texts.bind(ledger)
+        self.groups: Final = GroupService(
+            self.database, self.feed, self.audit, clock, limits.reserve_after_s
         )
+        self.history: Final = HistoryService(self.database, self.groups, limits.reserve_after_s)
+        self.reservations: Final = ReservationService(
+            self.database, self.feed, self.groups, self.audit, clock
+        )
+        memory = Memory()
+        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
+        self.sessions: Final = SessionService(
+            self.database,
+            self.feed,
+            self.fleet,
+            self.agents,
+            self.images,
+            self.people,
+            blobs,
+            self.limits,
+            self.presets,
+            self.groups,
+            reader,
+            memory,
+            Records(self.database, self.audit),
+            clock,
+            limits,
+        )
+        self.queue: Final = QueueService(self.database, self.sessions, reader, memory, clock)
         self.kernels: Final = KernelService(self.fleet, self.policies)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
         )
         self.policies.bind(self.session_policies)
         self.images.sessions = _Builds(self)
-        self._scheduler: Final = Scheduler(self.database, self.feed, self.fleet, clock, limits)
+        self._scheduler: Final = Scheduler(
+            self.database, self.feed, reader, memory, self.limits, clock
+        )
         self._builds: Final = BuildWatcher(self.images, clock)
         self._loops: Final[tuple[Loop, ...]] = (
             self.feed,
             self._scheduler,
             Reaper(self.database, self.feed, self.fleet, self.agents, clock, limits),
+            IdleWatch(
+                self.database, self.feed, self.fleet, self.agents, self.limits, self.audit, clock
+            ),
             Retention(self.database, self.feed, clock, limits),
             Checkpointer(self.database, clock),
+            self._doorkeeper,
+            AuditKeeper(self.audit, clock, settings.audit),
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
         )
+        self.feed.listen(self.identity.heard)
+        self.feed.listen(self._doorkeeper.heard)
         self.feed.listen(self._wake)
         self.feed.listen(self._builds.listen)
         self.feed.listen(self.metrics.event)
@@ -155,10 +252,24 @@ class Manager:
         app = build_app(
             [
                 SystemApi(self._health, self._info, self.metrics, self._fill_metrics),
-                IdentityApi(),
+                LoginApi(
+                    self.people,
+                    self.logins,
+                    self.invitations,
+                    self._settings.identity.browser_max_s,
+                ),
+                AccountApi(self.tokens, self.accounts),
+                PeopleApi(self.people, self.invitations),
                 FleetApi(self.fleet, self._count_by_node),
+                GroupApi(self.groups, self.history),
+                ReservationApi(self.reservations),
+                QueueApi(self.queue),
+                AuditApi(self.audit),
+                UsageApi(self.usage),
                 ImageApi(self.images),
                 PolicyApi(self.policies),
+                LimitApi(self.limit_texts),
+                PresetApi(self.presets),
                 SessionApi(self.sessions, self.kernels),
                 SessionPolicyApi(self.sessions, self.kernels, self.session_policies),
                 StreamApi(self.sessions, self.kernels, self.feed, self._clock),
@@ -166,7 +277,8 @@ class Manager:
                 WorkspaceApi(self._blobs, self._settings.sessions),
                 EventApi(self.database, self.feed, self._clock),
             ],
-            authenticate=self.identity.authenticate,
+            authenticate=self.identity.identify,
+            open_calls=self.calls,
             observe=self.metrics.request,
             title="Madang",
             version=madang.__version__,
@@ -185,7 +297,7 @@ class Manager:
         target = event.payload.get("target")
         if (node := event.payload.get("node")) and target not in _REPORTED:
             self.fleet.wake(node)
-        if event.kind == "node.connected" or target in _ASKS_OR_FREES:
+        if event.kind in _MAY_PLACE or target in _ASKS_OR_FREES:
             self._scheduler.wake()
 
     async def _health(self) -> None:

@@ -92,6 +92,7 @@ class ScriptedAgent:
     def __init__(self, node: str = "n1", capacity: Capacity = CAPACITY) -> None:
         self.node: Final = node
         self.capacity = capacity
+        self.facts = {"kernel": "6.1"}
         self.incarnation = 0
         self.revision = 0
         self.auto = False
@@ -116,7 +117,7 @@ class ScriptedAgent:
                 incarnation=self.incarnation,
                 revision=self.revision,
                 capacity=self.capacity,
-                facts={"kernel": "6.1"},
+                facts=self.facts,
                 inventory=inventory,
             )
         )

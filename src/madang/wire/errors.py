@@ -79,6 +79,24 @@ class NetworkRefused(PlatformError):
     )
 
 
+class GroupInvalid(PlatformError):
+    code = "group.invalid"
+    http_status = 400
+    help_text = (
+        "The settings of a group of machines have a mistake; the text names the key. The reference "
+        "of groups lists all keys; `madang group show` prints what is in force."
+    )
+
+
+class GroupRefused(PlatformError):
+    code = "group.refused"
+    http_status = 403
+    help_text = (
+        "That group of machines does not exist, or not for this project, this priority or this "
+        "runtime. `madang group ls` lists those that you may use."
+    )
+
+
 class Unauthenticated(PlatformError):
     code = "auth.missing"
     http_status = 401
@@ -92,6 +110,54 @@ class Forbidden(PlatformError):
     code = "auth.forbidden"
     http_status = 403
     help_text = "The token is valid but may not do this. Ask an administrator for the role."
+
+
+class ScopeMissing(Forbidden):
+    code = "auth.scope"
+    help_text = (
+        "The token is limited to less than this call needs. `madang token add NAME --scope SCOPE` "
+        "makes another; `madang whoami` shows what the present one may do."
+    )
+
+
+class CrossSite(Forbidden):
+    code = "auth.cross_site"
+    help_text = (
+        "A browser session's change came without its Madang-CSRF header, or from another site. "
+        "Pages of this server send it; programs use a token instead of the cookie."
+    )
+
+
+class SignatureInvalid(Unauthenticated):
+    code = "auth.signature"
+    help_text = (
+        "The signature of the request is wrong, too old, or came before. Check the secret key and "
+        "this machine's clock; the page on signed requests tells exactly what is signed."
+    )
+
+
+class LoginFailed(Unauthenticated):
+    code = "auth.login_failed"
+    help_text = (
+        "User, password or the code of the second factor is wrong; which, is not told. An "
+        "administrator lets a user set a new password: `madang user reset NAME`."
+    )
+
+
+class OtpNeeded(Unauthenticated):
+    code = "auth.otp_needed"
+    help_text = (
+        "The account has a second factor: give the six digits that your authenticator shows, or "
+        "one of the recovery codes."
+    )
+
+
+class InvitationInvalid(Unauthenticated):
+    code = "auth.invitation"
+    help_text = (
+        "The invitation is unknown, was used, has expired or was taken back. Ask whoever invited "
+        "you for another: `madang user invite`."
+    )
 
 
 class NotFound(PlatformError):
@@ -147,6 +213,41 @@ class SizeImpossible(PlatformError):
         "No machine is large enough, now or ever. The message says what the largest has; ask for "
         "less, or add a machine."
     )
+
+
+class LimitsInvalid(PlatformError):
+    code = "limits.invalid"
+    http_status = 400
+    help_text = (
+        "A text of limits can't be read. The message names the line and what may stand there; "
+        "the reference page `limits` has the whole language."
+    )
+
+
+class LimitExceeded(PlatformError):
+    code = "limit.exceeded"
+    http_status = 409
+    retry = Retry.LATER
+    help_text = (
+        "You, your project, your domain or your token have as much as the limits allow. The "
+        "message names whose limit is the tightest and what is left; `madang limits of` shows all. "
+        "Stop a session (`madang ps`), or ask an administrator for more."
+    )
+
+
+class LimitRefused(PlatformError):
+    code = "limit.refused"
+    http_status = 409
+    help_text = (
+        "The limits never allow one session of that size or length, however little else runs. The "
+        "message names whose limit it is; ask for less, or ask an administrator for more."
+    )
+
+
+class PresetUnknown(PlatformError):
+    code = "preset.unknown"
+    http_status = 404
+    help_text = "There is no preset of that name. `madang preset ls` lists them with their sizes."
 
 
 class ImageUnknown(PlatformError):

@@ -186,6 +186,18 @@ class Guarded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Activity:
+    """How people use a kernel. Numbers only grow, until its agent starts anew."""
+
+    inputs: int = 0
+    """Input, sizes, signals and execs."""
+    visits: int = 0
+    """Clients that came to follow or to feed it, and execs."""
+    clients: int = 0
+    """Such clients at present."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class KernelReport:
     """Agent → manager: what is."""
 
@@ -209,6 +221,8 @@ class KernelReport:
     guarded: Guarded = Guarded()
     refused: dict[str, int] = field(default_factory=dict)
     """Place of a rule (``site line 3``) → how often it has refused something."""
+    activity: Activity | None = None
+    """None: its agent does not tell."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -48,8 +48,14 @@ class Reason(StrEnum):
     """The disk limit was hit and the program failed."""
     TIMEOUT = "timeout"
     """The time limit ran out."""
+    IDLE = "idle"
+    """Its limits call it idle, and it was warned."""
     USER = "user"
     """Somebody stopped it."""
+    PREEMPTED = "preempted"
+    """It gave way to one of higher priority."""
+    GIVEN_UP = "given_up"
+    """It never started: its time to wait ran out, or what it comes after did not end well."""
     GUARD = "guard"
     """What keeps its sandbox policy was lost, so it was stopped."""
     LOST = "lost"
@@ -119,8 +125,12 @@ class SessionSpec:
     """``utf-8``, or ``latin-1`` where an argument is not UTF-8: then each character is one byte."""
     name: str | None = None
     """Lower-case letters, digits, dashes; 2 to 40; made up if not given."""
+    project: str = ""
+    """NAME, or DOMAIN/NAME; the user's default if empty."""
     image: str = HOST_IMAGE
     size: SizeRequest = field(default_factory=SizeRequest)
+    preset: str = ""
+    """Name of a preset: the size where ``size`` says nothing."""
     env: dict[str, str] = field(default_factory=dict)
     tty: bool = False
     """A pseudo-terminal instead of pipes; then stderr comes with stdout."""
@@ -138,6 +148,28 @@ class SessionSpec:
     runtime: str = ""
     """What starts its programs: one of those that the machine offers; empty: its own choice."""
     network: Network = NO_NETWORK
+    group: str = ""
+    """Scaling group: the machines that it may run on; empty: the default one."""
+    priority: int | None = None
+    """Higher comes first; None: as the group says."""
+    after: tuple[str, ...] = ()
+    """Sessions, by name or id, that must have ended well before it starts."""
+    after_any: bool = False
+    """It is enough that they have ended, however they did."""
+    not_before: float | None = None
+    """Unix time before which it does not start."""
+    give_up_after_s: float | None = None
+    """It ends unstarted if it has waited so long."""
+    node_labels: tuple[str, ...] = ()
+    """``KEY=VALUE``, what its machine must have."""
+    arch: str = ""
+    """Architecture of its machine, like ``x86_64``; empty: any."""
+    apart: str = ""
+    """Of all sessions that name the same word, one on a machine."""
+    preemptible: bool = False
+    """Whether it may be ended for one of higher priority."""
+    reservation: str = ""
+    """Name of a reservation whose machines it uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,6 +187,16 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Idle:
+    """A session was found idle, and is stopped at *stop_at* unless something happens."""
+
+    stop_at: float
+    """Unix time, seconds."""
+    text: str
+    """``no output or input for 1h2m, nobody connected for 1h``"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Pending:
     """Why a session waits: the one dominant reason, with its evidence."""
 
@@ -162,6 +204,10 @@ class Pending:
     """``capacity.cpu``, ``capacity.mem``, ``node.none``, …"""
     text: str
     since: float
+    start_p50: float | None = None
+    """Unix time before which it starts as likely as not; None: nobody can tell yet."""
+    start_p90: float | None = None
+    """The same, of nine in ten."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,6 +240,8 @@ class Session:
     stdin: bool
     labels: dict[str, str]
     network: Network = NO_NETWORK
+    group: str = "default"
+    priority: int = 0
     node: str | None
     attempt: int
     created_at: float
@@ -206,6 +254,10 @@ class Session:
     status_owner: str
     frozen_since: float | None = None
     """Since when its programs stand still, of a RUNNING session; None: they run."""
+    idle: Idle | None = None
+    """The warning before it is stopped for being idle."""
+    protected_until: float | None = None
+    """Before that it is not stopped for being idle."""
     pending: Pending | None
     ended: Ended | None
     phases: tuple[Phase, ...]

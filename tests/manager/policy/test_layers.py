@@ -11,7 +11,7 @@ from tests.manager.policy.test_live import apply, guard, running
 
 from madang.manager.fleet.tables import groups
 from madang.manager.identity import store as identity
-from madang.manager.identity.service import _digest
+from madang.manager.identity.service.authentication import digest_of
 from madang.manager.identity.tables import domains, memberships, projects, users
 from madang.manager.policy import rules
 from madang.manager.policy.types import ProjectRow, Seat
@@ -62,7 +62,7 @@ async def settle(box: ManagerBox) -> dict[str, dict[str, str]]:
             if inside is not None:
                 where = {"user_id": f"u-{name}", "project_id": "p-lab"}
                 await tx.execute(sa.insert(memberships), **where, role=inside, created_at=0)
-            digest = _digest(f"mdg_{name}")
+            digest = digest_of(f"mdg_{name}")
             await identity.add_token(
                 tx, token_id=f"t-{name}", user_id=f"u-{name}", name="t", digest=digest, created_at=0
             )

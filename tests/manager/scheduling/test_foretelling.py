@@ -114,10 +114,14 @@ def test_learned_run_times_stand_in_for_limits() -> None:
     for seconds in (10.0, 20.0, 300.0):
         times.learn("ann", seconds)
     assert times.quantile("ann", 0.5, 1.0) == 20.0
-    assert times.quantile("bob", 0.5, 1.0) == 1.0
+    assert times.quantile("bob", 0.5, 1.0) == 20.0, "of all, where the owner is new"
     runs = (held("a", "x", 4000, owner="ann", started_at=0.0),)
     snapshot = Snapshot(pending=(ask(),), rooms=(room("a", 0),), held=runs)
     assert work_before(snapshot, ask(), POLICY, 5.0, times) == pytest.approx(15.0)
+    for seconds in (1.0, 2.0, 3.0):
+        times.learn("ann", seconds, "eval.py")
+    assert times.quantile("ann", 0.5, 1.0, "eval.py") == 2.0
+    assert RunTimes().quantile("ann", 0.5, 1.0) == 1.0
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 30.0])

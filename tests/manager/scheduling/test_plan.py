@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madang.manager.scheduling.rules import plan
-from madang.manager.scheduling.types import Ask, Held, Room
+from madang.manager.scheduling import planner
+from madang.manager.scheduling.types import Ask, Held, Plan, Policy, Room, Snapshot
 
 SLOTS = ("cpu_milli", "mem_bytes")
+
+
+def plan(
+    pending: Sequence[Ask],
+    rooms: Sequence[Room],
+    now: float,
+    *,
+    held: Sequence[Held] = (),
+    reserve_after_s: float = 120.0,
+) -> Plan:
+    snapshot = Snapshot(pending=tuple(pending), rooms=tuple(rooms), held=tuple(held))
+    return planner.plan(snapshot, Policy(reserve_after_s=reserve_after_s), now)
 
 
 @st.composite

@@ -26,6 +26,7 @@ from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.timers import Timers
 from madang.wire.errors import InvalidRequest, PlatformError, TooLarge
 from madang.wire.kernel import NATIVE
+from madang.wire.network import NetworkMode
 
 SOCKET: Final = "launcher.sock"
 _MAX_CLIENTS: Final = 64
@@ -231,9 +232,14 @@ class _Launcher:
             "warnings": warnings,
             "capacity": _capacity(self._config.state),
             "runtimes": self._offers.names,
-            "networks": ["none"] if self._rootless else list(self._config.network.modes),
+            "networks": self._networks(),
             "keeps": keeps(),
         }
+
+    def _networks(self) -> list[str]:
+        """Modes that sessions may have here."""
+        none = str(NetworkMode.NONE)
+        return [none] if self._rootless else sorted({none, *self._config.network.modes})
 
 
 _MENDS: Final = {

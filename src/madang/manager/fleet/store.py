@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from madang.kit.codec import to_json
 from madang.manager.db import Reader, Transaction
 from madang.manager.db.events import add_event
-from madang.manager.fleet.tables import SLOTS, forgotten, nodes
-from madang.manager.fleet.types import NodeRow, Slots
+from madang.manager.fleet.tables import SLOTS, forgotten, groups, nodes
+from madang.manager.fleet.types import GroupRow, NodeRow, Slots
 from madang.wire.kernel import Hello, KernelId
 
 _NODE: Final = sa.select(nodes).where(nodes.c.name == sa.bindparam("b_name"))
@@ -76,6 +76,19 @@ _PRUNE: Final = sa.delete(forgotten).where(
 )
 
 
+_GROUPS: Final = sa.select(groups).order_by(groups.c.name)
+_ADD_GROUP: Final = sa.insert(groups)
+_EDIT_GROUP: Final = (
+    sa.update(groups)
+    .where(groups.c.name == sa.bindparam("b_name"), groups.c.version == sa.bindparam("b_version"))
+    .values(version=groups.c.version + 1)
+)
+_REMOVE_GROUP: Final = sa.delete(groups).where(
+    groups.c.name == sa.bindparam("b_name"), groups.c.version == sa.bindparam("b_version")
+)
+_JOIN: Final = sa.update(nodes).where(nodes.c.name == sa.bindparam("b_name"))
+
+
 def _node(row: Any) -> NodeRow:
     def slots(prefix: str) -> Slots:
         return Slots(*(getattr(row, f"{prefix}_{slot}") for slot in SLOTS))
@@ -113,6 +126,8 @@ async def greet(tx: Transaction, hello: Hello, at: int) -> bool:
         "facts": to_json(hello.facts).decode(),
         "seen_at": at,
     }
+    if group := hello.facts.get("group"):
+        columns["group_name"] = group
     for slot in SLOTS:
         columns[f"has_{slot}"] = has[slot]
         columns[f"cap_{slot}"] = max(has[slot], used[slot])
@@ -184,3 +199,27 @@ async def list_forgotten(tx: Reader, node: str, since: int) -> list[KernelId]:
 async def prune_forgotten(tx: Transaction, node: str, upto: int) -> None:
     """All up to this revision was told."""
     await tx.execute(_PRUNE, b_node=node, b_upto=upto)
+
+
+async def list_groups(tx: Reader) -> list[GroupRow]:
+    return [
+        GroupRow(name=row.name, text=row.text, version=row.version) for row in await tx.all(_GROUPS)
+    ]
+
+
+async def add_group(tx: Transaction, name: str, text: str, at: int) -> None:
+    await tx.execute(_ADD_GROUP, name=name, text=text, version=1, created_at=at, changed_at=at)
+
+
+async def edit_group(tx: Transaction, name: str, text: str, *, version: int, at: int) -> bool:
+    """False: it is at another version."""
+    where = {"b_name": name, "b_version": version}
+    return await tx.execute(_EDIT_GROUP, **where, text=text, changed_at=at) > 0
+
+
+async def remove_group(tx: Transaction, name: str, version: int) -> bool:
+    return await tx.execute(_REMOVE_GROUP, b_name=name, b_version=version) > 0
+
+
+async def join_group(tx: Transaction, node: str, group: str) -> None:
+    await tx.execute(_JOIN, b_name=node, group_name=group)

@@ -68,6 +68,18 @@ class NodeRow:
         found = from_json(dict[str, str], self.facts)
         return tuple(found.get("runtimes", NATIVE).split(", "))
 
+    @property
+    def own_group(self) -> str:
+        """What its own settings say; empty: nothing."""
+        return from_json(dict[str, str], self.facts).get("group", "")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRow:
+    name: str
+    text: str
+    version: int
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetSettings:

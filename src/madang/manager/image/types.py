@@ -75,23 +75,6 @@ class ImageRow:
     policy: str
 
 
-class Caller(Protocol):
-    """Who asks."""
-
-    @property
-    def user_id(self) -> str: ...
-    @property
-    def user(self) -> str: ...
-    @property
-    def project_id(self) -> str: ...
-    @property
-    def domain_id(self) -> str: ...
-    @property
-    def sees_all(self) -> bool: ...
-    @property
-    def administers(self) -> bool: ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Owner:
     """Who asked for a build, as its row remembers; the caller of what is done for it later."""
@@ -102,8 +85,13 @@ class Owner:
     domain_id: str = ""
     role: str = "user"
     token: str = ""
+    token_id: str = ""
     sees_all: bool = False
     administers: bool = False
+    scopes: frozenset[str] = frozenset()
+
+    def allows(self, scope: str) -> bool:
+        return scope in self.scopes
 
 
 class Sessions(Protocol):

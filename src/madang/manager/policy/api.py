@@ -72,7 +72,12 @@ class PolicyApi:
         return await self._service.log(call.caller, call.query.target, call.query.limit)
 
     @endpoint(
-        "POST", "/v1/policies/review", body=PolicyDraft, returns=PolicyReview, body_limit=BODY_LIMIT
+        "POST",
+        "/v1/policies/review",
+        scope="read",
+        body=PolicyDraft,
+        returns=PolicyReview,
+        body_limit=BODY_LIMIT,
     )
     async def review_policy(self, call: Call[Any, PolicyDraft]) -> PolicyReview:
         """Check a text and say what it would change; nothing is stored."""
@@ -81,6 +86,7 @@ class PolicyApi:
     @endpoint(
         "POST",
         "/v1/policies/test",
+        scope="read",
         body=PolicyQuestion,
         returns=PolicyVerdict,
         body_limit=BODY_LIMIT,
@@ -92,6 +98,7 @@ class PolicyApi:
     @endpoint(
         "POST",
         "/v1/policies/replay",
+        scope="read",
         body=ReplayQuestion,
         returns=tuple[ReplayVerdict, ...],
         body_limit=REPLAY_LIMIT,

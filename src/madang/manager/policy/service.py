@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 from madang.kit import policy
 from madang.kit.clock import Clock
+from madang.manager.audit.service import AuditLog, actor_of
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.fleet import store as fleet
 from madang.manager.http import Caller
@@ -57,9 +58,12 @@ HISTORY: Final = 100
 class PolicyService:
     """Everybody may read, of projects those who are in it; who administers it changes it."""
 
-    def __init__(self, database: Database, clock: Clock, widen: Collection[str]) -> None:
+    def __init__(
+        self, database: Database, audit: AuditLog, clock: Clock, widen: Collection[str]
+    ) -> None:
         """*widen*: rules of the base that a policy may widen on this server."""
         self._database: Final = database
+        self._audit: Final = audit
         self._clock: Final = clock
         self._widen: Final = frozenset(widen)
         self._followers: Followers | None = None
@@ -174,8 +178,10 @@ class PolicyService:
                 raise PreconditionFailed(f"{text} Look at it again.", version=known)
             if row is None or row.text != draft.text:
                 later = rules.later_than(row, layer)
-                row = self._row(caller, replace(draft, target=place.key), known + 1)
+                written = replace(draft, target=place.key)
+                former, row = row, self._row(caller, written, known + 1)
                 await store.add(tx, row)
+                await self._write(tx, caller, row, former, row.target)
                 if self._followers is not None:
                     await self._followers.concern(tx, place.scope)
         effect = None
@@ -245,8 +251,10 @@ class PolicyService:
             first = PolicyDraft(text=former, target=target, note="as it was started")
             row = self._row(caller, first, 1)
             await store.add(tx, row)
+        before = row
         row = self._row(caller, replace(draft, target=target), 1 + (row.version if row else 0))
         await store.add(tx, row)
+        await self._write(tx, caller, row, before, f"session:{name}")
         return replace(_policy(row), target=f"session:{name}")
 
     async def count_refusals(
@@ -267,6 +275,21 @@ class PolicyService:
         return partial(rules.told, seat=seat, project=name, admins=tuple(admins))
 
     # --- inside
+
+    async def _write(
+        self, tx: Transaction, caller: Caller, row: PolicyRow, former: PolicyRow | None, name: str
+    ) -> None:
+        """To the audit log; the texts themselves are kept with the versions."""
+        await self._audit.record(
+            tx,
+            actor=actor_of(caller),
+            action="policy.applied",
+            kind="policy",
+            id=row.target,
+            name=name,
+            before=None if former is None else _summary(former),
+            after={**_summary(row), "note": row.note},
+        )
 
     def _parse(self, draft: PolicyDraft) -> Layer:
         layer = rules.layer_of(draft.target)
@@ -340,6 +363,10 @@ class Sandboxes:
 
 def _refused(row: PolicyRow, counts: Sequence[CountRow]) -> dict[str, int]:
     return {str(each.line): each.refused for each in counts if each.target == row.target}
+
+
+def _summary(row: PolicyRow) -> dict[str, Any]:
+    return {"version": row.version, "digest": row.digest}
 
 
 def _digest(text: str) -> str:

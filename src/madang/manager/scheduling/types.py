@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Final
+
+from madang.kit.codec import from_json
 
 Amounts = Mapping[str, int]
 """Slot → amount, in the ledger's units: cpu_milli, mem_bytes, disk_bytes, pids."""
@@ -45,6 +48,16 @@ class Ask:
     reservation: str = ""
     preempts: bool = False
     """Whether those of lower priority may be ended for it."""
+    after_any: bool = False
+    """It is enough that those of ``after`` have ended."""
+    accounts: tuple[str, ...] = ()
+    """Whose limits count, like ``project:lab``; empty: the owner's."""
+    kind: str = ""
+    """Sessions of one kind run about as long: its program."""
+
+    @property
+    def payers(self) -> tuple[str, ...]:
+        return self.accounts or (self.owner,)
 
     def __post_init__(self) -> None:
         """Raises ValueError."""
@@ -89,6 +102,13 @@ class Held:
     leaving: bool = False
     """It was told to end."""
     reservation: str = ""
+    accounts: tuple[str, ...] = ()
+    """As of an ask."""
+    kind: str = ""
+
+    @property
+    def payers(self) -> tuple[str, ...]:
+        return self.accounts or (self.owner,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +161,11 @@ class Policy:
     weights: Mapping[str, float] = field(default_factory=dict)
     """Owner → share; 1 where not named."""
     limits: Mapping[str, Amounts] = field(default_factory=dict)
-    """Owner → slots at once; devices are ``device_milli``."""
+    """Account → slots at once, in all groups; devices are ``device_milli``."""
+    deserved: Mapping[str, Amounts] = field(default_factory=dict)
+    """Account → its share of the group; what it holds beyond is borrowed, and given back."""
+    names: Mapping[str, str] = field(default_factory=dict)
+    """Account → what people call it, for reasons."""
     half_life_s: float = 7 * 86400.0
     stretch: float = 10.0
     """For the order ``short``: how many seconds a second of run time counts."""
@@ -195,3 +219,88 @@ class Plan:
     preempts: tuple[Preempt, ...] = ()
     given_up: tuple[Wait, ...] = ()
     """Those that can't start any more, each with its reason."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What a session asks of its place besides amounts; kept with its row."""
+
+    after: tuple[str, ...] = ()
+    """Ids."""
+    after_any: bool = False
+    not_before: float | None = None
+    give_up_at: float | None = None
+    needs: tuple[str, ...] = ()
+    """Labels ``KEY=VALUE``, and offers such as ``network:full``."""
+    arch: str = ""
+    apart: str = ""
+    preemptible: bool = False
+    reservation: str = ""
+    accounts: tuple[str, ...] = ()
+    kind: str = ""
+
+
+@lru_cache(maxsize=4096)
+def wishes_of(text: str) -> Wishes:
+    """Of a row; empty: none."""
+    return from_json(Wishes, text) if text else Wishes()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRules:
+    """A group's settings, parsed."""
+
+    policy: Policy = Policy()
+    share_by: str = "user"
+    """Who shares, ``user`` or ``project``: the owner of asks."""
+    priority: int = 0
+    """Where nobody says."""
+    priority_max: int = 0
+    """The highest that those who don't administer may ask for."""
+    preempts_from: int | None = None
+    """Priority from which sessions may have others ended; None: none may."""
+    projects: tuple[str, ...] = ()
+    """Who may use it; empty, as for domains: everybody."""
+    domains: tuple[str, ...] = ()
+    runtimes: tuple[str, ...] = ()
+    """What sessions in it may choose; empty: all."""
+    labels: tuple[str, ...] = ()
+    """Of all its machines."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """An estimate as it was given to a session."""
+
+    at: float
+    p50_s: float
+    p90_s: float
+    base_s: float
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A session that has ended, as the planner saw it; times in microseconds."""
+
+    session_id: str
+    name: str
+    group_name: str
+    node: str | None
+    owner: str
+    project_id: str
+    program: str
+    priority: int
+    cpu_milli: int
+    mem_bytes: int
+    disk_bytes: int
+    pids: int
+    time_us: int | None
+    wishes: str
+    told: str
+    created_at: int
+    scheduled_at: int | None
+    """None: it never had a place."""
+    ended_at: int
+    result: str
+    reason: str

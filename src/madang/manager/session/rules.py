@@ -12,13 +12,17 @@ from madang.kit import policy
 from madang.kit.codec import from_json, to_json
 from madang.kit.ids import MAX_NAME, valid_name
 from madang.manager.db import micros, seconds
+from madang.manager.limits.rules.idle import Look
+from madang.manager.scheduling.types import Run, wishes_of
 from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
 from madang.wire import network
 from madang.wire.errors import InvalidRequest
 from madang.wire.kernel import Assignment, ImageMount, KernelReport, KernelSpec, Wanted
+from madang.wire.labels import GROUP, LABEL
 from madang.wire.policy import SESSION
 from madang.wire.session import (
     Ended,
+    Idle,
     Pending,
     Phase,
     Reason,
@@ -36,6 +40,10 @@ MAX_ARGV_BYTES: Final = 1 << 20
 MAX_ENV_BYTES: Final = 1 << 18
 MAX_LABELS: Final = 32
 MAX_GRACE_S: Final = 3600.0
+MAX_AFTER: Final = 16
+MAX_TIME: Final = 32_503_680_000.0
+"""The year 3000."""
+_WORD: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _RUNTIME: Final = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -48,6 +56,9 @@ _PHASE: Final = {
 }
 _RESULTS: Final = {
     Reason.USER: Result.CANCELLED,
+    Reason.IDLE: Result.CANCELLED,
+    Reason.PREEMPTED: Result.CANCELLED,
+    Reason.GIVEN_UP: Result.CANCELLED,
     Reason.LOST: Result.LOST,
     Reason.NODE_LOST: Result.LOST,
 }
@@ -85,7 +96,27 @@ def check_spec(spec: SessionSpec) -> SessionSpec:
     if spec.runtime and not _RUNTIME.fullmatch(spec.runtime):
         raise _invalid("runtime", f"{spec.runtime[:60]!r} is no name of a runtime.")
     network.check(spec.network)
+    _check_wishes(spec)
     return spec
+
+
+def _check_wishes(spec: SessionSpec) -> None:
+    if spec.group and not GROUP.fullmatch(spec.group):
+        raise _invalid("group", f"{spec.group[:60]!r} is no name of a group.")
+    if len(spec.after) > MAX_AFTER:
+        raise _invalid("after", f"{len(spec.after)} sessions; the limit is {MAX_AFTER}.")
+    for label in spec.node_labels[: MAX_LABELS + 1]:
+        if not LABEL.fullmatch(label) or len(spec.node_labels) > MAX_LABELS:
+            text = f"{label[:60]!r}: at most {MAX_LABELS} labels of machines, like disk=ssd."
+            raise _invalid("node_labels", text)
+    for name, word in (("arch", spec.arch), ("apart", spec.apart)):
+        if word and not _WORD.fullmatch(word):
+            raise _invalid(name, f"{word[:60]!r}: letters, digits, dots, dashes, at most 63.")
+    if spec.reservation and not GROUP.fullmatch(spec.reservation):
+        raise _invalid("reservation", f"{spec.reservation[:60]!r} is no name of a reservation.")
+    for name, value in (("not_before", spec.not_before), ("give_up_after_s", spec.give_up_after_s)):
+        if value is not None and not (math.isfinite(value) and 0 < value <= MAX_TIME):
+            raise _invalid(name, f"{value:g} is out of range.")
 
 
 def _invalid(field: str, text: str) -> InvalidRequest:
@@ -158,6 +189,55 @@ def result_of(ended: Ended) -> Result:
     return _RESULTS.get(ended.reason, Result.FAILURE)
 
 
+def run_of(row: SessionRow, ended: Ended) -> Run:
+    """What is kept of a session that has ended, for forecasts, shares and replays."""
+    queue = next(
+        (phase for phase in from_json(list[Phase], row.phases) if phase.name == "queue"), None
+    )
+    scheduled = None if row.node is None or queue is None else queue.ended_at
+    return Run(
+        session_id=row.id,
+        name=row.name,
+        group_name=row.group_name,
+        node=row.node,
+        owner=row.owner,
+        project_id=row.project_id,
+        program=wishes_of(row.wishes).kind,
+        priority=row.priority,
+        cpu_milli=row.cpu_milli,
+        mem_bytes=row.mem_bytes,
+        disk_bytes=row.disk_bytes,
+        pids=row.pids,
+        time_us=row.time_us,
+        wishes=row.wishes,
+        told=row.told,
+        created_at=row.created_at,
+        scheduled_at=None if scheduled is None else micros(scheduled),
+        ended_at=row.ended_at or row.status_since,
+        result=row.result or "",
+        reason=str(ended.reason),
+    )
+
+
+def accounts_of(row: SessionRow) -> tuple[str, ...]:
+    """Whose limits count for it; sessions of before there were accounts have two."""
+    known = wishes_of(row.wishes).accounts
+    return known or (f"user:{row.owner_id}", f"project:{row.project_id}")
+
+
+def dated(ended: Ended, started_at: int | None, at: int) -> Ended:
+    """With its time, and with how long it ran where nobody measured it.
+
+    No run is believed to be longer than until *at*, now.
+    """
+    when = ended.at if ended.at > 0 else seconds(at)
+    if started_at is None:
+        return replace(ended, at=when)
+    ran = ended.duration_s if ended.duration_s > 0 else when - seconds(started_at)
+    most = max(0.0, seconds(at - started_at))
+    return replace(ended, at=when, duration_s=min(max(0.0, ran), most))
+
+
 def deadline_of(status: SessionStatus, at: int, grace_us: int = 0) -> int | None:
     """Until when the status must have changed."""
     limit = LIFE[status].deadline_s
@@ -222,6 +302,22 @@ def frost_news(
     return told if report.freeze_revision >= revision and told != (frozen_at, revision) else None
 
 
+def look_of(report: KernelReport, at: float) -> Look:
+    """What a report says of a session's being used; *at*: monotonic seconds."""
+    usage, activity = report.usage, report.activity
+    network = None if usage is None else usage.network
+    traffic = 0 if network is None else network.received_bytes + network.sent_bytes
+    return Look(
+        at=at,
+        outputs=report.log_end,
+        inputs=None if activity is None else activity.inputs,
+        visits=None if activity is None else activity.visits,
+        clients=None if activity is None else activity.clients,
+        cpu_s=None if usage is None else usage.cpu_s,
+        network_bytes=None if usage is None else traffic,
+    )
+
+
 def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxes) -> KernelSpec:
     spec = from_json(SessionSpec, row.spec)
     return KernelSpec(
@@ -268,6 +364,8 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         stdin=spec.stdin,
         labels=spec.labels,
         network=spec.network,
+        group=row.group_name,
+        priority=row.priority,
         node=row.node,
         attempt=row.attempt,
         created_at=seconds(row.created_at),
@@ -277,6 +375,8 @@ def view(row: SessionRow, live: KernelReport | None) -> Session:
         deadline=None if row.deadline is None else seconds(row.deadline),
         status_owner=LIFE[status].owner,
         frozen_since=_frozen_since(row),
+        idle=_idle(row),
+        protected_until=None if row.protected_until is None else seconds(row.protected_until),
         pending=None if row.pending is None else from_json(Pending, row.pending),
         ended=None if row.ended is None else from_json(Ended, row.ended),
         phases=from_json(tuple[Phase, ...], row.phases),
@@ -300,6 +400,12 @@ def _unkept(live: KernelReport | None) -> tuple[str, ...]:
     if live is None or not live.guarded.error:
         return ()
     return (f"a changed policy is not in force here: {live.guarded.error}",)
+
+
+def _idle(row: SessionRow) -> Idle | None:
+    if row.idle_stop_at is None or row.status != S.RUNNING:
+        return None
+    return Idle(stop_at=seconds(row.idle_stop_at), text=row.idle_text)
 
 
 def _frozen_since(row: SessionRow) -> float | None:

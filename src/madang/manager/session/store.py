@@ -9,11 +9,20 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from madang.manager.db import Reader, Transaction, one_of, seconds
-from madang.manager.db.events import add_event, add_events, event_row
+from madang.manager.db.events import (
+    add_event,
+    add_events,
+    event_row,
+    events,
+    events_after,
+    list_events,
+)
 from madang.manager.fleet.tables import SLOTS
 from madang.manager.identity.store import Viewer, viewer, visible
+from madang.manager.identity.tables import projects
 from madang.manager.session.tables import history, idempotency, sessions
 from madang.manager.session.types import LIFE, PLACED, SessionRow
+from madang.wire.api import Event
 from madang.wire.session import HistoryEntry, SessionStatus
 
 S = SessionStatus
@@ -28,16 +37,28 @@ _VISIBLE: Final = visible(sessions.c.owner_id, sessions.c.project_id)
 
 _ADD: Final = sa.insert(sessions)
 _BY_ID: Final = sa.select(sessions).where(sessions.c.id == _B("b_id"))
-_BY_REF: Final = sa.select(sessions).where(
-    sa.or_(sessions.c.id == _text("b_ref"), sessions.c.name == _text("b_ref")), _VISIBLE
+_OF_OWNER: Final = sa.or_(_text("b_owner").is_(None), sessions.c.owner == _text("b_owner"))
+_OWN_FIRST: Final = sa.case((sessions.c.owner_id == _text("b_viewer"), 0), else_=1)
+_BY_REF: Final = (
+    sa.select(sessions)
+    .where(
+        sa.or_(sessions.c.id == _text("b_ref"), sessions.c.name == _text("b_ref")),
+        _OF_OWNER,
+        _VISIBLE,
+    )
+    .order_by(_OWN_FIRST, sessions.c.owner)
+    .limit(2)
 )
 _BY_PREFIX: Final = (
     sa.select(sessions)
-    .where(sessions.c.name.like(_text("b_like")), _VISIBLE)
-    .order_by(sessions.c.name)
+    .where(sessions.c.name.like(_text("b_like")), _OF_OWNER, _VISIBLE)
+    .order_by(_OWN_FIRST, sessions.c.name, sessions.c.owner)
     .limit(2)
 )
-_NAME_TAKEN: Final = sa.select(sessions.c.id).where(sessions.c.name == _B("b_name"))
+_NAME_TAKEN: Final = sa.select(sessions.c.id).where(
+    sessions.c.owner_id == _B("b_owner_id"), sessions.c.name == _B("b_name")
+)
+_EVENTS: Final = events_after(visible(events.c.owner_id, events.c.project_id))
 _MOVE: Final = (
     sa.update(sessions)
     .where(
@@ -90,9 +111,16 @@ _PENDING: Final = (
         sessions.c.id,
         sessions.c.name,
         sessions.c.owner_id,
+        sessions.c.owner,
+        sessions.c.project_id,
+        sessions.c.group_name,
+        sessions.c.project_id,
         sessions.c.priority,
         sessions.c.created_at,
         *(sessions.c[slot] for slot in SLOTS),
+        sessions.c.time_us,
+        sessions.c.wishes,
+        sessions.c.told,
         sessions.c.pending,
         sessions.c.version,
     )
@@ -100,11 +128,44 @@ _PENDING: Final = (
     .order_by(sessions.c.priority.desc(), sessions.c.created_at, sessions.c.id)
     .limit(sa.bindparam("b_limit", type_=sa.Integer))
 )
+_OF_ACCOUNT: Final = {
+    "token": sessions.c.token_id == _B("b_id"),
+    "user": sessions.c.owner_id == _B("b_id"),
+    "project": sessions.c.project_id == _B("b_id"),
+    "domain": sessions.c.project_id.in_(
+        sa.select(projects.c.id).where(projects.c.domain_id == _B("b_id"))
+    ),
+}
+_COUNTS_OF: Final = {
+    kind: sa.select(sessions.c.status, sa.func.count().label("count"))
+    .where(mine, sessions.c.status != str(S.TERMINATED))
+    .group_by(sessions.c.status)
+    for kind, mine in _OF_ACCOUNT.items()
+}
+_SLOTS_OF: Final = {
+    kind: sa.select(*(sa.func.sum(sessions.c[slot]).label(slot) for slot in SLOTS)).where(
+        mine, one_of(sessions.c.status, PLACED)
+    )
+    for kind, mine in _OF_ACCOUNT.items()
+}
+_RUNNING: Final = sa.select(sessions).where(sessions.c.status == str(S.RUNNING))
 _PLACED: Final = sa.select(
+    sessions.c.id,
     sessions.c.name,
+    sessions.c.owner_id,
+    sessions.c.owner,
+    sessions.c.project_id,
     sessions.c.node,
+    sessions.c.status,
+    sessions.c.status_since,
+    sessions.c.started_at,
+    sessions.c.priority,
     *(sessions.c[slot] for slot in SLOTS),
+    sessions.c.time_us,
+    sessions.c.wishes,
 ).where(one_of(sessions.c.status, PLACED))
+_RESULT: Final = sa.select(sessions.c.status, sessions.c.result).where(sessions.c.id == _B("b_id"))
+_SEEN_PENDING: Final = sa.select(sessions.c.id).where(sessions.c.status == str(S.PENDING), _VISIBLE)
 _COUNTS: Final = sa.select(sessions.c.status, sa.func.count().label("count")).group_by(
     sessions.c.status
 )
@@ -121,6 +182,16 @@ _SHIFT: Final = (
     sa.update(sessions)
     .where(sessions.c.deadline.is_not(None))
     .values(deadline=sessions.c.deadline + sa.bindparam("b_by", type_=sa.BigInteger))
+)
+_SHIFT_IDLE: Final = (
+    sa.update(sessions)
+    .where(sessions.c.idle_stop_at.is_not(None))
+    .values(idle_stop_at=sessions.c.idle_stop_at + sa.bindparam("b_by", type_=sa.BigInteger))
+)
+_SHIFT_PROTECTED: Final = (
+    sa.update(sessions)
+    .where(sessions.c.protected_until.is_not(None))
+    .values(protected_until=sessions.c.protected_until + sa.bindparam("b_by", type_=sa.BigInteger))
 )
 _HELD: Final = sa.select(sessions).where(
     sessions.c.held_by == _B("b_node"), sessions.c.revision > _B("b_since")
@@ -217,6 +288,7 @@ async def _note(
         kind="session.moved",
         subject=row.id,
         owner_id=row.owner_id,
+        project_id=row.project_id,
         payload=payload,
     )
 
@@ -236,6 +308,7 @@ async def change(
         kind="session.changed",
         subject=row.id,
         owner_id=row.owner_id,
+        project_id=row.project_id,
         payload={
             "name": row.name,
             "what": what,
@@ -260,27 +333,35 @@ async def count_refused(tx: Transaction, row: SessionRow, refused: str) -> Sessi
 
 
 async def explain(
-    tx: Transaction, rows: Mapping[str, Any], reasons: Mapping[str, str], *, at: int
+    tx: Transaction,
+    rows: Mapping[str, Any],
+    reasons: Mapping[str, str],
+    told: Mapping[str, str],
+    *,
+    at: int,
 ) -> None:
     """Write down why sessions wait (by id); what changed since *rows* were read stays as it is.
 
-    *rows* are of ``list_pending``, reasons are ``Pending`` as JSON.
+    *rows* are of ``list_pending``, reasons are ``Pending`` as JSON; *told*: first estimates.
     """
-    events = []
+    found = []
     for session, reason in reasons.items():
         row = rows[session]
-        if await tx.execute(_EXPLAIN, b_id=row.id, b_version=row.version, pending=reason):
+        where = {"b_id": row.id, "b_version": row.version}
+        estimate = told.get(session, row.told)
+        if await tx.execute(_EXPLAIN, **where, pending=reason, told=estimate):
             payload = {"name": row.name, "what": "pending", "node": None}
-            events.append(
+            found.append(
                 event_row(
                     at=at,
                     kind="session.changed",
                     subject=row.id,
                     owner_id=row.owner_id,
+                    project_id=row.project_id,
                     payload={**payload, "version": row.version + 1},
                 )
             )
-    await add_events(tx, events)
+    await add_events(tx, found)
 
 
 async def remove(tx: Transaction, row: SessionRow, *, at: int, actor: str) -> bool:
@@ -293,6 +374,7 @@ async def remove(tx: Transaction, row: SessionRow, *, at: int, actor: str) -> bo
         kind="session.removed",
         subject=row.id,
         owner_id=row.owner_id,
+        project_id=row.project_id,
         payload={"name": row.name, "actor": actor, "node": row.held_by},
     )
     return True
@@ -303,20 +385,30 @@ async def find(tx: Reader, session_id: str) -> SessionRow | None:
     return None if row is None else SessionRow(*row)
 
 
-async def find_ref(tx: Reader, ref: str, caller: Viewer) -> SessionRow | None:
-    """By id or whole name, if *caller* may see it."""
-    row = await tx.one(_BY_REF, b_ref=ref, **viewer(caller))
-    return None if row is None else SessionRow(*row)
-
-
-async def list_prefix(tx: Reader, prefix: str, caller: Viewer) -> list[SessionRow]:
-    """At most two whose names begin so; *prefix* holds letters, digits and dashes only."""
-    rows = await tx.all(_BY_PREFIX, b_like=f"{prefix}%", **viewer(caller))
+async def list_ref(
+    tx: Reader, ref: str, caller: Viewer, *, owner: str | None = None
+) -> list[SessionRow]:
+    """By id or whole name, of those that *caller* may see: two at most, their own first."""
+    rows = await tx.all(_BY_REF, b_ref=ref, b_owner=owner, **viewer(caller))
     return [SessionRow(*row) for row in rows]
 
 
-async def name_taken(tx: Reader, name: str) -> bool:
-    return await tx.one(_NAME_TAKEN, b_name=name) is not None
+async def list_prefix(
+    tx: Reader, prefix: str, caller: Viewer, *, owner: str | None = None
+) -> list[SessionRow]:
+    """As ``list_ref``, by how names begin; *prefix* holds letters, digits and dashes only."""
+    rows = await tx.all(_BY_PREFIX, b_like=f"{prefix}%", b_owner=owner, **viewer(caller))
+    return [SessionRow(*row) for row in rows]
+
+
+async def name_taken(tx: Reader, owner_id: str, name: str) -> bool:
+    """Names are each owner's own: nobody learns from a refusal what others run."""
+    return await tx.one(_NAME_TAKEN, b_owner_id=owner_id, b_name=name) is not None
+
+
+async def list_events_for(tx: Reader, caller: Viewer, *, after: int) -> list[Event]:
+    """The next events of what *caller* may see."""
+    return await list_events(tx, after=after, statement=_EVENTS, **viewer(caller))
 
 
 async def list_page(
@@ -340,8 +432,36 @@ async def list_pending(tx: Reader, limit: int) -> list[Any]:
 
 
 async def list_placed(tx: Reader) -> list[Any]:
-    """Name, node and slots of all that hold a place."""
+    """What the scheduler looks at of all that hold a place."""
     return await tx.all(_PLACED)
+
+
+async def list_running(tx: Reader) -> list[SessionRow]:
+    return [SessionRow(*row) for row in await tx.all(_RUNNING)]
+
+
+async def count_of(tx: Reader, account: str) -> dict[str, int]:
+    """What has not ended of an account: status → how many."""
+    kind, _, id_ = account.partition(":")
+    return {row.status: row.count for row in await tx.all(_COUNTS_OF[kind], b_id=id_)}
+
+
+async def sum_of(tx: Reader, account: str) -> dict[str, int]:
+    """What an account's placed sessions hold together."""
+    kind, _, id_ = account.partition(":")
+    row = await tx.one(_SLOTS_OF[kind], b_id=id_)
+    return {slot: int(getattr(row, slot) or 0) for slot in SLOTS}
+
+
+async def find_result(tx: Reader, session_id: str) -> tuple[str, str | None] | None:
+    """Status and result; None: there is no such session any more."""
+    row = await tx.one(_RESULT, b_id=session_id)
+    return None if row is None else (row.status, row.result)
+
+
+async def list_visible_pending(tx: Reader, caller: Viewer) -> set[str]:
+    """Ids of waiting sessions that *caller* may know of."""
+    return {row.id for row in await tx.all(_SEEN_PENDING, **viewer(caller))}
 
 
 async def count_by_status(tx: Reader) -> dict[str, int]:
@@ -357,8 +477,9 @@ async def list_overdue(tx: Reader, now: int) -> list[SessionRow]:
 
 
 async def shift_deadlines(tx: Transaction, by: int) -> None:
-    """The clock was set: deadlines go with it."""
-    await tx.execute(_SHIFT, b_by=by)
+    """The clock was set: deadlines, and what was said about idle sessions, go with it."""
+    for statement in (_SHIFT, _SHIFT_IDLE, _SHIFT_PROTECTED):
+        await tx.execute(statement, b_by=by)
 
 
 async def list_held(tx: Reader, node: str, since: int) -> list[SessionRow]:

@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from madang.manager.db import Reader, Transaction
 from madang.manager.fleet.types import Slots
+from madang.manager.http import Caller
 from madang.manager.policy.types import Seat
 from madang.wire.api import WorkspaceManifest
 from madang.wire.kernel import ImageMount, KernelId
@@ -86,6 +87,19 @@ class SessionRow:
     image_policy: str
     version: int
     group_name: str = "default"
+    token_id: str = ""
+    """The token that asked for it."""
+    idle_text: str = ""
+    """In which way it is idle, if it was warned."""
+    protected_by: str = ""
+    idle_stop_at: int | None = None
+    """When it will be stopped for being idle; None: it was not warned."""
+    protected_until: int | None = None
+    """Not stopped for being idle before that."""
+    wishes: str = ""
+    """``scheduling.types.Wishes`` as JSON; empty: none."""
+    told: str = ""
+    """The first estimate that it was given, ``scheduling.types.Told`` as JSON; empty: none."""
 
     @property
     def kernel(self) -> KernelId:
@@ -121,6 +135,8 @@ class SessionSettings:
     """How long events can be read again by ``Last-Event-ID``."""
     key_retention_s: float = 86400.0
     """How long an Idempotency-Key is remembered."""
+    decision_retention_s: float = 30 * 86400.0
+    """How long it is kept what was decided and what became of it: for replays and forecasts."""
     reserve_after_s: float = 120.0
     """After this a waiting session has room kept for it: smaller ones don't pass for ever."""
     node_lost_after_s: float = 900.0
@@ -130,11 +146,11 @@ class SessionSettings:
 class Images(Protocol):
     """What the image slice does for sessions."""
 
-    async def resolve(self, name: str) -> ImageMount:
+    async def resolve(self, caller: Caller, name: str) -> ImageMount:
         """A ready image. Raises ImageUnknown."""
         ...
 
-    async def policy_of(self, name: str) -> str:
+    async def policy_of(self, caller: Caller, name: str) -> str:
         """The text of its layer of the sandbox policy; empty: none."""
         ...
 

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Final
 
-from madang.manager.scheduling.types import Ask, Policy, Snapshot
+from madang.manager.scheduling.types import Ask, Policy, Room, Snapshot
 
 AIM: Final = 0.9
 PACE: Final = 0.02
@@ -27,21 +27,33 @@ KEPT: Final = 300
 """Ratios of each kind, the newest."""
 LEAST_S: Final = 60.0
 """Added to both sides of a ratio: below a minute nobody minds."""
+ENOUGH: Final = 3
+"""Run times from which a quantile is taken."""
 FIRST: Final = (1.0, 4.0)
 """Ratios that are taken for p50 and p90 until there are some."""
 
 
 class RunTimes:
-    """How long sessions of an owner ran, where no time limit says it."""
+    """How long sessions ran, where no time limit says it: by owner and kind, by owner, by all."""
 
     def __init__(self) -> None:
-        self._seen: Final[dict[str, deque[float]]] = {}
+        self._seen: Final[dict[tuple[str, ...], deque[float]]] = {}
+        self._known: Final[dict[tuple[float, tuple[str, ...]], float]] = {}
 
-    def learn(self, owner: str, seconds: float) -> None:
-        self._seen.setdefault(owner, deque(maxlen=KEPT)).append(seconds)
+    def learn(self, owner: str, seconds: float, kind: str = "") -> None:
+        for key in ((owner, kind), (owner,), ()):
+            self._seen.setdefault(key, deque(maxlen=KEPT)).append(seconds)
+        self._known.clear()
 
-    def quantile(self, owner: str, part: float, otherwise: float) -> float:
-        return _quantile(self._seen.get(owner, ()), part, otherwise)
+    def quantile(self, owner: str, part: float, otherwise: float, kind: str = "") -> float:
+        """Of the nearest of these that has seen enough; *otherwise* if there is none."""
+        for key in ((owner, kind), (owner,), ()):
+            seen = self._seen.get(key, ())
+            if len(seen) >= ENOUGH:
+                if (part, key) not in self._known:
+                    self._known[part, key] = _quantile(seen, part, otherwise)
+                return self._known[part, key]
+        return otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,34 +74,48 @@ def work_before(
     What comes before: higher priority, or the same and an earlier creation; under the order
     ``short`` an earlier due time.
     """
-    total: dict[str, int] = {}
-    for room in snapshot.rooms:
-        if room.group == ask.group:
-            for slot, amount in room.capacity.items():
-                total[slot] = total.get(slot, 0) + amount
-            total["device_milli"] = total.get("device_milli", 0) + 1000 * len(room.devices)
-    nodes = {room.node for room in snapshot.rooms if room.group == ask.group}
+    alone = replace(snapshot, pending=(*snapshot.pending, ask))
+    return works_before(alone, ask.group, policy, now, run_times)[ask.session]
+
+
+def works_before(
+    snapshot: Snapshot, group: str, policy: Policy, now: float, run_times: RunTimes
+) -> dict[str, float]:
+    """The same for all that wait for one group, by session."""
+    total = totals(snapshot.rooms, group)
+    nodes = {room.node for room in snapshot.rooms if room.group == group}
     seconds = 0.0
     for one in snapshot.held:
         if one.node in nodes:
-            usual = run_times.quantile(one.owner, 0.5, policy.usual_run_s)
+            usual = run_times.quantile(one.owner, 0.5, policy.usual_run_s, one.kind)
             ends_at = one.started_at + usual if one.ends_at is None else one.ends_at
             milli = sum(milli for _, milli in one.devices)
-            seconds += max(0.0, ends_at - now) * _share({**one.slots, "device_milli": milli}, total)
-    mine = _turn(ask, policy, run_times)
-    for other in snapshot.pending:
-        if other.group == ask.group and _turn(other, policy, run_times) < mine:
-            run = _run_s(other, policy, run_times)
-            milli = other.devices * other.device_milli
-            share = _share({**other.slots, "device_milli": milli}, total)
-            seconds += run * share * other.members
-    return seconds
+            seconds += max(0.0, ends_at - now) * share({**one.slots, "device_milli": milli}, total)
+    found: dict[str, float] = {}
+    mine = {ask.session: ask for ask in snapshot.pending if ask.group == group}
+    for ask in sorted(mine.values(), key=lambda ask: _turn(ask, policy, run_times)):
+        found[ask.session] = seconds
+        milli = ask.devices * ask.device_milli
+        part = share({**ask.slots, "device_milli": milli}, total)
+        seconds += _run_s(ask, policy, run_times) * part * ask.members
+    return found
+
+
+def totals(rooms: Iterable[Room], group: str) -> dict[str, int]:
+    """All that the machines of a group have, devices in thousandths."""
+    found: dict[str, int] = {}
+    for room in rooms:
+        if room.group == group:
+            for slot, amount in room.capacity.items():
+                found[slot] = found.get(slot, 0) + amount
+            found["device_milli"] = found.get("device_milli", 0) + 1000 * len(room.devices)
+    return found
 
 
 def _run_s(ask: Ask, policy: Policy, run_times: RunTimes) -> float:
     if ask.limit_s is not None:
         return ask.limit_s
-    return run_times.quantile(ask.owner, 0.5, policy.usual_run_s)
+    return run_times.quantile(ask.owner, 0.5, policy.usual_run_s, ask.kind)
 
 
 def _turn(ask: Ask, policy: Policy, run_times: RunTimes) -> tuple[int, float, str]:
@@ -99,7 +125,8 @@ def _turn(ask: Ask, policy: Policy, run_times: RunTimes) -> tuple[int, float, st
     return -ask.priority, due, ask.session
 
 
-def _share(amounts: Mapping[str, int], total: Mapping[str, int]) -> float:
+def share(amounts: Mapping[str, int], total: Mapping[str, int]) -> float:
+    """Largest part that *amounts* are of anything."""
     return max((a / total[s] for s, a in amounts.items() if total.get(s)), default=0.0)
 
 

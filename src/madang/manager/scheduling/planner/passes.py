@@ -22,6 +22,7 @@ from madang.manager.scheduling.planner.book import (
     shape_of,
 )  # fmt: skip
 from madang.manager.scheduling.planner.calendar import Calendar
+from madang.manager.scheduling.planner.holdings import Holdings
 from madang.manager.scheduling.planner.order import Standing, mean_share
 from madang.manager.scheduling.planner.preemption import Victims
 from madang.manager.scheduling.planner.reasons import Reasons
@@ -46,7 +47,13 @@ class Pass:
     """Places, keeps room and says why, in order; see the package's docstring."""
 
     def __init__(
-        self, snapshot: Snapshot, group: str, asks: Sequence[Ask], policy: Policy, now: float
+        self,
+        snapshot: Snapshot,
+        group: str,
+        asks: Sequence[Ask],
+        policy: Policy,
+        now: float,
+        holdings: Holdings,
     ) -> None:
         self._policy: Final = policy
         self._now: Final = now
@@ -75,8 +82,8 @@ class Pass:
         self._keepers = 0
         self._places: Final[list[Place]] = []
         self._preempts: Final[list[Preempt]] = []
-        self._holds: Final = self._count_held() if policy.limits else {}
-        self._reasons: Final = Reasons(self._book, self._held, now)
+        self._holdings: Final = holdings
+        self._reasons: Final = Reasons(self._book, self._held, now, policy.names)
         self._new: Final[list[Held]] = []
         self._future: Releases | None = None
 
@@ -107,17 +114,6 @@ class Pass:
             and shape.arch in ("", room.arch)
             and room.node not in taken
         )
-
-    def _count_held(self) -> dict[str, dict[str, int]]:
-        """What owners with a limit hold."""
-        found: dict[str, dict[str, int]] = {owner: {} for owner in self._policy.limits}
-        for one in self._held:
-            if (mine := found.get(one.owner)) is not None:
-                for slot, amount in one.slots.items():
-                    mine[slot] = mine.get(slot, 0) + amount
-                milli = sum(milli for _, milli in one.devices)
-                mine["device_milli"] = mine.get("device_milli", 0) + milli
-        return found
 
     def run(self) -> Plan:
         waits: list[Wait] = []
@@ -177,9 +173,9 @@ class Pass:
         one = self._calendar.find(ask.reservation) if ask.reservation else None
         if ask.reservation and (one is None or self._now < one.starts_at):
             return self._reasons.reservation(ask, one)
-        if (limit := self._policy.limits.get(ask.owner)) is not None:
-            return self._reasons.limit(ask, limit, self._holds[ask.owner])
-        return None
+        if not self._policy.limits:
+            return None
+        return self._reasons.limit(ask, self._policy.limits, self._holdings)
 
     def _settle(self, ask: Ask, chosen: Sequence[tuple[int, Devices]]) -> None:
         ends_at = None if ask.limit_s is None else self._now + ask.limit_s
@@ -193,9 +189,7 @@ class Pass:
                         devices=devices, started_at=self._now, ends_at=ends_at,
                     )
                 )  # fmt: skip
-        if (mine := self._holds.get(ask.owner)) is not None:
-            for slot, amount in wanted(ask).items():
-                mine[slot] = mine.get(slot, 0) + amount
+        self._holdings.take(ask)
 
     # Finding room
 
@@ -308,7 +302,8 @@ class Pass:
             return wait
         closed = np.zeros(len(self._book.rooms), np.bool_)
         closed[list(self._kept)] = True
-        if ask.preempts and (found := self._victims.find(ask, shape, closed)) is not None:
+        may = ask.preempts or (bool(self._policy.deserved) and self._victims.owed(ask))
+        if may and (found := self._victims.find(ask, shape, closed)) is not None:
             new = [one for one in found.sessions if one not in self._victims.leaving]
             self._victims.leaving.update(found.sessions)
             self._keepers += 1
@@ -352,14 +347,6 @@ class Pass:
         left = np.maximum(amounts - book.need[shape] * count, 0)
         beside = claim(devices, really.devices, book.shapes[shape], count)
         self._show_less(State(node, left, beside))
-
-
-def wanted(ask: Ask) -> dict[str, int]:
-    """What all members take, devices among it."""
-    found = {slot: amount * ask.members for slot, amount in ask.slots.items()}
-    if ask.devices:
-        found["device_milli"] = ask.devices * ask.device_milli * ask.members
-    return found
 
 
 def claim(then: Ints, now: Ints, shape: Shape, count: int) -> Ints:

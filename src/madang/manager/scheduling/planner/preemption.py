@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from madang.manager.scheduling.planner.book import Book, Bools, Ints, device_columns
+from madang.manager.scheduling.planner.borrowing import Borrowing, Loans
 from madang.manager.scheduling.types import Ask, Held, Policy
 
 
@@ -28,13 +29,22 @@ class Victims:
         self._book: Final = book
         self._now: Final = now
         self._min_run_s: Final = policy.min_run_s
+        self._borrowing: Final = Borrowing(policy.deserved, held)
         self._by_session: Final[dict[str, list[Held]]] = {}
         for one in held:
             self._by_session.setdefault(one.session or one.name, []).append(one)
+        self._loans = Loans({})
         self.leaving: Final = {s for s, parts in self._by_session.items() if parts[0].leaving}
+
+    def owed(self, ask: Ask) -> bool:
+        """Whether it may take back what others have borrowed."""
+        return self._borrowing.owed(ask)
 
     def find(self, ask: Ask, shape: int, closed: Bools) -> Found | None:
         """For all members, or None."""
+        self._loans = self._borrowing.loans() if self.owed(ask) else Loans({})
+        for session in self.leaving:
+            self._loans.give_back_all(self._by_session[session])
         amounts, devices = self._book.amounts.copy(), self._book.devices.copy()
         chosen: dict[str, None] = {}
         counts: dict[int, int] = {}
@@ -47,6 +57,8 @@ class Victims:
             for session in sessions:
                 self._release(session, amounts, devices)
                 chosen[session] = None
+                if session not in self.leaving:
+                    self._loans.give_back_all(self._by_session[session])
             self._take(shape, node, amounts, devices)
             counts[node] = counts.get(node, 0) + 1
             if self._book.shapes[shape].apart:
@@ -74,7 +86,7 @@ class Victims:
         found = [
             (cost, node, sessions)
             for node, parts in sorted(on.items())
-            if (answer := self._enough(shape, node, parts, amounts, devices)) is not None
+            if (answer := self._enough(ask, shape, node, parts, amounts, devices)) is not None
             for cost, sessions in [answer]
         ]
         if not found:
@@ -85,11 +97,18 @@ class Victims:
     def _may_end(self, session: str, one: Held, ask: Ask) -> bool:
         if session in self.leaving:
             return True
-        old_enough = self._now - one.started_at >= self._min_run_s
-        return one.preemptible and one.priority < ask.priority and old_enough
+        if self._now - one.started_at < self._min_run_s:
+            return False
+        return self._yields(one, ask) or (
+            one.priority <= ask.priority and self._loans.borrowed(one)
+        )
+
+    def _yields(self, one: Held, ask: Ask) -> bool:
+        """To a higher priority, if the asking one may have others ended for that."""
+        return ask.preempts and one.preemptible and one.priority < ask.priority
 
     def _enough(
-        self, shape: int, node: int, parts: list[Held], amounts: Ints, devices: Ints
+        self, ask: Ask, shape: int, node: int, parts: list[Held], amounts: Ints, devices: Ints
     ) -> tuple[tuple[int, int, float], list[str]] | None:
         """Cost (highest priority, how many, seconds lost) and who; who leaves anyway is free."""
 
@@ -99,7 +118,12 @@ class Victims:
 
         left, loose = amounts[:, node].copy(), devices[node].copy()
         ended: list[Held] = []
+        loans = self._loans.copy()
         for one in sorted(parts, key=loss):
+            if loss(one)[0]:
+                if not self._yields(one, ask) and not loans.borrowed(one):
+                    continue  # others of its account gave back enough
+                loans.give_back(one)
             self._add(one, left, loose)
             ended.append(one)
             if self._has_room(shape, left, loose):

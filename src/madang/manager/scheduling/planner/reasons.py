@@ -13,6 +13,7 @@ from typing import Final
 import numpy as np
 
 from madang.manager.scheduling.planner.book import Book, Bools, Floats, Ints, Kept
+from madang.manager.scheduling.planner.holdings import Holdings, wanted
 from madang.manager.scheduling.types import WHOLE, Amounts, Ask, Held, Reservation, Wait
 from madang.wire.size import format_bytes, format_duration
 
@@ -22,10 +23,13 @@ SHOWN: Final = {"cpu_milli": "cpu", "mem_bytes": "mem", "disk_bytes": "disk", "p
 class Reasons:
     """For one pass over one group."""
 
-    def __init__(self, book: Book, held: Sequence[Held], now: float) -> None:
+    def __init__(
+        self, book: Book, held: Sequence[Held], now: float, names: Mapping[str, str]
+    ) -> None:
         self._book: Final = book
         self._held: Final = held
         self._now: Final = now
+        self._names: Final = names
         self._near: Final[dict[int, int | None]] = {}
         self._texts: Final[dict[tuple[object, ...], tuple[str, str]]] = {}
 
@@ -141,7 +145,7 @@ class Reasons:
     def _restricted(self, shape: int) -> str:
         wanted = self._book.shapes[shape]
         words = [
-            *[f"label {label}" for label in sorted(wanted.labels)],
+            *[_named(label) for label in sorted(wanted.labels)],
             *([f"architecture {wanted.arch}"] if wanted.arch else []),
             *([f"gpu model {' or '.join(sorted(wanted.models))}"] if wanted.models else []),
             *([f"a place apart from {wanted.apart}"] if wanted.apart else []),
@@ -215,24 +219,36 @@ class Reasons:
         text = f"waits for reservation {one.name}, which starts in {left}."
         return Wait(ask.session, "reservation.later", text)
 
-    def limit(self, ask: Ask, limit: Amounts, holds: Amounts) -> Wait | None:
-        """None: within the owner's limit."""
-        asked = {slot: amount * ask.members for slot, amount in ask.slots.items()}
-        asked["device_milli"] = ask.devices * ask.device_milli * ask.members
-        for slot in sorted(limit):
-            left = limit[slot] - holds.get(slot, 0)
-            if asked.get(slot, 0) > max(0, left):
-                text = (
-                    f"waits for {slot_name(slot)} within the limit of {ask.owner}: asks "
-                    f"{show(slot, asked[slot])}, {show(slot, max(0, left))} of "
-                    f"{show(slot, limit[slot])} left."
-                )
-                return Wait(ask.session, "policy.limit", text)
-        return None
+    def limit(self, ask: Ask, limits: Mapping[str, Amounts], holds: Holdings) -> Wait | None:
+        """The limit, of all accounts that it goes to, that leaves least; None: within all."""
+        asked, tightest = wanted(ask), 1.0
+        found: tuple[str, str, int, int] | None = None
+        for account in ask.payers:
+            for slot, limit in limits.get(account, {}).items():
+                left = max(0, limit - holds.of(account).get(slot, 0))
+                wants = asked.get(slot, 0)
+                if wants > left and left / wants < tightest:
+                    tightest, found = left / wants, (account, slot, limit, left)
+        if found is None:
+            return None
+        account, slot, limit, left = found
+        kind, colon, _ = account.partition(":")
+        text = (
+            f"waits for {slot_name(slot)} within the limit of {self._names.get(account, account)}:"
+            f" asks {show(slot, asked[slot])}, {show(slot, left)} of {show(slot, limit)} left."
+        )
+        code = f"limit.{kind}.{slot_name(slot)}" if colon else "policy.limit"
+        return Wait(ask.session, code, text)
 
     def preempting(self, ask: Ask, names: Sequence[str], grace_s: float) -> Wait:
         text = f"waits for {', '.join(names)} to give way, at most {format_duration(grace_s)}."
         return Wait(ask.session, "capacity.preempting", text)
+
+
+def _named(label: str) -> str:
+    """``network:full`` is what a machine offers, ``disk=ssd`` a label that somebody gave it."""
+    kind, offered, name = label.partition(":")
+    return f"{kind} {name}" if offered and "=" not in kind else f"label {label}"
 
 
 def whole_devices(book: Book) -> Ints:

@@ -3,7 +3,16 @@
 from madang.manager.session.api.events import EventApi
 from madang.manager.session.api.files import FileApi, WorkspaceApi
 from madang.manager.session.api.policies import SessionPolicyApi
+from madang.manager.session.api.queue import QueueApi
 from madang.manager.session.api.sessions import SessionApi
 from madang.manager.session.api.streams import StreamApi
 
-__all__ = ["EventApi", "FileApi", "SessionApi", "SessionPolicyApi", "StreamApi", "WorkspaceApi"]
+__all__ = [
+    "EventApi",
+    "FileApi",
+    "QueueApi",
+    "SessionApi",
+    "SessionPolicyApi",
+    "StreamApi",
+    "WorkspaceApi",
+]

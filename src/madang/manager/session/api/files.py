@@ -68,10 +68,20 @@ class FileApi:
         kernel_of(row)
         return row
 
+    async def _reading(self, call: Call[Any, None]) -> SessionRow:
+        row = await self._row(call)
+        await self._sessions.records.note_reading(call.caller, row, path=call.query.path)
+        return row
+
+    async def _writing(self, call: Call[Any, None]) -> SessionRow:
+        row = await self._row(call)
+        await self._sessions.records.note(call.caller, row, "files_written", path=call.query.path)
+        return row
+
     @endpoint("GET", "/v1/sessions/{ref}/files", query=FilesQuery, returns=list[FileEntry])
     async def list_files(self, call: Call[FilesQuery, None]) -> list[FileEntry]:
         """Entries of a folder in a session."""
-        row, query = await self._row(call), call.query
+        row, query = await self._reading(call), call.query
         request = ListFiles(kernel=row.kernel, path=query.path, recursive=query.recursive)
         found: list[FileEntry] = []
         async with self._kernels.open(row, request) as stream:
@@ -93,7 +103,7 @@ class FileApi:
     )
     async def get_file(self, call: Call[PathQuery, None]) -> web.StreamResponse:
         """One file's bytes; ranges are honoured."""
-        row = await self._row(call)
+        row = await self._reading(call)
         start, length, status = await self._range(call, row)
         request = ReadFile(kernel=row.kernel, path=call.query.path, start=start, length=length)
         async with self._kernels.open(row, request) as stream:
@@ -147,13 +157,14 @@ class FileApi:
     @endpoint(
         "PUT",
         "/v1/sessions/{ref}/file",
+        scope="sessions",
         query=PutQuery,
         returns=FilesWritten,
         sends="application/octet-stream",
     )
     async def put_file(self, call: Call[PutQuery, None]) -> FilesWritten:
         """Replace one file, atomically."""
-        row, query = await self._row(call), call.query
+        row, query = await self._writing(call), call.query
         request = WriteFile(kernel=row.kernel, path=query.path, mode=query.mode)
         async with self._kernels.open(row, request) as stream:
             return await upload(stream, _chunks(call))
@@ -161,7 +172,7 @@ class FileApi:
     @endpoint("GET", "/v1/sessions/{ref}/archive", query=PathQuery, streams="application/x-tar")
     async def get_archive(self, call: Call[PathQuery, None]) -> web.StreamResponse:
         """A file or folder as a tar stream."""
-        row = await self._row(call)
+        row = await self._reading(call)
         request = ReadTar(kernel=row.kernel, path=call.query.path)
         async with self._kernels.open(row, request) as stream:
             items = aiter(stream)
@@ -179,20 +190,21 @@ class FileApi:
     @endpoint(
         "PUT",
         "/v1/sessions/{ref}/archive",
+        scope="sessions",
         query=PathQuery,
         returns=FilesWritten,
         sends="application/x-tar",
     )
     async def put_archive(self, call: Call[PathQuery, None]) -> FilesWritten:
         """Unpack a tar stream below a folder of a session."""
-        row = await self._row(call)
+        row = await self._writing(call)
         request = WriteTar(kernel=row.kernel, path=call.query.path)
         async with self._kernels.open(row, request) as stream:
             return await upload(stream, _chunks(call))
 
 
 async def _chunks(call: Call[Any, Any]) -> AsyncIterator[bytes]:
-    async for chunk in call.request.content.iter_chunked(CHUNK):
+    async for chunk in call.content.chunks(CHUNK):
         yield chunk
 
 
@@ -204,6 +216,7 @@ class WorkspaceApi:
     @endpoint(
         "POST",
         "/v1/workspaces",
+        scope="sessions",
         body=WorkspaceManifest,
         returns=WorkspaceState,
         body_limit=MANIFEST_LIMIT,
@@ -215,10 +228,16 @@ class WorkspaceApi:
         wanted = sorted({f.digest for f in call.body.files if f.digest is not None})
         return WorkspaceState(digest=digest, missing=tuple(await self._blobs.missing(wanted)))
 
-    @endpoint("PUT", "/v1/workspaces/blobs", status=204, sends="application/octet-stream")
+    @endpoint(
+        "PUT",
+        "/v1/workspaces/blobs",
+        scope="sessions",
+        status=204,
+        sends="application/octet-stream",
+    )
     async def put_blobs(self, call: Call[None, None]) -> None:
         """Files of working directories: records of digest (32 bytes), size (u64 LE), data."""
-        content = call.request.content
+        content = call.content
         while head := await _exactly(content, _RECORD.size, at_end=True):
             digest, size = _RECORD.unpack(head)
             if size > self._settings.workspace_limit_bytes:

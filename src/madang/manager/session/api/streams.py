@@ -24,6 +24,7 @@ from madang.manager.http import Call, Caller, endpoint, start_stream
 from madang.manager.session.api.channel import OFFSET, Channel, ClientGone
 from madang.manager.session.service import SessionService
 from madang.manager.session.service.kernels import KernelService, kernel_of, not_running
+from madang.manager.session.service.records import program
 from madang.manager.session.types import SessionRow
 from madang.wire.api import ClientMessage, ClientOp, ServerMessage, ServerOp
 from madang.wire.errors import (
@@ -94,7 +95,7 @@ class StreamApi:
 
     # WebSockets
 
-    @endpoint("GET", "/v1/run", websocket=SOCKET)
+    @endpoint("GET", "/v1/run", scope="sessions", websocket=SOCKET)
     async def run(self, call: Call[None, None]) -> web.StreamResponse:
         """Create a session by the first message and follow it to its end (WebSocket)."""
         channel = Channel(call)
@@ -106,18 +107,19 @@ class StreamApi:
             await self._follow(Conversation(channel, call.caller, created.row))
         return channel.response
 
-    @endpoint("GET", "/v1/sessions/{ref}/attach", websocket=SOCKET)
+    @endpoint("GET", "/v1/sessions/{ref}/attach", scope="sessions", websocket=SOCKET)
     async def attach(self, call: Call[None, None]) -> web.StreamResponse:
         """Follow a session from any offset, with its input (WebSocket)."""
         row = await self._sessions.get(call.caller, call.path("ref"))
         channel = Channel(call)
         async with _talk(channel):
             first = await channel.open(ClientOp.ATTACH)
+            await self._sessions.records.note(call.caller, row, "attached", owner=row.owner)
             talk = Conversation(channel, call.caller, row, first.offset or 0, first.tail_bytes)
             await self._follow(talk)
         return channel.response
 
-    @endpoint("GET", "/v1/sessions/{ref}/exec", websocket=SOCKET)
+    @endpoint("GET", "/v1/sessions/{ref}/exec", scope="sessions", websocket=SOCKET)
     async def exec(self, call: Call[None, None]) -> web.StreamResponse:
         """Run one more program in a running session (WebSocket)."""
         row = await self._sessions.get(call.caller, call.path("ref"))
@@ -128,6 +130,8 @@ class StreamApi:
             first = await channel.open(ClientOp.EXEC)
             if first.exec is None or not first.exec.argv:
                 raise InvalidRequest("exec: the first message has no program.")
+            name = program(first.exec.argv)
+            await self._sessions.records.note(call.caller, row, "exec_started", program=name)
             await self._exec(channel, row, StartExec(kernel=row.kernel, spec=first.exec))
         return channel.response
 
@@ -291,6 +295,7 @@ class StreamApi:
         row = await self._sessions.get(call.caller, call.path("ref"))
         if row.status == S.TERMINATED:
             kernel_of(row)
+        await self._sessions.records.note_reading(call.caller, row, output=True)
         headers = {}
         if (log_end := self._sessions.view(row).log_end) is not None:
             headers["Madang-Log-End"] = str(log_end)

@@ -17,6 +17,8 @@ from madang.manager.session import store
 from madang.manager.session.rules import assignment_of, frost_news
 from madang.manager.session.service import moves
 from madang.manager.session.types import Images, Policies, SessionRow, SessionSettings
+from madang.manager.usage.service import UsageService
+from madang.manager.usage.types import AGENT, MANAGER
 from madang.wire.kernel import Desired, Hello, KernelReport, KernelState
 from madang.wire.session import Reason, SessionStatus
 
@@ -35,10 +37,12 @@ class AgentService:
         feed: EventFeed,
         images: Images,
         policies: Policies,
+        usage: UsageService,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
         self._database: Final = database
+        self._usage: Final = usage
         self._feed: Final = feed
         self._images: Final = images
         self._policies: Final = policies
@@ -126,6 +130,7 @@ class AgentService:
         if row is not None and row.held_by == node and row.kernel == report.kernel:
             log.warning("report with a wrong nonce", extra={"kernel": report.kernel, "node": node})
             return
+        await self._usage.hear(tx, node, report)
         await ledger.forget(tx, node, report.kernel, micros(self._clock.now()))
 
     async def _apply(
@@ -147,8 +152,9 @@ class AgentService:
                 columns = _facts(report)
                 if row.started_at is None and ended.reason is not Reason.START_FAILED:
                     columns["started_at"] = moves.to_stored(report.started_at)
+                by = MANAGER if report.ended is None else AGENT
                 return await moves.end(
-                    tx, row, ended, at=at, actor="agent", log_end=report.log_end, **columns
+                    tx, row, ended, at=at, actor="agent", by=by, log_end=report.log_end, **columns
                 )
             case _:
                 return None

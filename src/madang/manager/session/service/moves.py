@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from madang.kit.codec import to_json
 from madang.kit.ids import new_nonce
 from madang.manager.db import Transaction, micros, seconds
 from madang.manager.fleet import store as ledger
+from madang.manager.scheduling.store import add_run
 from madang.manager.session import store
-from madang.manager.session.rules import deadline_of, next_phases, result_of
+from madang.manager.session.rules import dated, deadline_of, next_phases, result_of, run_of
 from madang.manager.session.types import SessionRow
+from madang.manager.usage import store as usage
+from madang.manager.usage.rules import measured_of
+from madang.manager.usage.types import MANAGER, Holding
 from madang.wire.session import Ended, Reason, SessionStatus
 
 S = SessionStatus
@@ -46,7 +49,7 @@ async def advance(
     tx: Transaction, row: SessionRow, target: SessionStatus, *, at: int, cause: str, **columns: Any
 ) -> SessionRow | None:
     """To PREPARING or RUNNING, as the agent reports."""
-    return await store.move(
+    moved = await store.move(
         tx,
         row,
         target,
@@ -57,6 +60,9 @@ async def advance(
         phases=next_phases(row.phases, target, at),
         **columns,
     )
+    if moved is not None and moved.started_at is not None:
+        await usage.open_interval(tx, holding_of(moved), at)
+    return moved
 
 
 async def stop(
@@ -140,12 +146,13 @@ async def end(
     at: int,
     actor: str,
     keep: bool = True,
+    by: str = MANAGER,
     **columns: Any,
 ) -> SessionRow | None:
     """To TERMINATED, by way of TERMINATING if it was placed; None if it has ended already.
 
-    *keep*: the node keeps its files and output. Otherwise the kernel is to be removed, now or
-    whenever the node comes back.
+    *by*: who saw it end, for the usage ledger. *keep*: the node keeps its files and output.
+    Otherwise the kernel is to be removed, now or whenever the node comes back.
     """
     if row.status in {S.SCHEDULED, S.PREPARING, S.RUNNING}:
         between = await store.move(
@@ -162,6 +169,7 @@ async def end(
         row = between
     if row.held_by is not None and row.status == S.TERMINATING:
         columns["revision"] = await ledger.release(tx, row.held_by, row.slots)
+    ended = dated(ended, columns.get("started_at", row.started_at), at)
     moved = await store.move(
         tx,
         row,
@@ -170,25 +178,24 @@ async def end(
         actor=actor,
         cause=ended.text or str(ended.reason),
         result=str(result_of(ended)),
-        ended=to_json(_dated(ended, row, at)).decode(),
+        ended=to_json(ended).decode(),
         ended_at=at,
         deadline=None,
         pending=None,
         phases=next_phases(row.phases, S.TERMINATED, at),
         **columns,
     )
-    if moved is None or keep or moved.held_by is None:
+    if moved is None:
+        return None
+    await add_run(tx, run_of(moved, ended))
+    if moved.started_at is not None and moved.node is not None:
+        over = moved.started_at + micros(ended.duration_s)
+        await usage.close_interval(
+            tx, holding_of(moved), measured_of(ended), ended_at=over, by=by, at=at
+        )
+    if keep or moved.held_by is None:
         return moved
     return await let_go(tx, moved, at=at)
-
-
-def _dated(ended: Ended, row: SessionRow, at: int) -> Ended:
-    if ended.at > 0:
-        return ended
-    began = row.started_at
-    return replace(
-        ended, at=seconds(at), duration_s=0.0 if began is None else seconds(max(0, at - began))
-    )
 
 
 async def let_go(tx: Transaction, row: SessionRow, *, at: int) -> SessionRow | None:
@@ -205,6 +212,30 @@ async def remove(tx: Transaction, row: SessionRow, *, at: int, actor: str) -> bo
     if row.held_by is not None:
         await ledger.forget(tx, row.held_by, row.kernel, at)
     return await store.remove(tx, row, at=at, actor=actor)
+
+
+def holding_of(row: SessionRow) -> Holding:
+    """What it holds of its node, for the usage ledger."""
+    assert row.node is not None
+    assert row.started_at is not None
+    return Holding(
+        session_id=row.id,
+        session=row.name,
+        kind=row.kind,
+        attempt=row.attempt,
+        nonce=row.nonce,
+        node=row.node,
+        user_id=row.owner_id,
+        user=row.owner,
+        project_id=row.project_id,
+        group_name=row.group_name,
+        token_id=row.token_id,
+        cpu_milli=row.cpu_milli,
+        mem_bytes=row.mem_bytes,
+        disk_bytes=row.disk_bytes,
+        pids=row.pids,
+        started_at=row.started_at,
+    )
 
 
 def lost(text: str, *, reason: Reason = Reason.LOST) -> Ended:

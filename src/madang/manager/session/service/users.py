@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import to_json
 from madang.kit.ids import new_id, new_name
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, last_event
-from madang.manager.fleet import store as ledger
 from madang.manager.fleet.service import FleetService
-from madang.manager.fleet.tables import SLOTS
 from madang.manager.fleet.types import Slots
 from madang.manager.http import Caller
-from madang.manager.scheduling.rules import lacking, plan, show, slot_name
-from madang.manager.scheduling.types import Ask, Held, Room
+from madang.manager.identity.service import People
+from madang.manager.limits.service import LimitService, PresetService
+from madang.manager.limits.types import Asked
+from madang.manager.scheduling.planner import plan
+from madang.manager.scheduling.rules import priority_of
+from madang.manager.scheduling.service import GroupService, Memory
+from madang.manager.scheduling.service.reservations import check_use
 from madang.manager.session import store
-from madang.manager.session.rules import check_spec, next_phases, resolve_size, view
+from madang.manager.session.rules import (
+    accounts_of,
+    check_spec,
+    next_phases,
+    resolve_size,
+    size_of,
+    view,
+)
 from madang.manager.session.service import moves
 from madang.manager.session.service.agents import AgentService
+from madang.manager.session.service.estimates import estimates, pending_of
 from madang.manager.session.service.kernels import not_running
+from madang.manager.session.service.places import refuse_impossible, wishes_for
+from madang.manager.session.service.records import Records
+from madang.manager.session.service.snapshots import SnapshotReader, View
 from madang.manager.session.types import Blobs, Images, SessionRow, SessionSettings
 from madang.wire.api import StopRequest
 from madang.wire.errors import (
@@ -35,14 +49,11 @@ from madang.wire.errors import (
     InvalidRequest,
     NotFound,
     PreconditionFailed,
-    RuntimeNotOffered,
-    SizeImpossible,
     WorkspaceIncomplete,
 )
 from madang.wire.kernel import ImageMount, KernelReport
 from madang.wire.session import (
     HistoryEntry,
-    Pending,
     Reason,
     Session,
     SessionKind,
@@ -55,9 +66,11 @@ S = SessionStatus
 
 MAX_WAIT_S: Final = 60.0
 MAX_KEY: Final = 200
+SEEN: Final = 2000
+"""Waiting sessions that a preview and a question look at."""
 CONFIRM_S: Final = 2.0
 """How long a freeze or thaw waits to hear that it was done; it is done later all the same."""
-_REF: Final = re.compile(r"[0-9a-z-]{1,64}")
+_REF: Final = re.compile(r"(?:([0-9a-z._-]{1,40})/)?([0-9a-z-]{1,64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,16 +90,30 @@ class SessionService:
         fleet: FleetService,
         agents: AgentService,
         images: Images,
+        people: People,
         blobs: Blobs,
+        limits: LimitService,
+        presets: PresetService,
+        groups: GroupService,
+        reader: SnapshotReader,
+        memory: Memory,
+        records: Records,
         clock: Clock,
         settings: SessionSettings,
     ) -> None:
         self._database: Final = database
+        self.records: Final = records
         self._feed: Final = feed
         self._fleet: Final = fleet
         self._agents: Final = agents
         self._images: Final = images
+        self._people: Final = people
         self._blobs: Final = blobs
+        self._limits: Final = limits
+        self._presets: Final = presets
+        self._groups: Final = groups
+        self._reader: Final = reader
+        self._memory: Final = memory
         self._clock: Final = clock
         self._settings: Final = settings
 
@@ -122,8 +149,11 @@ class SessionService:
                     session_id=row.id,
                     at=row.created_at,
                 )
-            row = replace(row, name=await self._free_name(tx, spec.name))
+            await self._people.project_for(tx, caller, spec.project)  # They may have left it.
+            row = await self._within_limits(tx, row)
+            row = replace(row, name=await self._free_name(tx, caller, spec.name))
             await store.add(tx, row, actor=caller.user)
+            await self.records.created(tx, caller, row, spec)
         self._feed.wake()
         return Created(row, repeated=False)
 
@@ -143,18 +173,40 @@ class SessionService:
         self, caller: Caller, spec: SessionSpec, body: str, kind: SessionKind | None
     ) -> SessionRow:
         check_spec(spec)
+        if spec.preset:
+            spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
         size = resolve_size(spec, self._settings)
-        mount = await self._images.resolve(spec.image)
-        image_policy = await self._images.policy_of(spec.image)
+        mount = await self._images.resolve(caller, spec.image)
+        image_policy = await self._images.policy_of(caller, spec.image)
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
             raise WorkspaceIncomplete(text, workspace=spec.workspace)
-        await self._refuse_impossible(size)
-        await self._refuse_missing(spec.runtime)
         if kind is None:
             kind = SessionKind.RUN if spec.argv else SessionKind.IDLE
         row = self._row(caller, spec, body, kind, size, mount)
-        return replace(row, image_policy=image_policy)
+        return await self._put_in_group(caller, spec, replace(row, image_policy=image_policy))
+
+    async def _put_in_group(self, caller: Caller, spec: SessionSpec, row: SessionRow) -> SessionRow:
+        """With its group, priority and wishes. Raises GroupRefused, NotFound, SizeImpossible, …"""
+        async with self._database.read() as tx:
+            project_id = await self._people.project_for(tx, caller, spec.project)
+            row = replace(row, project_id=project_id)
+            groups = await self._groups.current(tx)
+            name = groups.choose(spec.group, caller, project_id)
+            rules = groups.rules[name]
+            if spec.reservation:
+                await check_use(tx, spec.reservation, name, row.project_id)
+            after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
+            accounts = await self._limits.accounts(
+                tx, user=row.owner_id, project=row.project_id, token=row.token_id
+            )
+            wishes = wishes_for(spec, row, accounts, tuple(after))
+        refuse_impossible(
+            Slots.of(size_of(row)), wishes, spec, name, rules, await self._fleet.nodes()
+        )
+        priority = priority_of(spec.priority, name, rules, administers=caller.administers)
+        text = to_json(wishes).decode()
+        return replace(row, group_name=name, priority=priority, wishes=text)
 
     def _row(
         self,
@@ -210,72 +262,73 @@ class SessionService:
             log_end=None,
             refused="{}",
             version=1,
+            token_id=caller.token_id,
         )
 
-    async def _free_name(self, tx: Transaction, wanted: str | None) -> str:
+    async def _within_limits(self, tx: Reader, row: SessionRow) -> SessionRow:
+        """With the time limit that it gets. Raises LimitRefused, LimitExceeded."""
+        time_s = None if row.time_us is None else seconds(row.time_us)
+        asked = Asked(slots=asdict(row.slots), time_s=time_s)
+        granted = await self._limits.check_create(tx, accounts_of(row), asked, at=row.created_at)
+        return row if granted == time_s else replace(row, time_us=moves.to_stored(granted))
+
+    async def _free_name(self, tx: Transaction, caller: Caller, wanted: str | None) -> str:
         if wanted is not None:
-            if await store.name_taken(tx, wanted):
+            if await store.name_taken(tx, caller.user_id, wanted):
                 text = (
-                    f"a session named {wanted!r} exists; choose another, or `madang rm {wanted}`."
+                    f"you have a session named {wanted!r}; choose another, or `madang rm {wanted}`."
                 )
                 raise Conflict(text, name=wanted)
             return wanted
         tries = 0
-        while await store.name_taken(tx, name := new_name(tries)):
+        while await store.name_taken(tx, caller.user_id, name := new_name(tries)):
             tries += 1
         return name
 
-    async def _refuse_impossible(self, size: Size) -> None:
-        nodes = await self._fleet.nodes()
-        slots = Slots.of(size)
-        if not nodes or any(slots.within(node.capacity) for node in nodes):
-            return
-        asked = asdict(slots)
-        slot, most = lacking(asked, [asdict(node.capacity) for node in nodes])
-        name = slot_name(slot)
-        text = (
-            f"{name}: asks {show(slot, asked[slot])}, but the largest machine has "
-            f"{show(slot, most)}. Ask for less with --{name}."
-        )
-        raise SizeImpossible(text, slot=name, asked=asked[slot], largest=most)
-
-    async def _refuse_missing(self, runtime: str) -> None:
-        """A runtime that no machine offers."""
-        nodes = await self._fleet.nodes()
-        offered = {name: None for node in nodes for name in node.runtimes}
-        if runtime and nodes and runtime not in offered:
-            raise RuntimeNotOffered(runtime, offered=offered, why="no machine offers it")
-
     async def preview(self, caller: Caller, spec: SessionSpec) -> Session:
         """As ``create`` would make it, with where it would go or why it would wait; not stored."""
+        row, _ = await self.draft(caller, spec)
+        return view(row, None)
+
+    async def draft(self, caller: Caller, spec: SessionSpec) -> tuple[SessionRow, View]:
+        """The row that ``create`` would add, with its place or its reason, among all that wait."""
         row = await self._prepare(caller, spec, to_json(spec).decode(), None)
-        ask = ask_of(row)
+        now = seconds(row.created_at)
         async with self._database.read() as tx:
-            snapshot = await read_snapshot(tx, self._fleet.online())
-        found = plan([ask], snapshot.rooms, seconds(row.created_at), held=snapshot.held)
-        if found.places:
-            return view(replace(row, node=found.places[0].node), None)
-        wait = found.waits[0]
-        pending = Pending(code=wait.code, text=wait.text, since=seconds(row.created_at))
-        return view(replace(row, pending=to_json(pending).decode()), None)
+            row = await self._within_limits(tx, row)
+            found = await self._reader.read(tx, [*await store.list_pending(tx, SEEN), row], now)
+        decided = plan(found.snapshot, found.policies, now)
+        for place in decided.places:
+            if place.session == row.id:
+                return replace(row, node=place.node), found
+        waits = (*decided.waits, *decided.given_up)
+        wait = next(wait for wait in waits if wait.session == row.id)
+        told = estimates(found, [wait], self._memory, now).get(row.id)
+        pending = pending_of(row, wait, told, row.created_at)
+        return replace(row, pending=to_json(pending).decode()), found
 
     # Reading
 
     async def get(self, caller: Caller, ref: str) -> SessionRow:
-        """By id, name, or unique prefix of a name. Raises NotFound, Ambiguous."""
+        """By id, name, or unique prefix of a name; ``owner/name`` for whoever sees several owners'.
+
+        The caller's own come before all others. Raises NotFound, Ambiguous.
+        """
         async with self._database.read() as tx:
             return await self._get(tx, caller, ref)
 
     async def _get(self, tx: Reader, caller: Caller, ref: str) -> SessionRow:
-        if _REF.fullmatch(ref):
-            if (row := await store.find_ref(tx, ref, caller)) is not None:
-                return row
-            found = await store.list_prefix(tx, ref, caller)
-            if len(found) == 1:
-                return found[0]
-            if found:
-                names = f"{found[0].name}, {found[1].name}"
-                raise Ambiguous(f"several sessions begin with {ref!r}: {names}, …", ref=ref)
+        if match := _REF.fullmatch(ref):
+            owner, name = match.groups()
+            found = await store.list_ref(tx, name, caller, owner=owner)
+            if not found:
+                found = await store.list_prefix(tx, name, caller, owner=owner)
+            own = [row for row in found if row.owner_id == caller.user_id]
+            if len(chosen := own or found) == 1:
+                return chosen[0]
+            if chosen:
+                names = ", ".join(f"{row.owner}/{row.name}" for row in chosen)
+                raise Ambiguous(f"{ref!r} may be several sessions: {names}, …", ref=ref)
         raise NotFound(f"no session {ref[:64]!r}. `madang ps --all` lists them.", ref=ref[:64])
 
     def view(self, row: SessionRow) -> Session:
@@ -347,6 +400,7 @@ class SessionService:
             if row.status != S.RUNNING:
                 raise not_running(row)
             row = await moves.set_frozen(tx, row, at=at, frozen=frozen) or row
+            await self.records.write(tx, caller, row, "frozen" if frozen else "thawed")
         self._feed.wake()
         report = await self._confirmation(row)
         if report is not None and report.freeze_error and frozen:
@@ -371,6 +425,35 @@ class SessionService:
         async with self._database.read() as tx:
             return await store.find(tx, row.id)
 
+    # Left alone
+
+    async def protect(self, caller: Caller, ref: str, for_s: float | None) -> SessionRow:
+        """Not to be stopped for being idle for that long from now; 0: the protection ends.
+
+        None: as long as its limits allow. Raises LimitRefused for longer, Conflict where nothing
+        would stop it.
+        """
+        if for_s is not None and not (math.isfinite(for_s) and for_s >= 0):
+            raise InvalidRequest("for_s: seconds from now, 0 or more.", field="for_s")
+        at = micros(self._clock.now())
+        async with self._database.begin() as tx:
+            row = await self._get(tx, caller, ref)
+            if row.status == S.TERMINATED:
+                raise not_running(row)
+            accounts = accounts_of(row)
+            until = at + micros(await self._limits.protection(tx, accounts, row.name, for_s))
+            columns = {
+                "protected_until": until if until > at else None,
+                "protected_by": caller.user,
+            }
+            if until > at:
+                columns |= {"idle_stop_at": None, "idle_text": ""}
+            row = await store.change(tx, row, at=at, what="protected", **columns) or row
+            after = {"protected_until": None if until <= at else seconds(until)}
+            await self.records.write(tx, caller, row, "protected", after=after)
+        self._feed.wake()
+        return row
+
     # Ending
 
     async def stop(self, caller: Caller, ref: str, request: StopRequest) -> SessionRow:
@@ -380,16 +463,19 @@ class SessionService:
             raise InvalidRequest("grace_s: between 0 and 3600 seconds.", field="grace_s")
         at = micros(self._clock.now())
         async with self._database.begin() as tx:
-            row = await self._get(tx, caller, ref)
+            found = await self._get(tx, caller, ref)
             row = await moves.stop(
                 tx,
-                row,
+                found,
                 at=at,
                 actor=caller.user,
                 reason=Reason.USER,
                 text=f"stopped by {caller.user}",
                 grace_us=moves.to_stored(grace),
             )
+            if row.version != found.version:
+                before, after = {"status": found.status}, {"status": row.status, "grace_s": grace}
+                await self.records.write(tx, caller, row, "stopped", before=before, after=after)
         self._feed.wake()
         return row
 
@@ -411,42 +497,7 @@ class SessionService:
                     raise Conflict(text, status=row.status)
                 ended = moves.lost(f"removed by {caller.user}", reason=Reason.USER)
                 row = await moves.end(tx, row, ended, at=at, actor=caller.user)
-            if row is not None:
-                await moves.remove(tx, row, at=at, actor=caller.user)
+            if row is not None and await moves.remove(tx, row, at=at, actor=caller.user):
+                before = {"owner": row.owner, "force": force}
+                await self.records.write(tx, caller, row, "removed", before=before)
         self._feed.wake()
-
-
-def ask_of(row: Any) -> Ask:
-    """Of a ``SessionRow`` or a row of ``store.list_pending``."""
-    return Ask(
-        session=row.id,
-        name=row.name,
-        priority=row.priority,
-        created_at=seconds(row.created_at),
-        slots=_slots(row),
-    )
-
-
-def _slots(row: Any) -> dict[str, int]:
-    return {slot: getattr(row, slot) for slot in SLOTS}
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """What the planner looks at."""
-
-    rooms: Sequence[Room]
-    held: Sequence[Held]
-
-
-async def read_snapshot(tx: Reader, online: set[str]) -> Snapshot:
-    rooms = []
-    for node in await ledger.list_nodes(tx):
-        if node.name in online:
-            capacity, used = asdict(node.capacity), asdict(node.used)
-            free = {slot: capacity[slot] - used[slot] for slot in capacity}
-            rooms.append(Room(node=node.name, capacity=capacity, free=free))
-    held = [
-        Held(node=row.node, name=row.name, slots=_slots(row)) for row in await store.list_placed(tx)
-    ]
-    return Snapshot(rooms, held)

@@ -1,0 +1,310 @@
+"""Every endpoint that changes something writes a record: who, from where, by which request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pytest
+import sqlalchemy as sa
+
+from madang.manager.audit.types import Actor
+from madang.manager.http.endpoint import Endpoint
+from madang.manager.identity.tables import users
+from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.wire.audit import verify
+from madang.wire.kernel import Assignment
+from madang.wire.link import FilesWritten, StreamRequest
+
+ID: Final = "the-request"
+HEADERS: Final = {"X-Request-Id": ID}
+POLICY: Final = "version = 1\n[[deny]]\ncalls = ['ptrace']\n"
+
+SILENT: Final = {
+    ("POST", "/v1/policies/review"): "changes nothing",
+    ("POST", "/v1/policies/test"): "changes nothing",
+    ("POST", "/v1/policies/replay"): "changes nothing",
+    ("POST", "/v1/workspaces"): "content by its hash; counts once a session is created with it",
+    ("PUT", "/v1/workspaces/blobs"): "content by its hash",
+}
+
+
+class World:
+    """A server with a machine and a running session of the caller."""
+
+    def __init__(self, box: ManagerBox, agent: ScriptedAgent) -> None:
+        self.box: Final = box
+        self.agent: Final = agent
+
+    async def call(self, method: str, path: str, body: Any = None, **more: Any) -> Any:
+        headers = {**HEADERS, **more.pop("headers", {})}
+        return await self.box.call(method, path, body, headers=headers, **more)
+
+    async def running(self) -> Assignment:
+        session = await self.box.call("POST", "/v1/sessions", {"argv": ["true"]})
+        assignment = await self.agent.assigned(session["id"])
+        await self.agent.running(assignment)
+        await self.box.until(session["id"], "RUNNING")
+        return assignment
+
+    async def ended(self) -> Assignment:
+        assignment = await self.running()
+        await self.agent.ended(assignment)
+        await self.box.until(assignment.kernel.session, "TERMINATED")
+        return assignment
+
+    async def talk(self, path: str, first: dict[str, Any]) -> None:
+        """The first message of a WebSocket, and what answers it."""
+        async with self.box.http.ws_connect(path, headers=HEADERS) as socket:
+            await socket.send_json(first)
+            await socket.receive(timeout=10)
+
+
+Act = Callable[[World], Awaitable[object]]
+ACTS: Final[dict[tuple[str, str], tuple[str, Act]]] = {}
+
+
+def act(method: str, path: str, action: str) -> Callable[[Act], Act]:
+    def keep(do: Act) -> Act:
+        ACTS[method, path] = (action, do)
+        return do
+
+    return keep
+
+
+@act("POST", "/v1/sessions", "session.created")
+async def create(world: World) -> None:
+    await world.call("POST", "/v1/sessions", {"argv": ["sh", "-c", "echo swordfish"]})
+
+
+@act("GET", "/v1/run", "session.created")
+async def run(world: World) -> None:
+    await world.talk("/v1/run", {"op": "run", "spec": {"argv": ["true"]}})
+
+
+@act("GET", "/v1/sessions/{ref}/attach", "session.attached")
+async def attach(world: World) -> None:
+    session = (await world.running()).kernel.session
+    await world.talk(f"/v1/sessions/{session}/attach", {"op": "attach"})
+
+
+@act("GET", "/v1/sessions/{ref}/exec", "session.exec_started")
+async def start_exec(world: World) -> None:
+    session = (await world.running()).kernel.session
+    spec = {"argv": ["/bin/psql", "--password=swordfish"]}
+    await world.talk(f"/v1/sessions/{session}/exec", {"op": "exec", "exec": spec})
+
+
+@act("POST", "/v1/sessions/{ref}/stop", "session.stopped")
+async def stop(world: World) -> None:
+    session = (await world.running()).kernel.session
+    await world.call("POST", f"/v1/sessions/{session}/stop", {})
+
+
+@act("POST", "/v1/sessions/{ref}/freeze", "session.frozen")
+async def freeze(world: World) -> None:
+    assignment = await world.running()
+    session = assignment.kernel.session
+    call = asyncio.create_task(world.call("POST", f"/v1/sessions/{session}/freeze"))
+    await world.agent.until(lambda: world.agent.wanted[assignment.kernel].frozen)
+    told = world.agent.wanted[assignment.kernel]
+    await world.agent.running(told, frozen_since=5.0, freeze_revision=told.freeze_revision)
+    await call
+
+
+@act("POST", "/v1/sessions/{ref}/thaw", "session.thawed")
+async def thaw(world: World) -> None:
+    assignment = await world.running()
+    before = assignment.freeze_revision
+    session = assignment.kernel.session
+    call = asyncio.create_task(world.call("POST", f"/v1/sessions/{session}/thaw"))
+    wanted = world.agent.wanted
+    await world.agent.until(lambda: wanted[assignment.kernel].freeze_revision > before)
+    told = wanted[assignment.kernel]
+    await world.agent.running(told, freeze_revision=told.freeze_revision)
+    await call
+
+
+@act("POST", "/v1/sessions/{ref}/signal", "session.signalled")
+async def signal(world: World) -> None:
+    session = (await world.running()).kernel.session
+    await world.call("POST", f"/v1/sessions/{session}/signal", {"signal": 10})
+
+
+@act("DELETE", "/v1/sessions/{ref}", "session.removed")
+async def remove(world: World) -> None:
+    session = (await world.ended()).kernel.session
+    await world.call("DELETE", f"/v1/sessions/{session}")
+
+
+async def _takes_files(request: StreamRequest, stream: Any) -> None:
+    await stream.send(FilesWritten(files=1, bytes=1))
+
+
+@act("PUT", "/v1/sessions/{ref}/file", "session.files_written")
+async def put_file(world: World) -> None:
+    session = (await world.running()).kernel.session
+    world.agent.serve = _takes_files
+    await world.call("PUT", f"/v1/sessions/{session}/file?path=/work/a&mode=420", data=b"x")
+
+
+@act("PUT", "/v1/sessions/{ref}/archive", "session.files_written")
+async def put_archive(world: World) -> None:
+    session = (await world.running()).kernel.session
+    world.agent.serve = _takes_files
+    await world.call("PUT", f"/v1/sessions/{session}/archive?path=/work", data=b"x")
+
+
+@act("PUT", "/v1/sessions/{ref}/policy", "policy.applied")
+async def set_session_policy(world: World) -> None:
+    session = await world.box.call("POST", "/v1/sessions", {"argv": ["a"], "size": {"cpu": 4}})
+    await world.call("PUT", f"/v1/sessions/{session['id']}/policy", {"text": POLICY})
+
+
+@act("PUT", "/v1/policies/{target}", "policy.applied")
+async def apply_policy(world: World) -> None:
+    await world.call("PUT", "/v1/policies/site", {"text": POLICY, "note": "no debuggers"})
+
+
+@act("POST", "/v1/images", "image.build_started")
+async def build(world: World) -> None:
+    secret = "tool @ https://swordfish@example.org/tool.whl"
+    await world.call("POST", "/v1/images", {"name": "lab", "requirements": ["rich", secret]})
+
+
+@act("DELETE", "/v1/images/{name}", "image.removed")
+async def remove_image(world: World) -> None:
+    await world.box.call("POST", "/v1/images", {"name": "lab", "requirements": ["rich"]})
+    (build,) = (await world.box.call("GET", "/v1/sessions"))["items"]
+    await world.box.call("DELETE", f"/v1/sessions/{build['id']}?force=1")
+    await world.call("DELETE", "/v1/images/lab")
+
+
+@act("POST", "/v1/usage/intervals/{id}/correct", "usage.corrected")
+async def correct(world: World) -> None:
+    session = (await world.ended()).kernel.session
+    await world.call("POST", f"/v1/usage/intervals/{session}.1/correct", {"reason": "free"})
+
+
+@act("POST", "/v1/usage/prices", "price.set")
+async def set_price(world: World) -> None:
+    price = {"group": "*", "slot": "cpu", "price": "0.05", "currency": "EUR"}
+    await world.call("POST", "/v1/usage/prices", price)
+
+
+def declared(box: ManagerBox) -> dict[tuple[str, str], Endpoint]:
+    found: dict[tuple[str, str], Endpoint] = {}
+    for route in box.manager.web_app().router.routes():
+        for cell in route.handler.__closure__ or ():
+            if isinstance(cell.cell_contents, Endpoint):
+                found[cell.cell_contents.method, cell.cell_contents.path] = cell.cell_contents
+    return found
+
+
+async def test_no_endpoint_that_changes_something_is_forgotten(box: ManagerBox) -> None:
+    """Add a new one to ACTS, or to SILENT with the reason."""
+    found = declared(box)
+    assert len(found) > 30
+    changing = {key for key, each in found.items() if key[0] != "GET" or each.websocket}
+
+    assert changing == ACTS.keys() | SILENT.keys()
+
+
+@pytest.mark.parametrize(("method", "path"), ACTS)
+async def test_a_change_is_written_down(box: ManagerBox, method: str, path: str) -> None:
+    action, do = ACTS[method, path]
+    world = World(box, await box.add_agent())
+
+    await do(world)
+
+    page = await box.call("GET", f"/v1/audit?action={action}")
+    found = [each for each in page["items"] if each["request_id"] == ID]
+    assert [each["action"] for each in found] == [action]
+    (record,) = found
+    assert (record["actor"], record["key"], record["source"]) == ("admin", "first", "127.0.0.1")
+    assert record["kind"] == action.partition(".")[0]
+    assert record["id"]
+    assert record["name"]
+    async with box.http.get("/v1/audit/export") as response:
+        data = await response.read()
+    assert b"swordfish" not in data
+    assert verify(data.splitlines(keepends=True)).problem == ""
+
+
+async def test_a_dry_run_a_refusal_and_a_repeated_call_leave_no_record(box: ManagerBox) -> None:
+    await box.call("POST", "/v1/sessions?dry_run=1", {"argv": ["true"]})
+    await box.call("POST", "/v1/sessions", {"argv": ["true"], "image": "no"}, status=404)
+    for _ in range(2):
+        key = {"Idempotency-Key": "k"}
+        await box.call("POST", "/v1/sessions", {"argv": ["true"]}, headers=key)
+    for _ in range(2):
+        await box.call("PUT", "/v1/policies/site", {"text": POLICY})
+
+    actions = [each["action"] for each in (await box.call("GET", "/v1/audit"))["items"]]
+    assert actions == ["policy.applied", "session.created", "token.created"]
+
+
+async def test_who_reads_what_is_somebody_else_s_is_written_down(box: ManagerBox) -> None:
+    agent = await box.add_agent()
+    ann = await box.new_user("ann")
+    session = await box.call("POST", "/v1/sessions", {"argv": ["true"]}, headers=ann)
+    assignment = await agent.assigned(session["id"])
+    await agent.running(assignment)
+    await box.until(session["id"], "RUNNING")
+
+    await box.call("GET", f"/v1/sessions/{session['id']}/logs", headers=ann)
+    await box.call("GET", f"/v1/sessions/{session['id']}/logs")
+
+    (record,) = (await box.call("GET", "/v1/audit?action=session.read"))["items"]
+    assert (record["actor"], record["after"]) == ("admin", {"output": True, "owner": "ann"})
+
+
+async def test_only_administrators_and_monitors_read_the_log(box: ManagerBox) -> None:
+    ann = await box.new_user("ann")
+    for path in ("/v1/audit", "/v1/audit/head", "/v1/audit/export"):
+        await box.call("GET", path, headers=ann, status=403)
+        async with box.http.get(path) as response:
+            assert response.status == 200
+
+
+async def test_an_administrator_of_a_domain_reads_what_concerns_it(box: ManagerBox) -> None:
+    dora = await box.new_user("dora")
+    async with box.manager.database.begin() as tx:
+        await tx.execute(sa.update(users).where(users.c.name == "dora"), role="domain_admin")
+    others = Actor(name="eve", domain_id="elsewhere")
+    async with box.manager.database.begin() as tx:
+        log = box.manager.audit
+        await log.record(tx, actor=others, action="x.y", kind="x", id="1", name="theirs")
+        await log.record(
+            tx, actor=others, action="x.y", kind="x", id="2", name="ours", domain="default"
+        )
+
+    page = await box.call("GET", "/v1/audit?action=x", headers=dora)
+    assert [each["name"] for each in page["items"]] == ["ours"]
+    for path in ("/v1/audit/head", "/v1/audit/export"):
+        await box.call("GET", path, headers=dora, status=403)
+
+
+async def test_the_list_can_be_narrowed_and_read_page_by_page(box: ManagerBox) -> None:
+    names = ("aa", "bb", "cc")
+    for name in names:
+        await box.call("POST", "/v1/sessions", {"argv": ["true"], "name": name})
+    await box.call("POST", "/v1/sessions/bb/stop", {})
+
+    async def names_of(query: str) -> list[str]:
+        page = await box.call("GET", f"/v1/audit?{query}")
+        return [f"{each['action']} {each['name']}" for each in page["items"]]
+
+    assert await names_of("object=bb") == ["session.stopped bb", "session.created bb"]
+    assert await names_of("action=session.stopped") == ["session.stopped bb"]
+    assert len(await names_of("actor=admin&kind=session")) == 4
+    assert await names_of("actor=nobody") == []
+    assert await names_of("since=99999999999") == []
+    assert await names_of("until=5") == []
+    first = await box.call("GET", "/v1/audit?limit=2&action=session")
+    rest = await box.call("GET", f"/v1/audit?limit=5&action=session&cursor={first['next']}")
+    assert [each["name"] for each in first["items"] + rest["items"]] == ["bb", "cc", "bb", "aa"]
+    assert rest["next"] is None
+    for query in ("action=Session", "limit=0", "cursor=0", f"cursor={10**30}", "since=-1"):
+        await box.call("GET", f"/v1/audit?{query}", status=400)
