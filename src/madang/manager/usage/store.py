@@ -13,7 +13,7 @@ from madang.manager.identity.tables import domains, projects
 from madang.manager.usage.tables import usage, usage_prices
 from madang.manager.usage.types import Holding, Measured, PriceRow, Slot, UsageRow
 
-PAGE: Final = 1000
+PAGE: Final = 500
 _NEVER: Final = -1
 _B = sa.bindparam
 
