@@ -75,10 +75,8 @@ _SUMMED: Final = (
 _CLOSED: Final = (
     sa.select(*_SUMMED)
     .where(
-        sa.or_(
-            usage.c.ended_at > _number("b_at"),
-            sa.and_(usage.c.ended_at == _number("b_at"), usage.c.id > _text("b_id")),
-        ),
+        usage.c.ended_at >= _number("b_at"),  # a range of the index
+        sa.or_(usage.c.ended_at > _number("b_at"), usage.c.id > _text("b_id")),
         *_MATCHES,
         _IN_FORCE,
     )
