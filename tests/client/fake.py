@@ -37,7 +37,6 @@ from madang.wire.api import (
     ServerMessage,
     ServerOp,
     StopRequest,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
@@ -57,6 +56,7 @@ from madang.wire.link import FileEntry
 from madang.wire.log import LogRecord, Stream
 from madang.wire.log import pack as pack_record
 from madang.wire.paths import from_wire, to_wire
+from madang.wire.people import WhoAmI
 from madang.wire.session import (
     Ended,
     HistoryEntry,

@@ -1,6 +1,7 @@
 """Settings of the client: the only reader of its environment and files.
 
-Environment before file: ``MADANG_URL``, ``MADANG_TOKEN``, ``MADANG_CONFIG`` (another file). The
+Environment before file: ``MADANG_URL``, ``MADANG_TOKEN``, ``MADANG_CONFIG`` (another file), or
+``MADANG_ACCESS_KEY`` and ``MADANG_SECRET_KEY`` instead of a token. The
 file is ``$XDG_CONFIG_HOME/madang/client.toml`` with ``url`` and one of ``token``, ``token_file``.
 """
 
@@ -11,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from madang.client.proof import KeyPair
 from madang.kit.codec import to_json
 from madang.kit.secret import Secret
 from madang.wire.errors import ConfigInvalid
@@ -25,6 +27,10 @@ class ClientConfig:
 
     url: str = DEFAULT_URL
     token: Secret | None = None
+    key: KeyPair | None = None
+    """Signs requests; comes before the token of the file, not before MADANG_TOKEN."""
+    borrowed: bool = False
+    """The token lies in another's file."""
     path: str
     """The configuration file, whether it exists or not."""
     cache_dir: str
@@ -45,6 +51,8 @@ def load(environ: Mapping[str, str] | None = None) -> ClientConfig:
     return ClientConfig(
         url=env.get("MADANG_URL") or file.get("url") or DEFAULT_URL,
         token=_token(env, file, path),
+        borrowed=not env.get("MADANG_TOKEN") and "token_file" in file,
+        key=None if env.get("MADANG_TOKEN") else _key(env),
         path=path,
         cache_dir=os.path.join(cache, "madang"),
         home=home,
@@ -126,6 +134,14 @@ def _token(env: Mapping[str, str], file: Mapping[str, str], path: str) -> Secret
     except (OSError, ValueError) as exc:
         text = f"{path}: token_file {token_file} can't be read ({exc})."
         raise ConfigInvalid(text) from exc
+
+
+def _key(env: Mapping[str, str]) -> KeyPair | None:
+    access, secret = env.get("MADANG_ACCESS_KEY", ""), env.get("MADANG_SECRET_KEY", "")
+    if bool(access) != bool(secret):
+        missing = "MADANG_SECRET_KEY" if access else "MADANG_ACCESS_KEY"
+        raise ConfigInvalid(f"{missing} is not set: a key pair needs both.", setting=missing)
+    return KeyPair(access.strip(), Secret(secret.strip())) if access else None
 
 
 def _quoted(text: str) -> str:

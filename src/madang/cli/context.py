@@ -21,7 +21,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON."
 def connect(config: ClientConfig | None = None) -> Client:
     """A client of the configured server."""
     config = config or load()
-    return Client(config.url, config.token)
+    return Client(config.url, config.key or config.token)
 
 
 def print_json(value: Any) -> None:

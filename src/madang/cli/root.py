@@ -42,6 +42,9 @@ SECTIONS: Final = {
         "image": ("madang.cli.image:image", "List, build and remove images."),
     },
     "Administration": {
+        "user": ("madang.cli.people:user", "List, invite, change and disable users."),
+        "project": ("madang.cli.people:project", "Make projects, and let people into them."),
+        "domain": ("madang.cli.people:domain", "List, make and disable domains."),
         "policy": ("madang.cli.policy:policy", "Show, try and apply sandbox policies."),
         "limits": ("madang.cli.limits:limits", "Who may have how much: show, write, assign."),
         "preset": ("madang.cli.presets:preset", "Sizes with a name, for `run --preset`."),
@@ -60,8 +63,12 @@ SECTIONS: Final = {
         "config": ("madang.daemon.commands:config", "Show and check the server's settings."),
     },
     "Account and help": {
-        "login": ("madang.cli.account:login", "Choose a server and store its token."),
+        "login": ("madang.cli.account:login", "Choose a server and log in."),
+        "logout": ("madang.cli.account:logout", "Revoke and forget this machine's token."),
         "whoami": ("madang.cli.account:whoami", "Say who the server takes you for."),
+        "token": ("madang.cli.people:token", "List, make and revoke tokens and key pairs."),
+        "passwd": ("madang.cli.account:passwd", "Change your password."),
+        "totp": ("madang.cli.account:totp", "Set up a second factor, or do without."),
         "explain": ("madang.cli.explain:explain", "Explain an error code or the exit codes."),
     },
 }

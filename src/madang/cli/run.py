@@ -42,6 +42,7 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec
 @click.option("--time", "time_limit", metavar="TIME", help="Stop it after this long, like 2h.")
 @click.option("--grace", metavar="TIME", help="Between SIGTERM and SIGKILL when it is stopped.")
 @click.option("--name", help="Name of the session; made up if not given.")
+@click.option("--project", metavar="NAME", help="Project it belongs to. Default: yours.")
 @environment
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("--policy", metavar="FILE", help="Sandbox policy that makes it stricter.")
@@ -74,6 +75,7 @@ def run(
     time_limit: str | None,
     grace: str | None,
     name: str | None,
+    project: str | None,
     env: tuple[str, ...],
     labels: tuple[str, ...],
     policy: str | None,
@@ -113,6 +115,7 @@ def run(
     spec = session_spec(
         command,
         name=name,
+        project=project or "",
         image=image,
         size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
         preset=preset or "",

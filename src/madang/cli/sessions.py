@@ -49,13 +49,15 @@ def _list(client: Client, *, ended: bool, as_json: bool) -> None:
     if as_json:
         print_json(Page(items=tuple(sessions)))
         return
-    rows = [_row(session) for session in sessions]
+    several = len({session.owner for session in sessions}) > 1
+    rows = [_row(session, owner=several) for session in sessions]
     print_table(("NAME", "STATUS", "IMAGE", "CPU", "MEM", "AGE", "COMMAND"), rows)
 
 
-def _row(session: Session) -> tuple[str, ...]:
+def _row(session: Session, *, owner: bool) -> tuple[str, ...]:
+    """*owner*: names are told with whose they are."""
     return (
-        session.name,
+        f"{session.owner}/{session.name}" if owner else session.name,
         _state(session),
         session.image,
         f"{session.size.cpu:g}",

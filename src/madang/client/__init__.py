@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from madang.client.aio import AsyncClient as AsyncClient
     from madang.client.aiostreams import AsyncExec as AsyncExec
     from madang.client.aiostreams import AsyncRun as AsyncRun
+    from madang.client.proof import KeyPair as KeyPair
     from madang.client.streams import Exec as Exec
     from madang.client.streams import Run as Run
     from madang.client.sync import Client as Client
@@ -33,10 +34,11 @@ _HOMES = {
     "AsyncRun": "aiostreams",
     "Client": "sync",
     "Exec": "streams",
+    "KeyPair": "proof",
     "Run": "streams",
 }
 
-__all__ = ["AsyncClient", "AsyncExec", "AsyncRun", "Client", "Exec", "Run"]
+__all__ = ["AsyncClient", "AsyncExec", "AsyncRun", "Client", "Exec", "KeyPair", "Run"]
 
 
 def __getattr__(name: str) -> object:

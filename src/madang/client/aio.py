@@ -27,6 +27,7 @@ from madang.client.calls import Body, Call
 from madang.client.channel import CONNECT_S, lost, unreachable
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
+from madang.client.proof import Proof, headers, proof_of, sent_body
 from madang.client.requests import (
     Amount,
     Argument,
@@ -40,7 +41,6 @@ from madang.client.retry import Retries
 from madang.client.transport import PATIENCE_S
 from madang.client.tree import Limits
 from madang.client.workspace import FileChanged, Progress, Synced
-from madang.kit.secret import Secret
 from madang.wire.api import (
     ClientMessage,
     ClientOp,
@@ -49,7 +49,6 @@ from madang.wire.api import (
     Node,
     Page,
     ServerInfo,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
@@ -60,6 +59,7 @@ from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
+from madang.wire.people import WhoAmI
 from madang.wire.policies import (
     Policy,
     PolicyChange,
@@ -90,11 +90,11 @@ _READ_SIZE = 256 * 1024
 class AsyncTransport:
     """HTTP and WebSockets with our errors and retries."""
 
-    def __init__(self, address: Address, token: Secret | None, patience_s: float) -> None:
+    def __init__(self, address: Address, proof: Proof, patience_s: float) -> None:
         self.address = address
         self.patience_s = patience_s
         self.answered = False
-        self._token = token
+        self._proof = proof
         self._http: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -139,7 +139,10 @@ class AsyncTransport:
         with self.errors():
             try:
                 channel = await self._session().ws_connect(
-                    f"{self.address}{path}", headers=self._headers(), heartbeat=20, max_msg_size=0
+                    self._url(path),
+                    headers=self._headers("GET", path),
+                    heartbeat=20,
+                    max_msg_size=0,
                 )
             except aiohttp.WSServerHandshakeError as exc:
                 raise await self._refusal(path, exc) from exc
@@ -159,8 +162,10 @@ class AsyncTransport:
             return exc
         return calls.failure(error.status, b"", call)
 
-    def _headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token.reveal()}"} if self._token else {}
+    def _headers(self, method: str, path: str, body: bytes | Body = b"") -> dict[str, str]:
+        """As signed: with a port, always."""
+        shown = headers(self._proof, self.address, method, path, body)
+        return {"Host": self.address.netloc, **shown}
 
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
@@ -170,7 +175,7 @@ class AsyncTransport:
 
     @asynccontextmanager
     async def _request(self, call: Call[Any]) -> AsyncIterator[aiohttp.ClientResponse]:
-        body: Any = call.body
+        body: Any = sent_body(call.method, call.body)
         if callable(body):
             body = _threaded(body())
         timeout = aiohttp.ClientTimeout(
@@ -180,7 +185,7 @@ class AsyncTransport:
             call.method,
             self._url(call.path),
             data=body or None,
-            headers={**self._headers(), **call.headers},
+            headers={**self._headers(call.method, call.path, call.body), **call.headers},
             timeout=timeout,
         ) as response:
             self.answered = True
@@ -237,10 +242,10 @@ class AsyncClient:
     """
 
     def __init__(
-        self, url: str, token: str | Secret | None = None, *, patience_s: float = PATIENCE_S
+        self, url: str, token: str | Proof = None, *, patience_s: float = PATIENCE_S
     ) -> None:
-        secret = Secret(token) if isinstance(token, str) else token
-        self._transport = AsyncTransport(Address.parse(url), secret, patience_s)
+        proof = proof_of(token)
+        self._transport = AsyncTransport(Address.parse(url), proof, patience_s)
 
     async def __aenter__(self) -> Self:
         return self
@@ -409,6 +414,7 @@ class AsyncClient:
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        project: str = "",
         tty: bool = False,
         stdin: bool = False,
         workspace: str | None = None,
@@ -430,6 +436,7 @@ class AsyncClient:
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
             preset=preset,
             name=name,
+            project=project,
             env=env,
             labels=labels,
             tty=tty,

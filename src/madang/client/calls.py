@@ -19,11 +19,11 @@ from madang.wire.api import (
     ServerInfo,
     SignalRequest,
     StopRequest,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
 from madang.wire.errors import InvalidRequest, PlatformError, from_problem
+from madang.wire.people import WhoAmI
 from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatus
 
 if TYPE_CHECKING:  # 10 ms, and not of use to a run

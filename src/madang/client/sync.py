@@ -11,6 +11,7 @@ from madang.client.address import Address
 from madang.client.calls import Body, Call
 from madang.client.events import Output, ServerSentEvents
 from madang.client.following import Following, LogReading
+from madang.client.proof import Proof, proof_of
 from madang.client.requests import (
     Amount,
     Argument,
@@ -22,7 +23,6 @@ from madang.client.requests import (
 )
 from madang.client.streams import Exec, Run
 from madang.client.transport import PATIENCE_S, Transport
-from madang.kit.secret import Secret
 from madang.wire.api import (
     ClientMessage,
     ClientOp,
@@ -31,13 +31,13 @@ from madang.wire.api import (
     Node,
     Page,
     ServerInfo,
-    WhoAmI,
     WorkspaceManifest,
     WorkspaceState,
 )
 from madang.wire.errors import PlatformError, ServerUnreachable, Shutdown
 from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.paths import to_wire
+from madang.wire.people import WhoAmI
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 if TYPE_CHECKING:  # not of use to a run
@@ -76,6 +76,7 @@ T = TypeVar("T")
 class Client:
     """All calls of the API, blocking.
 
+    *token*: the token itself, or a ``KeyPair`` that signs each request.
     A ``Client`` may be used by several threads, each stream of it by one. Calls that may be
     repeated are tried again while the server restarts, for up to *patience_s*.
 
@@ -86,10 +87,9 @@ class Client:
     """
 
     def __init__(
-        self, url: str, token: str | Secret | None = None, *, patience_s: float = PATIENCE_S
+        self, url: str, token: str | Proof = None, *, patience_s: float = PATIENCE_S
     ) -> None:
-        secret = Secret(token) if isinstance(token, str) else token
-        self._transport = Transport(Address.parse(url), secret, patience_s)
+        self._transport = Transport(Address.parse(url), proof_of(token), patience_s)
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +100,10 @@ class Client:
     def close(self) -> None:
         """Close idle connections. Sessions go on."""
         self._transport.close()
+
+    @property
+    def url(self) -> str:
+        return str(self._transport.address)
 
     def call(self, call: Call[T]) -> T:
         """Make one call of ``madang.client.calls``."""
@@ -256,6 +260,7 @@ class Client:
         name: str | None = None,
         env: Mapping[str, str] | None = None,
         labels: Mapping[str, str] | None = None,
+        project: str = "",
         tty: bool = False,
         stdin: bool = False,
         workspace: str | None = None,
@@ -285,6 +290,7 @@ class Client:
             size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
             preset=preset,
             name=name,
+            project=project,
             env=env,
             labels=labels,
             tty=tty,

@@ -11,8 +11,8 @@ from madang.client import calls
 from madang.client.address import Address
 from madang.client.calls import Call
 from madang.client.channel import CONNECT_S, Channel, lost, unreachable
+from madang.client.proof import Proof, headers, sent_body
 from madang.client.retry import Retries
-from madang.kit.secret import Secret
 from madang.wire.errors import PlatformError, RateLimited
 
 if TYPE_CHECKING:  # 30 ms to import: only when a plain request is made
@@ -27,20 +27,22 @@ _IDLE_KEPT: Final = 4
 
 
 class Transport:
-    def __init__(self, address: Address, token: Secret | None, patience_s: float) -> None:
+    def __init__(self, address: Address, proof: Proof, patience_s: float) -> None:
         self.address = address
         self.patience_s = patience_s
         self.answered = False
         """Whether the server answered at least once: then a refusal means that it restarts."""
-        self._token = token
+        self._proof = proof
         self._idle: list[HTTPConnection] = []
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
 
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self._token.reveal()}"} if self._token else {}
+    def _headers(self, call: Call[Any]) -> dict[str, str]:
+        """As signed: with a port, always."""
+        shown = headers(self._proof, self.address, call.method, call.path, call.body)
+        return {"Host": self.address.netloc, **shown, **call.headers}
 
     def retries(self, *, repeatable: bool = True) -> Retries:
         return Retries(self.patience_s, repeatable=repeatable, answered=self.answered)
@@ -77,7 +79,7 @@ class Transport:
 
     def channel(self, path: str) -> Channel:
         """A WebSocket, shaken hands. Not repeated here: see ``sync.Stream``."""
-        channel = Channel.open(self.address, path, self.headers())
+        channel = Channel.open(self.address, path, headers(self._proof, self.address, "GET", path))
         self.answered = True
         return channel
 
@@ -147,13 +149,13 @@ class Transport:
         try:
             connection.sock.settimeout(call.timeout_s)
             path = self.address.prefix + call.path
-            headers = {**self.headers(), **call.headers}
-            if callable(call.body):
-                headers["Transfer-Encoding"] = "chunked"
-                _upload(connection, call.method, path, call.body(), headers)
+            sent, body = self._headers(call), sent_body(call.method, call.body)
+            if callable(body):
+                sent["Transfer-Encoding"] = "chunked"
+                _upload(connection, call.method, path, body(), sent)
             else:
-                body = call.body if call.method in {"POST", "PUT"} else None
-                connection.request(call.method, path, body, headers)
+                with_body = body or (b"" if call.method in {"POST", "PUT", "PATCH"} else None)
+                connection.request(call.method, path, with_body, sent)
             return connection.getresponse()
         except BaseException:
             connection.close()

@@ -17,6 +17,7 @@ from madang.daemon.settings import Settings
 from madang.kit.clock import Clock
 from madang.manager.app import Manager, ManagerSettings
 from madang.manager.audit.types import AuditSettings
+from madang.manager.identity.types import IdentitySettings
 from madang.manager.image.types import ImageSettings
 from madang.manager.session.types import SessionSettings
 from madang.storage import BlobStore
@@ -70,6 +71,7 @@ def manager_settings(settings: Settings) -> ManagerSettings:
         retention_s=retention.keep_s,
         retention_count=retention.count,
     )
+    logins = settings.logins
     url = settings.database.url or f"sqlite:///{os.path.join(state, 'server', 'madang.db')}"
     return ManagerSettings(
         database_url=url,
@@ -77,6 +79,13 @@ def manager_settings(settings: Settings) -> ManagerSettings:
         state=state,
         sessions=sessions,
         audit=AuditSettings(retention_s=retention.audit_s),
+        identity=IdentitySettings(
+            browser_idle_s=logins.browser_idle_s,
+            browser_max_s=logins.browser_s,
+            login_s=logins.token_s,
+            invitation_max_s=logins.invitation_s,
+        ),
+        secret_key_file=os.path.join(state, "server", "secret.key"),
         widen=settings.sandbox.widen,
         images=ImageSettings(
             mem_bytes=min(BUILD_MEM_BYTES, half),

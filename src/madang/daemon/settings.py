@@ -84,6 +84,20 @@ class RetentionSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoginSettings:
+    """How long people stay logged in."""
+
+    browser_idle_s: float = DAY_S / 2
+    """A browser session ends after so long without a request."""
+    browser_s: float = 7 * DAY_S
+    """A browser session ends after so long in any case."""
+    token_s: float = 90 * DAY_S
+    """How long the token is valid that `madang login` makes of a password."""
+    invitation_s: float = 30 * DAY_S
+    """How long an invitation may be valid at most."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSettings:
     """What this machine gives to sessions."""
 
@@ -166,6 +180,7 @@ class Settings:
     defaults: DefaultSettings = field(default_factory=DefaultSettings)
     limits: LimitSettings = field(default_factory=LimitSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    logins: LoginSettings = field(default_factory=LoginSettings)
     sessions: SessionsSettings = field(default_factory=SessionsSettings)
     node: NodeSettings = field(default_factory=NodeSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)

@@ -28,10 +28,20 @@ from madang.manager.fleet.api import FleetApi
 from madang.manager.fleet.loops import NodeWatch
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import FleetSettings
-from madang.manager.http import build_app
-from madang.manager.identity.api import IdentityApi
-from madang.manager.identity.service import IdentityService
-from madang.manager.identity.types import Principal, Role
+from madang.manager.http import OpenCalls, build_app
+from madang.manager.identity.api import AccountApi, LoginApi, PeopleApi
+from madang.manager.identity.loops import Doorkeeper
+from madang.manager.identity.service import (
+    Accounts,
+    IdentityService,
+    Invitations,
+    Logins,
+    People,
+    Tokens,
+    Vault,
+)
+from madang.manager.identity.service.journal import Journal
+from madang.manager.identity.types import IdentitySettings, Principal, Role
 from madang.manager.image.api import ImageApi
 from madang.manager.image.loops import BuildWatcher, Collector
 from madang.manager.image.service import ImageService
@@ -100,6 +110,9 @@ class ManagerSettings:
     images: ImageSettings = field(default_factory=ImageSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
+    identity: IdentitySettings = field(default_factory=IdentitySettings)
+    secret_key_file: str = ""
+    """Key of the secrets in the database; empty: they are lost with this process."""
     widen: tuple[str, ...] = ()
     """Rules of the base that sandbox policies may widen."""
 
@@ -115,7 +128,25 @@ class Manager:
         self.feed: Final = EventFeed(self.database, clock)
         self.metrics: Final = Metrics()
         self.audit: Final = AuditLog(self.database, clock)
-        self.identity: Final = IdentityService(self.database, clock, self.audit)
+        vault = Vault(settings.secret_key_file)
+        journal = Journal(self.audit, self.feed, clock)
+        self.identity: Final = IdentityService(
+            self.database, clock, self.audit, settings.identity, vault
+        )
+        self.people: Final = People(self.database, clock, self.identity, journal)
+        self.tokens: Final = Tokens(self.database, clock, self.identity, journal, vault)
+        self.logins: Final = Logins(
+            self.database, clock, settings.identity, self.tokens, journal, vault
+        )
+        self.accounts: Final = Accounts(
+            self.database, clock, self.identity, self.logins, journal, vault
+        )
+        invitation_max_s = settings.identity.invitation_max_s
+        self.invitations: Final = Invitations(
+            self.database, clock, invitation_max_s, self.identity, self.logins, journal
+        )
+        self.calls: Final = OpenCalls()
+        self._doorkeeper: Final = Doorkeeper(self.database, self.identity, self.calls, clock)
         self.usage: Final = UsageService(self.database, self.audit, clock)
         self.fleet: Final = FleetService(self.database, self.feed, clock, settings.fleet)
         self.images: Final = ImageService(
@@ -148,6 +179,7 @@ class Manager:
             self.fleet,
             self.agents,
             self.images,
+            self.people,
             blobs,
             self.limits,
             self.presets,
@@ -178,11 +210,14 @@ class Manager:
             ),
             Retention(self.database, self.feed, clock, limits),
             Checkpointer(self.database, clock),
+            self._doorkeeper,
             AuditKeeper(self.audit, clock, settings.audit),
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
         )
+        self.feed.listen(self.identity.heard)
+        self.feed.listen(self._doorkeeper.heard)
         self.feed.listen(self._wake)
         self.feed.listen(self._builds.listen)
         self.feed.listen(self.metrics.event)
@@ -217,7 +252,14 @@ class Manager:
         app = build_app(
             [
                 SystemApi(self._health, self._info, self.metrics, self._fill_metrics),
-                IdentityApi(),
+                LoginApi(
+                    self.people,
+                    self.logins,
+                    self.invitations,
+                    self._settings.identity.browser_max_s,
+                ),
+                AccountApi(self.tokens, self.accounts),
+                PeopleApi(self.people, self.invitations),
                 FleetApi(self.fleet, self._count_by_node),
                 GroupApi(self.groups, self.history),
                 ReservationApi(self.reservations),
@@ -235,7 +277,8 @@ class Manager:
                 WorkspaceApi(self._blobs, self._settings.sessions),
                 EventApi(self.database, self.feed, self._clock),
             ],
-            authenticate=self.identity.authenticate,
+            authenticate=self.identity.identify,
+            open_calls=self.calls,
             observe=self.metrics.request,
             title="Madang",
             version=madang.__version__,

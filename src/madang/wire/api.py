@@ -147,14 +147,6 @@ class SignalRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WhoAmI:
-    user: str
-    role: str
-    token: str
-    """The token's name, never the token."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     name: str
     status: str

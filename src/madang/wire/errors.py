@@ -112,6 +112,54 @@ class Forbidden(PlatformError):
     help_text = "The token is valid but may not do this. Ask an administrator for the role."
 
 
+class ScopeMissing(Forbidden):
+    code = "auth.scope"
+    help_text = (
+        "The token is limited to less than this call needs. `madang token add NAME --scope SCOPE` "
+        "makes another; `madang whoami` shows what the present one may do."
+    )
+
+
+class CrossSite(Forbidden):
+    code = "auth.cross_site"
+    help_text = (
+        "A browser session's change came without its Madang-CSRF header, or from another site. "
+        "Pages of this server send it; programs use a token instead of the cookie."
+    )
+
+
+class SignatureInvalid(Unauthenticated):
+    code = "auth.signature"
+    help_text = (
+        "The signature of the request is wrong, too old, or came before. Check the secret key and "
+        "this machine's clock; the page on signed requests tells exactly what is signed."
+    )
+
+
+class LoginFailed(Unauthenticated):
+    code = "auth.login_failed"
+    help_text = (
+        "User, password or the code of the second factor is wrong; which, is not told. An "
+        "administrator lets a user set a new password: `madang user reset NAME`."
+    )
+
+
+class OtpNeeded(Unauthenticated):
+    code = "auth.otp_needed"
+    help_text = (
+        "The account has a second factor: give the six digits that your authenticator shows, or "
+        "one of the recovery codes."
+    )
+
+
+class InvitationInvalid(Unauthenticated):
+    code = "auth.invitation"
+    help_text = (
+        "The invitation is unknown, was used, has expired or was taken back. Ask whoever invited "
+        "you for another: `madang user invite`."
+    )
+
+
 class NotFound(PlatformError):
     code = "object.not_found"
     http_status = 404

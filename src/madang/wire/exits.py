@@ -38,8 +38,6 @@ MEANING: Final = {
 _CODES: Final = {
     "server.unreachable": UNREACHABLE,
     "server.stopping": UNREACHABLE,
-    "auth.missing": UNAUTHORISED,
-    "auth.forbidden": UNAUTHORISED,
     "node.unavailable": LOST,
     "launcher.unavailable": LOST,
     "runtime.failed": LOST,
@@ -60,6 +58,8 @@ def of_error(error: PlatformError) -> int:
     """The exit code for an error of ours."""
     if error.code in _CODES:
         return _CODES[error.code]
+    if error.code.startswith("auth."):
+        return UNAUTHORISED
     return INTERNAL if error.http_status >= 500 else REFUSED
 
 

@@ -125,6 +125,8 @@ class SessionSpec:
     """``utf-8``, or ``latin-1`` where an argument is not UTF-8: then each character is one byte."""
     name: str | None = None
     """Lower-case letters, digits, dashes; 2 to 40; made up if not given."""
+    project: str = ""
+    """NAME, or DOMAIN/NAME; the user's default if empty."""
     image: str = HOST_IMAGE
     size: SizeRequest = field(default_factory=SizeRequest)
     preset: str = ""

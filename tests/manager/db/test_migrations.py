@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +16,10 @@ from madang.manager.app import ManagerSettings
 from madang.manager.db import open_database
 from madang.manager.db.migrate import head, script_to
 from madang.manager.fleet import store as fleet
+from madang.manager.identity.store import add_user
 from madang.manager.identity.tables import memberships, projects, users
 from madang.manager.session import store
+from madang.manager.session.tables import sessions
 from madang.testing.database import PostgresCluster
 from madang.testing.manager import ScriptedAgent, manager_box
 from madang.wire.kernel import Guarded, KernelId, KernelReport, KernelState
@@ -25,6 +29,8 @@ SESSION: Final = "01jd0000000000000000000001"
 DATA: Final = f"""
 INSERT INTO users (id, name, role, project_id, created_at)
     VALUES ('u1', 'ann', 'user', 'p1', 5);
+INSERT INTO tokens (id, user_id, name, digest, scopes, created_at)
+    VALUES ('t1', 'u1', 'old', '{hashlib.sha256(b"mdg_old").hexdigest()}', '["*"]', 5);
 INSERT INTO nodes (name, incarnation, revision, facts, created_at, seen_at,
         has_cpu_milli, cap_cpu_milli, used_cpu_milli, has_mem_bytes, cap_mem_bytes, used_mem_bytes,
         has_disk_bytes, cap_disk_bytes, used_disk_bytes, has_pids, cap_pids, used_pids)
@@ -100,6 +106,42 @@ async def test_people_and_machines_of_the_first_version_have_a_place(old_url: st
     assert [tuple(each) for each in known] == [("default", "default"), ("default", "p1")]
     assert row is not None
     assert (row.group_name, [node.group for node in nodes]) == ("default", ["default"])
+
+
+async def test_names_of_the_first_version_s_sessions_become_their_owner_s(old_url: str) -> None:
+    database = open_database(old_url)
+    await database.open()
+    async with database.begin() as tx:
+        row = await store.find(tx, SESSION)
+        assert row is not None
+        assert await store.name_taken(tx, "u1", "old-owl")
+        await add_user(
+            tx, user_id="u2", name="bob", role="user", project_id="default", created_at=7
+        )
+        other = replace(row, id=f"{SESSION[:-1]}2", owner_id="u2", owner="bob")
+        await store.add(tx, other, actor="bob")
+    with pytest.raises(Exception, match=r"(?i)unique"):
+        async with database.begin() as tx:
+            await store.add(tx, replace(other, id=f"{SESSION[:-1]}3"), actor="bob")
+    async with database.begin() as tx:
+        await tx.execute(sa.delete(sessions).where(sessions.c.id == sa.bindparam("b_id")),
+            b_id=SESSION,
+        )  # fmt: skip
+        assert await store.list_history(tx, SESSION) == []
+        assert len(await store.list_history(tx, other.id)) == 1
+    await database.close()
+
+
+async def test_tokens_and_users_of_the_first_version_log_in_as_before(old_url: str) -> None:
+    async with manager_box(ManagerSettings(database_url=old_url)) as box:
+        headers = {"Authorization": "Bearer mdg_old"}
+        who = await box.call("GET", "/v1/whoami", headers=headers)
+        assert (who["user"], who["scopes"], who["kind"]) == ("ann", ["*"], "token")
+        assert (who["domain"], who["project"]) == ("default", "p1")
+        user = await box.call("GET", "/v1/users/ann", headers=headers)
+        assert (user["has_password"], user["has_totp"], user["version"]) == (False, False, 1)
+        body = {"new": "a first password"}
+        await box.call("PUT", "/v1/account/password", body, headers=headers)
 
 
 async def test_a_session_of_the_first_version_can_be_frozen(old_url: str) -> None:

@@ -26,7 +26,8 @@ OUTSIDE = [
     positive_data_acceptance,  # names, sizes and paths have rules that JSON Schema can't say
     negative_data_rejection,  # unknown fields of a body are ignored: newer clients may send them
 ]
-STREAMS = r"/v1/(run|events)|.*/(attach|exec|logs|file|files|archive)$"
+STREAMS = r"/v1/(run|events|logout)|.*/(attach|exec|logs|file|files|archive)$"
+"""And the one call after which no other is let in."""
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 from aiohttp import web
 
-from madang.manager.http import Call, Site, Strangers, build_app, endpoint
+from madang.manager.http import Call, Credentials, Site, Strangers, build_app, endpoint
 from madang.manager.identity.types import Principal, Role
 from madang.wire.errors import Unauthenticated
 
@@ -35,8 +35,8 @@ class Api:
         return "ok"
 
 
-async def authenticate(header: str | None) -> Principal:
-    if header != "yes":
+async def authenticate(shown: Credentials) -> Principal:
+    if shown.authorization != ("yes",):
         raise Unauthenticated("no token.")
     return ADMIN
 

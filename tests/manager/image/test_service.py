@@ -13,6 +13,7 @@ from madang.kit.codec import convert
 from madang.manager.audit.service import AuditLog
 from madang.manager.db import Database, open_database
 from madang.manager.db.events import list_events
+from madang.manager.identity.store import add_user
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import MANIFEST_PATIENCE_S, REMOVED_S, ImageSettings, Owner
 from madang.testing.clock import FakeClock
@@ -29,8 +30,8 @@ from madang.wire.errors import (
 from madang.wire.image import BuildRequest, ImageStatus
 from madang.wire.session import Ended, Reason, Result, Session, SessionSpec, SessionStatus
 
-ANN = Owner(user_id="u-ann", user="ann", project_id="p")
-BOB = Owner(user_id="u-bob", user="bob", project_id="p")
+ANN = Owner(user_id="u-ann", user="ann", project_id="default")
+BOB = Owner(user_id="u-bob", user="bob", project_id="default")
 ADMIN = replace(BOB, sees_all=True, administers=True)
 
 
@@ -146,7 +147,7 @@ class Box:
         """Build *name* to its end; the digest."""
         self.sessions.end(await self.build(name), *layers)
         await self.service.settle_builds()
-        return (await self.service.get(name)).digest
+        return (await self.service.get(ANN, name)).digest
 
 
 @pytest.fixture
@@ -169,23 +170,23 @@ def box(database: Database, clock: FakeClock) -> Box:
 
 
 async def test_the_built_in_image_is_always_there(box: Box) -> None:
-    assert [image.name for image in await box.service.list()] == ["host"]
-    assert (await box.service.resolve("host")).kind == "host"
-    assert (await box.service.get("host")).status is ImageStatus.READY
+    assert [image.name for image in await box.service.list(ANN)] == ["host"]
+    assert (await box.service.resolve(ANN, "host")).kind == "host"
+    assert (await box.service.get(ANN, "host")).status is ImageStatus.READY
 
 
 async def test_a_build_that_ends_well_is_an_image(box: Box) -> None:
     session = await box.build("digits", "numpy", "scikit-learn==1.5.2")
     assert session.argv[-2:] == ("numpy", "scikit-learn==1.5.2")
-    assert (await box.service.get("digits")).status is ImageStatus.BUILDING
+    assert (await box.service.get(ANN, "digits")).status is ImageStatus.BUILDING
     with pytest.raises(ImageUnknown, match="being built by build-1"):
-        await box.service.resolve("digits")
+        await box.service.resolve(ANN, "digits")
 
     box.sessions.end(session, "a", "b")
-    mount = await box.service.resolve("digits")
+    mount = await box.service.resolve(ANN, "digits")
 
     assert mount.layers == ("a" * 64, "b" * 64)
-    image = await box.service.get("digits")
+    image = await box.service.get(ANN, "digits")
     assert (image.status, image.python, image.size_bytes) == (ImageStatus.READY, "3.11", 20)
     assert (image.build, image.owner, image.digest) == ("build-1", "ann", mount.digest)
     assert set(await box.service.wanted_layers()) == {"a" * 64, "b" * 64}
@@ -204,19 +205,19 @@ async def test_a_build_that_fails_leaves_a_reason_and_no_layers(
     box: Box, reason: Reason, code: int, words: str
 ) -> None:
     box.sessions.end(await box.build(), "a", reason=reason, code=code)
-    image = await box.service.get("digits")
+    image = await box.service.get(ANN, "digits")
     assert image.status is ImageStatus.FAILED
     assert words in image.reason
     assert await box.service.wanted_layers() == ()
     with pytest.raises(ImageUnknown, match=words):
-        await box.service.resolve("digits")
+        await box.service.resolve(ANN, "digits")
 
 
 async def test_a_failed_name_can_be_built_again(box: Box) -> None:
     box.sessions.end(await box.build(), code=65)
     await box.service.settle_builds()
     await box.ready("digits", "a")
-    assert [image.name for image in await box.service.list()] == ["host", "digits"]
+    assert [image.name for image in await box.service.list(ANN)] == ["host", "digits"]
 
 
 async def test_two_builds_of_a_name_at_once_are_one(box: Box) -> None:
@@ -244,10 +245,10 @@ async def test_a_rebuild_takes_the_name_when_it_is_ready_and_not_before(box: Box
     first = await box.ready("digits", "a")
     box.sessions.live = {first: 1}
     session = await box.build()
-    assert (await box.service.resolve("digits")).digest == first
+    assert (await box.service.resolve(ANN, "digits")).digest == first
 
     box.sessions.end(session, "b")
-    second = (await box.service.resolve("digits")).digest
+    second = (await box.service.resolve(ANN, "digits")).digest
 
     assert second != first
     assert set(await box.service.wanted_layers()) == {"a" * 64, "b" * 64}, "one is still in use"
@@ -257,7 +258,7 @@ async def test_a_rebuild_that_fails_leaves_the_image_as_it_was(box: Box) -> None
     first = await box.ready("digits", "a")
     box.sessions.end(await box.build(), code=66)
     await box.service.settle_builds()
-    image = await box.service.get("digits")
+    image = await box.service.get(ANN, "digits")
     assert (image.status, image.digest) == (ImageStatus.READY, first)
 
 
@@ -268,7 +269,7 @@ async def test_a_removed_image_is_kept_until_its_last_session_has_ended(box: Box
         await box.service.remove(ANN, "digits")
     await box.service.remove(ANN, "digits", force=True)
     with pytest.raises(ImageUnknown):
-        await box.service.get("digits")
+        await box.service.get(ANN, "digits")
 
     later = box.clock.now() + REMOVED_S + 1
     assert await box.service.forget_removed(later) == 0
@@ -281,7 +282,15 @@ async def test_a_removed_image_is_kept_until_its_last_session_has_ended(box: Box
 
 
 async def test_an_image_belongs_to_its_owner(box: Box) -> None:
+    async with box.database.begin() as tx:
+        for who in (ANN, BOB):
+            await add_user(
+                tx, user_id=who.user_id, name=who.user, role="user", project_id="default",
+                created_at=0,
+            )  # fmt: skip
     await box.ready("digits", "a")
+    with pytest.raises(ImageUnknown):
+        await box.service.remove(replace(BOB, user_id="u-else"), "digits")
     with pytest.raises(Forbidden):
         await box.service.remove(BOB, "digits")
     with pytest.raises(Forbidden):
@@ -304,7 +313,7 @@ async def test_a_build_that_cannot_start_leaves_nothing(box: Box) -> None:
     request = BuildRequest(name="digits", requirements=("numpy",))
     with pytest.raises(SizeImpossible):
         await box.service.build(ANN, request, key="k")
-    assert [image.name for image in await box.service.list()] == ["host"]
+    assert [image.name for image in await box.service.list(ANN)] == ["host"]
     box.sessions.refuse = None
     session = await box.service.build(ANN, request, key="k")
     box.sessions.end(session, code=1)
@@ -321,26 +330,26 @@ async def test_a_build_accepted_before_a_crash_is_started_once(box: Box) -> None
     await box.service.settle_builds()
 
     assert len(box.sessions.sessions) == 1
-    assert (await box.service.get("digits")).build == "build-1"
+    assert (await box.service.get(ANN, "digits")).build == "build-1"
 
 
 async def test_a_removed_build_session_ends_the_build(box: Box) -> None:
     session = await box.build()
     del box.sessions.sessions[session.id]
     await box.service.settle_builds()
-    assert "removed" in (await box.service.get("digits")).reason
+    assert "removed" in (await box.service.get(ANN, "digits")).reason
 
 
 async def test_a_node_that_is_away_delays_the_image_but_not_for_ever(box: Box) -> None:
     box.sessions.end(await box.build(), "a")
     box.sessions.away = True
     await box.service.settle_builds()
-    assert (await box.service.get("digits")).status is ImageStatus.BUILDING
+    assert (await box.service.get(ANN, "digits")).status is ImageStatus.BUILDING
 
     await box.clock.advance(MANIFEST_PATIENCE_S + 1)
     await box.service.settle_builds()
 
-    assert (await box.service.get("digits")).status is ImageStatus.FAILED
+    assert (await box.service.get(ANN, "digits")).status is ImageStatus.FAILED
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b'{"python": "3.11", "layers": []}', b"\xff"])
@@ -349,7 +358,7 @@ async def test_a_damaged_manifest_fails_the_build(box: Box, data: bytes) -> None
     box.sessions.end(session, "a")
     box.sessions.files[session.id] = data
     await box.service.settle_builds()
-    assert (await box.service.get("digits")).status is ImageStatus.FAILED
+    assert (await box.service.get(ANN, "digits")).status is ImageStatus.FAILED
 
 
 async def test_settling_twice_at_once_makes_one_image_and_one_event(box: Box) -> None:
@@ -367,6 +376,6 @@ async def test_a_restarted_server_goes_on(box: Box, database_url: str) -> None:
     try:
         again = ImageService(database, AuditLog(database, box.clock), box.clock, ImageSettings())
         again.sessions = box.sessions
-        assert (await again.resolve("digits")).layers == ("a" * 64,)
+        assert (await again.resolve(ANN, "digits")).layers == ("a" * 64,)
     finally:
         await database.close()

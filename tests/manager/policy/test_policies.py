@@ -11,7 +11,7 @@ from madang.kit.clock import SystemClock
 from madang.kit.policy import render
 from madang.manager.app import ManagerSettings
 from madang.manager.identity import store as identity
-from madang.manager.identity.service import _digest
+from madang.manager.identity.service.authentication import digest_of
 from madang.manager.policy import rules
 from madang.manager.policy.types import PolicyRow
 from madang.testing.manager import ManagerBox, manager_box
@@ -60,7 +60,7 @@ async def test_only_administrators_put_in_force_and_everybody_may_look(box: Mana
             tx, user_id="u1", name="ada", role="user", project_id="default", created_at=0
         )
         await identity.add_token(
-            tx, token_id="t1", user_id="u1", name="t", digest=_digest(token), created_at=0
+            tx, token_id="t1", user_id="u1", name="t", digest=digest_of(token), created_at=0
         )
     headers = {"Authorization": f"Bearer {token}"}
     problem = await apply(box, DENY, headers=headers, status=403)

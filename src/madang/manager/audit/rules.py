@@ -14,7 +14,9 @@ MAX_LABEL: Final = 200
 
 FIELDS: Final[Mapping[str, frozenset[str]]] = {
     "audit": frozenset({"count", "digest"}),
+    "domain": frozenset({"disabled"}),
     "group": frozenset({"text", "version"}),
+    "invitation": frozenset({"project", "role", "user", "expires_at"}),
     "image": frozenset({"status", "digest", "requirements", "labels", "policy_digest"}),
     "limits": frozenset({"version", "digest", "note"}),
     "limits_target": frozenset({"limits"}),
@@ -22,6 +24,7 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
     "policy": frozenset({"version", "digest", "note"}),
     "preset": frozenset({"version", "cpu", "mem_bytes", "disk_bytes", "pids", "time_s"}),
     "price": frozenset({"group", "slot", "price", "currency", "valid_from"}),
+    "project": frozenset({"disabled", "user", "role"}),
     "reservation": frozenset({"project", "group", "nodes", "starts_at", "ends_at"}),
     "session": frozenset({
         "status", "kind", "owner", "project", "group", "image", "program", "cpu_milli", "mem_bytes",
@@ -29,7 +32,7 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
         "signal", "path", "output", "priority", "class", "after", "not_before", "give_up_after_s",
         "preset", "protected_until", "reason", "text",
     }),
-    "token": frozenset({"user", "scopes", "expires_at", "revoked"}),
+    "token": frozenset({"user", "kind", "scopes", "expires_at", "revoked"}),
     "usage": frozenset({
         "session", "started_at", "ended_at", "cpu_milli", "mem_bytes", "disk_bytes", "pids", "node",
         "reason", "corrects",

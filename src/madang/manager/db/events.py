@@ -33,40 +33,69 @@ events: Final = sa.Table(
     sa.Column("object", sa.Text, nullable=False),
     sa.Column("owner_id", sa.Text, nullable=False),
     sa.Column("payload", sa.Text, nullable=False),
+    sa.Column("project_id", sa.Text, nullable=False, server_default=""),
     sqlite_autoincrement=True,
 )
 sa.Index("ix_events_at", events.c.at)
 
 _ADD: Final = sa.insert(events)
-_AFTER: Final = (
-    sa.select(events)
-    .where(
-        events.c.id > sa.bindparam("b_after"),
-        sa.or_(
-            sa.bindparam("b_owner", type_=sa.Text).is_(None),
-            events.c.owner_id == sa.bindparam("b_owner", type_=sa.Text),
-        ),
+
+
+def events_after(*visible: sa.ColumnElement[bool]) -> sa.Select[Any]:
+    """A statement for ``list_events``: the next ``PAGE`` after ``b_after``."""
+    return (
+        sa.select(events)
+        .where(events.c.id > sa.bindparam("b_after"), *visible)
+        .order_by(events.c.id)
+        .limit(PAGE)
     )
-    .order_by(events.c.id)
-    .limit(PAGE)
-)
+
+
+_AFTER: Final = events_after()
 _LAST: Final = sa.select(sa.func.max(events.c.id).label("id"))
 _PRUNE: Final = sa.delete(events).where(events.c.at < sa.bindparam("b_before"))
 
 
 def event_row(
-    *, at: int, kind: str, subject: str, owner_id: str, payload: dict[str, Any]
+    *,
+    at: int,
+    kind: str,
+    subject: str,
+    owner_id: str,
+    payload: dict[str, Any],
+    project_id: str = "",
 ) -> dict[str, Any]:
     """For ``add_events``."""
     text = to_json(payload).decode()
-    return {"at": at, "kind": kind, "object": subject, "owner_id": owner_id, "payload": text}
+    return {
+        "at": at,
+        "kind": kind,
+        "object": subject,
+        "owner_id": owner_id,
+        "payload": text,
+        "project_id": project_id,
+    }
 
 
 async def add_event(
-    tx: Transaction, *, at: int, kind: str, subject: str, owner_id: str, payload: dict[str, Any]
+    tx: Transaction,
+    *,
+    at: int,
+    kind: str,
+    subject: str,
+    owner_id: str,
+    payload: dict[str, Any],
+    project_id: str = "",
 ) -> None:
-    """Call it in the transaction of the change itself."""
-    row = event_row(at=at, kind=kind, subject=subject, owner_id=owner_id, payload=payload)
+    """Call it in the transaction of the change itself; owner and project say who may see it."""
+    row = event_row(
+        at=at,
+        kind=kind,
+        subject=subject,
+        owner_id=owner_id,
+        payload=payload,
+        project_id=project_id,
+    )
     await tx.execute(_ADD, **row)
 
 
@@ -75,8 +104,10 @@ async def add_events(tx: Transaction, rows: list[dict[str, Any]]) -> None:
     await tx.many(_ADD, rows)
 
 
-async def list_events(tx: Reader, *, after: int, owner_id: str | None = None) -> list[Event]:
-    """The next ``PAGE`` at most; *owner_id* None: everybody's."""
+async def list_events(
+    tx: Reader, *, after: int, statement: sa.Select[Any] = _AFTER, **params: Any
+) -> list[Event]:
+    """The next ``PAGE`` at most; *statement* and its *params*: of ``events_after``."""
     return [
         Event(
             id=row.id,
@@ -85,7 +116,7 @@ async def list_events(tx: Reader, *, after: int, owner_id: str | None = None) ->
             object=row.object,
             payload=from_json(dict, row.payload),
         )
-        for row in await tx.all(_AFTER, b_after=after, b_owner=owner_id)
+        for row in await tx.all(statement, b_after=after, **params)
     ]
 
 

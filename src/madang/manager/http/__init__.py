@@ -9,7 +9,9 @@
     app = build_app([NodeApi(...)], authenticate=..., ...)
 """
 
+from madang.manager.http.credentials import Credentials
 from madang.manager.http.endpoint import Call, Caller, Endpoint, Reply, endpoint
+from madang.manager.http.open_calls import OpenCalls
 from madang.manager.http.server import build_app
 from madang.manager.http.strangers import Site, Strangers
 from madang.manager.http.streaming import start_stream
@@ -17,7 +19,9 @@ from madang.manager.http.streaming import start_stream
 __all__ = [
     "Call",
     "Caller",
+    "Credentials",
     "Endpoint",
+    "OpenCalls",
     "Reply",
     "Site",
     "Strangers",

@@ -8,6 +8,8 @@ from typing import Any, Final, Generic, Protocol, TypeVar
 
 from aiohttp import web
 
+from madang.manager.http.bodies import Body
+
 Q = TypeVar("Q")
 B = TypeVar("B")
 H = TypeVar("H", bound=Callable[..., Awaitable[Any]])
@@ -27,8 +29,6 @@ class Caller(Protocol):
     @property
     def token(self) -> str: ...
     @property
-    def token_id(self) -> str: ...
-    @property
     def project_id(self) -> str: ...
     @property
     def domain_id(self) -> str: ...
@@ -36,6 +36,11 @@ class Caller(Protocol):
     def sees_all(self) -> bool: ...
     @property
     def administers(self) -> bool: ...
+    @property
+    def token_id(self) -> str: ...
+    @property
+    def scopes(self) -> frozenset[str]: ...
+    def allows(self, scope: str) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +52,8 @@ class Endpoint:
     name: str
     summary: str
     auth: bool
+    scope: str
+    """What the caller's token must allow."""
     query: type | None
     body: Any
     returns: Any
@@ -73,6 +80,8 @@ class Call(Generic[Q, B]):
     query: Q
     body: B
     _caller: Caller | None = None
+    signed_body: str | None = None
+    """SHA-256 of the body that the caller signed."""
     started: bool = False
     """An answer has begun: an error can't become a problem document any more."""
 
@@ -80,6 +89,11 @@ class Call(Generic[Q, B]):
     def caller(self) -> Caller:
         assert self._caller is not None, "the endpoint is open to everybody"
         return self._caller
+
+    @property
+    def content(self) -> Body:
+        """The body as a stream; take it once."""
+        return Body(self.request.content, self.signed_body)
 
     def path(self, name: str) -> str:
         return self.request.match_info[name]
@@ -102,6 +116,7 @@ def endpoint(
     path: str,
     *,
     auth: bool = True,
+    scope: str | None = None,
     query: type | None = None,
     body: Any = None,
     returns: Any = None,
@@ -113,7 +128,12 @@ def endpoint(
     headers: tuple[str, ...] = (),
     websocket: tuple[Any, Any] | None = None,
 ) -> Callable[[H], H]:
-    """Declare a handler; the first line of its docstring is the summary."""
+    """Declare a handler; the first line of its docstring is the summary.
+
+    *scope* None: ``read`` for a plain GET; anything else needs ``admin``, the narrowest there is,
+    until somebody says otherwise.
+    """
+    reads = method == "GET" and websocket is None
 
     def mark(handler: H) -> H:
         described = Endpoint(
@@ -122,6 +142,7 @@ def endpoint(
             name=handler.__name__,
             summary=(handler.__doc__ or "").strip().splitlines()[0],
             auth=auth,
+            scope=scope or ("read" if reads else "admin"),
             query=query,
             body=body,
             returns=returns,

@@ -35,7 +35,11 @@ def describe(endpoints: Sequence[Endpoint], *, title: str, version: str) -> dict
         "paths": dict(sorted(paths.items())),
         "components": {
             "schemas": dict(sorted(components.items())),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "signature": {"type": "apiKey", "in": "header", "name": "Authorization"},
+                "browser": {"type": "apiKey", "in": "cookie", "name": "madang"},
+            },
             "responses": {
                 "Problem": {
                     "description": "What failed, on which object, and what to do.",
@@ -50,12 +54,14 @@ def _operation(endpoint: Endpoint, schemas: dict[str, Any]) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": endpoint.name,
         "summary": endpoint.summary,
-        "security": [{"token": []}] if endpoint.auth else [],
+        "security": [{"token": []}, {"signature": []}, {"browser": []}] if endpoint.auth else [],
         "responses": {
             str(101 if endpoint.websocket else endpoint.status): _answer(endpoint, schemas),
             "default": {"$ref": "#/components/responses/Problem"},
         },
     }
+    if endpoint.auth:
+        operation["x-scope"] = endpoint.scope
     for status in endpoint.also:
         answer = _answer(endpoint, schemas) if status < 300 else {"description": "No content."}
         operation["responses"][str(status)] = answer

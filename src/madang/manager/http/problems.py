@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Final
 
 from aiohttp import web
@@ -43,7 +44,7 @@ def problem_response(error: PlatformError, request_id: str) -> web.Response:
     if error.http_status == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     if error.retry is Retry.LATER:
-        response.headers["Retry-After"] = "1"
+        response.headers["Retry-After"] = str(math.ceil(error.details.get("retry_after_s", 1)))
     return response
 
 

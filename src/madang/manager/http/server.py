@@ -15,22 +15,24 @@ from aiohttp import web
 
 from madang.kit.codec import from_json, to_json
 from madang.manager.http import origin
+from madang.manager.http.bodies import read_whole
+from madang.manager.http.credentials import Credentials, credentials_of
 from madang.manager.http.endpoint import Call, Caller, Endpoint, Reply, endpoints_of
+from madang.manager.http.open_calls import OPEN_CALLS, OpenCalls
 from madang.manager.http.openapi import describe
 from madang.manager.http.problems import from_aiohttp, problem_response
 from madang.manager.http.strangers import STRANGERS, Strangers
-from madang.wire.errors import InvalidRequest, PlatformError, TooLarge
-from madang.wire.size import format_bytes
+from madang.wire import signing
+from madang.wire.errors import InvalidRequest, PlatformError, ScopeMissing, SignatureInvalid
 
 log = logging.getLogger(__name__)
 
-Authenticate = Callable[[str | None], Awaitable[Caller]]
+Authenticate = Callable[[Credentials], Awaitable[Caller]]
 Observe = Callable[[str, str, int, float], None]
 """Called with method, path template, status, seconds after each request."""
 Handler = Callable[..., Awaitable[Any]]
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_BODY_TIMEOUT_S: Final = 60.0
 
 
 def build_app(
@@ -41,10 +43,12 @@ def build_app(
     title: str,
     version: str,
     strangers: Strangers | None = None,
+    open_calls: OpenCalls | None = None,
 ) -> web.Application:
     """All endpoints of *apis*, with their description at ``/v1/openapi.json``. Serve it by Site."""
     app = web.Application(middlewares=[_refusals])
     app[STRANGERS] = strangers or Strangers()
+    app[OPEN_CALLS] = open_calls or OpenCalls()
     declared: list[Endpoint] = []
     for api in apis:
         for endpoint, handler in endpoints_of(api):
@@ -91,10 +95,9 @@ def _server(
         status = 499
         try:
             if endpoint.auth:
-                call._caller = await authenticate(request.headers.get("Authorization"))
-                request.app[STRANGERS].welcome(request)
+                await _admit(endpoint, call, authenticate)
             call.query = _query(endpoint, request)
-            call.body = await _body(endpoint, request)
+            call.body = await _body(endpoint, call)
             response = _response(endpoint, await handler(call))
             status = response.status
         except PlatformError as exc:
@@ -112,12 +115,34 @@ def _server(
             text = f"something failed inside the server; its log has it as request={call.id}."
             response = _failure(call, PlatformError(text))
         finally:
+            request.app[OPEN_CALLS].remove(call)
             observe(endpoint.method, endpoint.path, status, time.perf_counter() - began)
         if not response.prepared:
             response.headers["X-Request-Id"] = call.id
         return response
 
     return serve
+
+
+async def _admit(endpoint: Endpoint, call: Call[Any, Any], authenticate: Authenticate) -> None:
+    """Who it is, and whether their token is for such calls."""
+    shown = credentials_of(call.request)
+    caller = await authenticate(shown)
+    call.request.app[STRANGERS].welcome(call.request)
+    if not caller.allows(endpoint.scope):
+        text = (
+            f"{endpoint.method} {endpoint.path} needs the scope {endpoint.scope!r}; token "
+            f"{caller.token!r} of {caller.user} ({caller.role}) has "
+            f"{', '.join(sorted(caller.scopes)) or 'none'}."
+        )
+        raise ScopeMissing(text, scope=endpoint.scope)
+    signature = signing.parse(shown.authorization[0]) if shown.authorization else None
+    if signature is not None and signature.body != signing.UNSIGNED_BODY:
+        call.signed_body = signature.body
+    elif signature is not None and not endpoint.sends:
+        raise SignatureInvalid("only a streamed body may be left unsigned.")
+    call._caller = caller
+    call.request.app[OPEN_CALLS].add(call)
 
 
 def _failure(call: Call[Any, Any], error: PlatformError) -> web.Response:
@@ -141,28 +166,11 @@ def _query(endpoint: Endpoint, request: web.Request) -> Any:
         raise InvalidRequest(f"query: {exc}.") from exc
 
 
-async def _body(endpoint: Endpoint, request: web.Request) -> Any:
+async def _body(endpoint: Endpoint, call: Call[Any, Any]) -> Any:
     if endpoint.body is None:
         return None
-    data = await read_body(request, endpoint.body_limit)
+    data = await read_whole(call.request, endpoint.body_limit, call.signed_body)
     return from_json(endpoint.body, data or b"{}")
-
-
-async def read_body(request: web.Request, limit: int) -> bytes:
-    """The whole body, at most *limit* bytes. Raises TooLarge."""
-    text = f"the request's body is larger than {format_bytes(limit)}."
-    if (request.content_length or 0) > limit:
-        raise TooLarge(text, limit=limit)
-    found = bytearray()
-    try:
-        async with asyncio.timeout(_BODY_TIMEOUT_S):
-            async for chunk in request.content.iter_any():
-                found += chunk
-                if len(found) > limit:
-                    raise TooLarge(text, limit=limit)
-    except TimeoutError as exc:
-        raise InvalidRequest("the request's body did not come in time.") from exc
-    return bytes(found)
 
 
 def _response(endpoint: Endpoint, value: Any) -> web.StreamResponse:

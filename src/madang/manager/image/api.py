@@ -24,16 +24,17 @@ class ImageApi:
     @endpoint("GET", "/v1/images", returns=tuple[Image, ...])
     async def list_images(self, call: Call[Any, Any]) -> tuple[Image, ...]:
         """All images, the built-in one first."""
-        return await self._service.list()
+        return await self._service.list(call.caller)
 
     @endpoint("GET", "/v1/images/{name}", returns=Image)
     async def get_image(self, call: Call[Any, Any]) -> Image:
         """One image with its layers."""
-        return await self._service.get(call.path("name"))
+        return await self._service.get(call.caller, call.path("name"))
 
     @endpoint(
         "POST",
         "/v1/images",
+        scope="images",
         body=BuildRequest,
         returns=Session,
         status=202,
@@ -44,7 +45,7 @@ class ImageApi:
         key = call.header("Idempotency-Key")
         return await self._service.build(call.caller, call.body, key=key)
 
-    @endpoint("DELETE", "/v1/images/{name}", query=RemoveQuery, status=204)
+    @endpoint("DELETE", "/v1/images/{name}", scope="images", query=RemoveQuery, status=204)
     async def remove_image(self, call: Call[RemoveQuery, Any]) -> None:
         """Remove an image."""
         await self._service.remove(call.caller, call.path("name"), force=call.query.force)

@@ -13,6 +13,7 @@ from madang.kit.codec import from_json
 from madang.manager.db import seconds
 from madang.manager.image.types import ImageRow, ImageSettings
 from madang.wire.errors import (
+    Ambiguous,
     BuildFailed,
     Conflict,
     IdempotencyMismatch,
@@ -183,6 +184,23 @@ def current(rows: Sequence[ImageRow]) -> ImageRow | None:
     order = (ImageStatus.READY, ImageStatus.BUILDING, ImageStatus.FAILED)
     by_status = {row.status: row for row in rows}
     return next((by_status[status] for status in order if status in by_status), None)
+
+
+def by_name(rows: Sequence[ImageRow]) -> list[list[ImageRow]]:
+    """Rows of one project and name each, in their order."""
+    found: dict[tuple[str, str], list[ImageRow]] = {}
+    for row in rows:
+        found.setdefault((row.project_id, row.name), []).append(row)
+    return list(found.values())
+
+
+def in_one_project(rows: Sequence[ImageRow], preferred: str, ref: str) -> list[ImageRow]:
+    """Those of the *preferred* project, or of the only one. Raises Ambiguous."""
+    own = [row for row in rows if row.project_id == preferred]
+    if not own and len({row.project_id for row in rows}) > 1:
+        text = f"image {ref[:80]!r} is in several projects: say PROJECT/{ref[:80]}."
+        raise Ambiguous(text, image=ref[:80])
+    return own or list(rows)
 
 
 def mount(row: ImageRow) -> ImageMount:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -11,7 +11,7 @@ from madang.kit.codec import from_json, to_json
 from madang.kit.ids import new_id
 from madang.manager.audit.rules import HIDDEN
 from madang.manager.audit.service import AuditLog, actor_of
-from madang.manager.db import Database, Transaction, micros
+from madang.manager.db import Database, Reader, Transaction, micros
 from madang.manager.http import Caller
 from madang.manager.image import rules, store
 from madang.manager.image.types import (
@@ -69,18 +69,18 @@ class ImageService:
 
     # --- for sessions
 
-    async def resolve(self, name: str) -> ImageMount:
+    async def resolve(self, caller: Caller, name: str) -> ImageMount:
         """A ready image, as a session mounts it. Raises ImageUnknown."""
         if name == HOST_IMAGE:
             return ImageMount(name=name, digest=rules.HOST.digest, kind=rules.HOST.kind.value)
-        row = await self._current(name)
+        row = await self._current(caller, name)
         if row is None or row.status != S.READY:
             raise rules.not_ready(name, row)
         return rules.mount(row)
 
-    async def policy_of(self, name: str) -> str:
+    async def policy_of(self, caller: Caller, name: str) -> str:
         """The text of its layer of the sandbox policy; empty: none."""
-        row = None if name == HOST_IMAGE else await self._current(name)
+        row = None if name == HOST_IMAGE else await self._current(caller, name)
         return "" if row is None else row.policy
 
     async def wanted_layers(self) -> tuple[str, ...]:
@@ -92,21 +92,20 @@ class ImageService:
 
     # --- for users
 
-    async def list(self) -> tuple[Image, ...]:
-        """One for each name, the built-in first."""
+    async def list(self, caller: Caller) -> tuple[Image, ...]:
+        """One for each name of each project that the caller is in, the built-in first."""
         async with self._database.read() as tx:
-            rows = await store.shown(tx)
+            rows = await store.shown(tx, caller)
         live = await self.sessions.live_images()
-        names = dict.fromkeys(row.name for row in rows)
-        chosen = (rules.current([row for row in rows if row.name == name]) for name in names)
+        chosen = map(rules.current, rules.by_name(rows))
         built = [rules.to_image(row, live.get(row.digest, 0)) for row in chosen if row]
         return (_host(live.get(rules.HOST.digest, 0)), *built)
 
-    async def get(self, name: str) -> Image:
+    async def get(self, caller: Caller, name: str) -> Image:
         live = await self.sessions.live_images()
         if name == HOST_IMAGE:
             return _host(live.get(rules.HOST.digest, 0))
-        row = await self._current(name)
+        row = await self._current(caller, name)
         if row is None:
             raise rules.not_ready(name, None)
         return rules.to_image(row, live.get(row.digest, 0))
@@ -120,7 +119,9 @@ class ImageService:
         """
         request = rules.check_request(request)
         row = self._new_row(caller, request, key)
-        await self._current(row.name)  # a build that has just ended is in nobody's way
+        await self._settled(
+            row.project_id, row.name
+        )  # a build that has just ended is in nobody's way
         async with self._database.begin() as tx:
             known = await store.find(tx, row.id)
             if known is None:
@@ -141,11 +142,11 @@ class ImageService:
         live = await self.sessions.live_images()
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
-            rows = await store.of_name(tx, name)
+            rows = await self._find(tx, caller, name)
             if not rows:
                 raise rules.not_ready(name, None)
             for row in rows:
-                _check_owner(caller, row)
+                await _check_owner(tx, caller, row)
                 _check_removable(row, live.get(row.digest, 0), force=force)
             for row in rows:
                 await store.move(tx, row, S.REMOVED, now)
@@ -181,20 +182,33 @@ class ImageService:
 
     # --- inside
 
-    async def _current(self, name: str) -> ImageRow | None:
+    async def _find(self, tx: Reader, caller: Caller, ref: str) -> Sequence[ImageRow]:
+        """All rows of ``NAME`` or ``PROJECT/NAME`` in one project. Raises Ambiguous."""
+        project, _, name = ref.rpartition("/")
+        rows = await store.list_for(tx, caller, name, project or None)
+        return rules.in_one_project(rows, caller.project_id, ref)
+
+    async def _current(self, caller: Caller, ref: str) -> ImageRow | None:
         """The row that a name stands for; a build that has just ended is settled first."""
         async with self._database.read() as tx:
-            rows = await store.of_name(tx, name)
+            rows = await self._find(tx, caller, ref)
+        if not rows:
+            return None
+        return await self._settled(rows[0].project_id, rows[0].name)
+
+    async def _settled(self, project_id: str, name: str) -> ImageRow | None:
+        async with self._database.read() as tx:
+            rows = await store.of_name(tx, project_id, name)
         building = next((row for row in rows if row.status == S.BUILDING and row.build), None)
         if building is not None:
             await self._settle(building)
             async with self._database.read() as tx:
-                rows = await store.of_name(tx, name)
+                rows = await store.of_name(tx, project_id, name)
         return rules.current(rows)
 
     async def _accept(self, tx: Transaction, caller: Caller, row: ImageRow) -> None:
-        for old in await store.of_name(tx, row.name):
-            _check_owner(caller, old)
+        for old in await store.of_name(tx, row.project_id, row.name):
+            await _check_owner(tx, caller, old)
             if old.status == S.BUILDING:
                 raise Conflict(
                     f"image {row.name!r} is being built by {old.build_name or 'a session'}: "
@@ -310,7 +324,7 @@ class ImageService:
             fresh = await store.find(tx, row.id)
             if fresh is None or fresh.status != S.BUILDING:
                 return
-            for old in await store.of_name(tx, row.name):
+            for old in await store.of_name(tx, row.project_id, row.name):
                 if old.status == S.READY:
                     await store.move(tx, old, S.REMOVED, now)
             await store.move(
@@ -333,8 +347,8 @@ def _host(used_by: int) -> Image:
     )
 
 
-def _check_owner(caller: Caller, row: ImageRow) -> None:
-    if not caller.administers and row.owner_id != caller.user_id:
+async def _check_owner(tx: Reader, caller: Caller, row: ImageRow) -> None:
+    if not await store.may_change(tx, caller, row.id):
         raise Forbidden(f"image {row.name!r} belongs to {row.owner}.", image=row.name)
 
 

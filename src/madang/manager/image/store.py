@@ -9,6 +9,8 @@ import sqlalchemy as sa
 
 from madang.manager.db import Reader, Transaction, one_of
 from madang.manager.db.events import add_event
+from madang.manager.identity.store import Viewer, fellows, viewer, visible
+from madang.manager.identity.tables import projects
 from madang.manager.image.tables import images
 from madang.manager.image.types import LIFE, ImageRow
 from madang.wire.image import ImageStatus
@@ -18,10 +20,31 @@ S = ImageStatus
 _COLUMNS: Final = [images.c[field.name] for field in fields(ImageRow)]
 _SELECT: Final = sa.select(*_COLUMNS)
 _BY_NAME: Final = _SELECT.where(
-    images.c.name == sa.bindparam("b_name"), images.c.status != S.REMOVED.value
+    images.c.project_id == sa.bindparam("b_project"),
+    images.c.name == sa.bindparam("b_name"),
+    images.c.status != S.REMOVED.value,
+)
+_FELLOWS: Final = fellows(images.c.owner_id, images.c.project_id)
+_FOR: Final = (
+    _SELECT.join_from(images, projects, images.c.project_id == projects.c.id)
+    .where(
+        images.c.name == sa.bindparam("b_name"),
+        images.c.status != S.REMOVED.value,
+        sa.or_(
+            sa.bindparam("b_project", type_=sa.Text).is_(None),
+            projects.c.name == sa.bindparam("b_project", type_=sa.Text),
+        ),
+        _FELLOWS,
+    )
+    .order_by(images.c.project_id)
+)
+_ADMINISTERED: Final = sa.select(images.c.id).where(
+    images.c.id == sa.bindparam("b_id"), visible(images.c.owner_id, images.c.project_id)
 )
 _BY_ID: Final = _SELECT.where(images.c.id == sa.bindparam("b_id"))
-_SHOWN: Final = _SELECT.where(images.c.status != S.REMOVED.value).order_by(images.c.name)
+_SHOWN: Final = _SELECT.where(images.c.status != S.REMOVED.value, _FELLOWS).order_by(
+    images.c.name, images.c.project_id
+)
 _WITH: Final = {
     status: _SELECT.where(images.c.status == status.value).order_by(images.c.id) for status in S
 }
@@ -48,9 +71,21 @@ def _row(record: Any) -> ImageRow:
     return ImageRow(**record._asdict())
 
 
-async def of_name(tx: Reader, name: str) -> list[ImageRow]:
-    """All rows of a name but the removed ones: at most one in each status."""
-    return [_row(record) for record in await tx.all(_BY_NAME, b_name=name)]
+async def of_name(tx: Reader, project_id: str, name: str) -> list[ImageRow]:
+    """All rows of a project's name but the removed ones: at most one in each status."""
+    found = await tx.all(_BY_NAME, b_project=project_id, b_name=name)
+    return [_row(record) for record in found]
+
+
+async def list_for(tx: Reader, caller: Viewer, name: str, project: str | None) -> list[ImageRow]:
+    """Rows of a name, but the removed ones, in all projects whose images *caller* may use."""
+    found = await tx.all(_FOR, b_name=name, b_project=project, **viewer(caller))
+    return [_row(record) for record in found]
+
+
+async def may_change(tx: Reader, caller: Viewer, image_id: str) -> bool:
+    """Whether it is the caller's own, or of a project that they administer."""
+    return await tx.one(_ADMINISTERED, b_id=image_id, **viewer(caller)) is not None
 
 
 async def find(tx: Reader, image_id: str) -> ImageRow | None:
@@ -58,8 +93,8 @@ async def find(tx: Reader, image_id: str) -> ImageRow | None:
     return None if record is None else _row(record)
 
 
-async def shown(tx: Reader) -> list[ImageRow]:
-    return [_row(record) for record in await tx.all(_SHOWN)]
+async def shown(tx: Reader, caller: Viewer) -> list[ImageRow]:
+    return [_row(record) for record in await tx.all(_SHOWN, **viewer(caller))]
 
 
 async def with_status(tx: Reader, status: ImageStatus) -> list[ImageRow]:
@@ -101,5 +136,11 @@ async def delete(tx: Transaction, image_id: str) -> bool:
 async def _tell(tx: Transaction, row: ImageRow, status: str, now: int, reason: str) -> None:
     payload = {"name": row.name, "status": status, "build": row.build_name, "reason": reason}
     await add_event(
-        tx, at=now, kind="image.moved", subject=row.id, owner_id=row.owner_id, payload=payload
+        tx,
+        at=now,
+        kind="image.moved",
+        subject=row.id,
+        owner_id=row.owner_id,
+        project_id=row.project_id,
+        payload=payload,
     )

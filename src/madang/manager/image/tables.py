@@ -35,6 +35,7 @@ images: Final = sa.Table(
 
 sa.Index(
     "uq_images_ready",
+    images.c.project_id,
     images.c.name,
     unique=True,
     sqlite_where=images.c.status == "READY",
@@ -42,6 +43,7 @@ sa.Index(
 )
 sa.Index(
     "uq_images_building",
+    images.c.project_id,
     images.c.name,
     unique=True,
     sqlite_where=images.c.status == "BUILDING",

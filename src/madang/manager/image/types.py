@@ -86,8 +86,13 @@ class Owner:
     role: str = "user"
     token: str = ""
     token_id: str = ""
+    scopes: frozenset[str] = frozenset()
     sees_all: bool = False
     administers: bool = False
+
+    def allows(self, scope: str) -> bool:
+        """It asks over no endpoint."""
+        return scope in self.scopes
 
 
 class Sessions(Protocol):

@@ -75,7 +75,12 @@ class PolicyApi:
         return await self._service.log(call.query.target, call.query.limit)
 
     @endpoint(
-        "POST", "/v1/policies/review", body=PolicyDraft, returns=PolicyReview, body_limit=BODY_LIMIT
+        "POST",
+        "/v1/policies/review",
+        scope="read",
+        body=PolicyDraft,
+        returns=PolicyReview,
+        body_limit=BODY_LIMIT,
     )
     async def review_policy(self, call: Call[Any, PolicyDraft]) -> PolicyReview:
         """Check a text and say what it would change; nothing is stored."""
@@ -84,6 +89,7 @@ class PolicyApi:
     @endpoint(
         "POST",
         "/v1/policies/test",
+        scope="read",
         body=PolicyQuestion,
         returns=PolicyVerdict,
         body_limit=BODY_LIMIT,
@@ -95,6 +101,7 @@ class PolicyApi:
     @endpoint(
         "POST",
         "/v1/policies/replay",
+        scope="read",
         body=ReplayQuestion,
         returns=tuple[ReplayVerdict, ...],
         body_limit=REPLAY_LIMIT,

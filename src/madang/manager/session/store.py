@@ -9,12 +9,20 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from madang.manager.db import Reader, Transaction, one_of, seconds
-from madang.manager.db.events import add_event, add_events, event_row
+from madang.manager.db.events import (
+    add_event,
+    add_events,
+    event_row,
+    events,
+    events_after,
+    list_events,
+)
 from madang.manager.fleet.tables import SLOTS
 from madang.manager.identity.store import Viewer, viewer, visible
 from madang.manager.identity.tables import projects
 from madang.manager.session.tables import history, idempotency, sessions
 from madang.manager.session.types import LIFE, PLACED, SessionRow
+from madang.wire.api import Event
 from madang.wire.session import HistoryEntry, SessionStatus
 
 S = SessionStatus
@@ -29,16 +37,28 @@ _VISIBLE: Final = visible(sessions.c.owner_id, sessions.c.project_id)
 
 _ADD: Final = sa.insert(sessions)
 _BY_ID: Final = sa.select(sessions).where(sessions.c.id == _B("b_id"))
-_BY_REF: Final = sa.select(sessions).where(
-    sa.or_(sessions.c.id == _text("b_ref"), sessions.c.name == _text("b_ref")), _VISIBLE
+_OF_OWNER: Final = sa.or_(_text("b_owner").is_(None), sessions.c.owner == _text("b_owner"))
+_OWN_FIRST: Final = sa.case((sessions.c.owner_id == _text("b_viewer"), 0), else_=1)
+_BY_REF: Final = (
+    sa.select(sessions)
+    .where(
+        sa.or_(sessions.c.id == _text("b_ref"), sessions.c.name == _text("b_ref")),
+        _OF_OWNER,
+        _VISIBLE,
+    )
+    .order_by(_OWN_FIRST, sessions.c.owner)
+    .limit(2)
 )
 _BY_PREFIX: Final = (
     sa.select(sessions)
-    .where(sessions.c.name.like(_text("b_like")), _VISIBLE)
-    .order_by(sessions.c.name)
+    .where(sessions.c.name.like(_text("b_like")), _OF_OWNER, _VISIBLE)
+    .order_by(_OWN_FIRST, sessions.c.name, sessions.c.owner)
     .limit(2)
 )
-_NAME_TAKEN: Final = sa.select(sessions.c.id).where(sessions.c.name == _B("b_name"))
+_NAME_TAKEN: Final = sa.select(sessions.c.id).where(
+    sessions.c.owner_id == _B("b_owner_id"), sessions.c.name == _B("b_name")
+)
+_EVENTS: Final = events_after(visible(events.c.owner_id, events.c.project_id))
 _MOVE: Final = (
     sa.update(sessions)
     .where(
@@ -264,6 +284,7 @@ async def _note(
         kind="session.moved",
         subject=row.id,
         owner_id=row.owner_id,
+        project_id=row.project_id,
         payload=payload,
     )
 
@@ -283,6 +304,7 @@ async def change(
         kind="session.changed",
         subject=row.id,
         owner_id=row.owner_id,
+        project_id=row.project_id,
         payload={
             "name": row.name,
             "what": what,
@@ -316,23 +338,24 @@ async def explain(
 
     *rows* are of ``list_pending``, reasons are ``Pending`` as JSON; *told*: first estimates.
     """
-    events = []
+    changes = []
     for session, reason in reasons.items():
         row = rows[session]
         where = {"b_id": row.id, "b_version": row.version}
         estimate = told.get(session, row.told)
         if await tx.execute(_EXPLAIN, **where, pending=reason, told=estimate):
             payload = {"name": row.name, "what": "pending", "node": None}
-            events.append(
+            changes.append(
                 event_row(
                     at=at,
                     kind="session.changed",
                     subject=row.id,
                     owner_id=row.owner_id,
+                    project_id=row.project_id,
                     payload={**payload, "version": row.version + 1},
                 )
             )
-    await add_events(tx, events)
+    await add_events(tx, changes)
 
 
 async def remove(tx: Transaction, row: SessionRow, *, at: int, actor: str) -> bool:
@@ -345,6 +368,7 @@ async def remove(tx: Transaction, row: SessionRow, *, at: int, actor: str) -> bo
         kind="session.removed",
         subject=row.id,
         owner_id=row.owner_id,
+        project_id=row.project_id,
         payload={"name": row.name, "actor": actor, "node": row.held_by},
     )
     return True
@@ -355,20 +379,30 @@ async def find(tx: Reader, session_id: str) -> SessionRow | None:
     return None if row is None else SessionRow(*row)
 
 
-async def find_ref(tx: Reader, ref: str, caller: Viewer) -> SessionRow | None:
-    """By id or whole name, if *caller* may see it."""
-    row = await tx.one(_BY_REF, b_ref=ref, **viewer(caller))
-    return None if row is None else SessionRow(*row)
-
-
-async def list_prefix(tx: Reader, prefix: str, caller: Viewer) -> list[SessionRow]:
-    """At most two whose names begin so; *prefix* holds letters, digits and dashes only."""
-    rows = await tx.all(_BY_PREFIX, b_like=f"{prefix}%", **viewer(caller))
+async def list_ref(
+    tx: Reader, ref: str, caller: Viewer, *, owner: str | None = None
+) -> list[SessionRow]:
+    """By id or whole name, of those that *caller* may see: two at most, their own first."""
+    rows = await tx.all(_BY_REF, b_ref=ref, b_owner=owner, **viewer(caller))
     return [SessionRow(*row) for row in rows]
 
 
-async def name_taken(tx: Reader, name: str) -> bool:
-    return await tx.one(_NAME_TAKEN, b_name=name) is not None
+async def list_prefix(
+    tx: Reader, prefix: str, caller: Viewer, *, owner: str | None = None
+) -> list[SessionRow]:
+    """As ``list_ref``, by how names begin; *prefix* holds letters, digits and dashes only."""
+    rows = await tx.all(_BY_PREFIX, b_like=f"{prefix}%", b_owner=owner, **viewer(caller))
+    return [SessionRow(*row) for row in rows]
+
+
+async def name_taken(tx: Reader, owner_id: str, name: str) -> bool:
+    """Names are each owner's own: nobody learns from a refusal what others run."""
+    return await tx.one(_NAME_TAKEN, b_owner_id=owner_id, b_name=name) is not None
+
+
+async def list_events_for(tx: Reader, caller: Viewer, *, after: int) -> list[Event]:
+    """The next events of what *caller* may see."""
+    return await list_events(tx, after=after, statement=_EVENTS, **viewer(caller))
 
 
 async def list_page(

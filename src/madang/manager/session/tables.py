@@ -13,7 +13,7 @@ sessions: Final = sa.Table(
     "sessions",
     metadata,
     sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("name", sa.Text, nullable=False, unique=True),
+    sa.Column("name", sa.Text, nullable=False),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("owner_id", sa.Text, sa.ForeignKey("users.id"), nullable=False),
     sa.Column("owner", sa.Text, nullable=False),
@@ -62,7 +62,9 @@ sessions: Final = sa.Table(
     sa.Column("protected_until", sa.BigInteger),
     sa.Column("wishes", sa.Text, nullable=False, server_default=""),
     sa.Column("told", sa.Text, nullable=False, server_default=""),
+    sa.UniqueConstraint("owner_id", "name"),
 )
+sa.Index("ix_sessions_name", sessions.c.name)
 sa.Index("ix_sessions_status", sessions.c.status, sessions.c.priority, sessions.c.created_at)
 sa.Index("ix_sessions_held_by", sessions.c.held_by, sessions.c.revision)
 sa.Index("ix_sessions_owner_id_status", sessions.c.owner_id, sessions.c.status)

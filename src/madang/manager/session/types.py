@@ -8,6 +8,7 @@ from typing import Final, Protocol
 
 from madang.manager.db import Reader, Transaction
 from madang.manager.fleet.types import Slots
+from madang.manager.http import Caller
 from madang.wire.api import WorkspaceManifest
 from madang.wire.kernel import ImageMount, KernelId
 from madang.wire.policy import Sandbox
@@ -139,11 +140,11 @@ class SessionSettings:
 class Images(Protocol):
     """What the image slice does for sessions."""
 
-    async def resolve(self, name: str) -> ImageMount:
+    async def resolve(self, caller: Caller, name: str) -> ImageMount:
         """A ready image. Raises ImageUnknown."""
         ...
 
-    async def policy_of(self, name: str) -> str:
+    async def policy_of(self, caller: Caller, name: str) -> str:
         """The text of its layer of the sandbox policy; empty: none."""
         ...
 

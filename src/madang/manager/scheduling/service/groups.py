@@ -45,23 +45,24 @@ class Groups:
     """Id → name."""
     domains: Mapping[str, str]
 
-    def allows(self, name: str, caller: Caller) -> bool:
-        """Whether *caller* may use it in the project that they work in."""
+    def allows(self, name: str, caller: Caller, project_id: str = "") -> bool:
+        """Whether *caller* may use it in that project; empty: the one that they work in."""
         rules = self.rules[name]
         if caller.administers:
             return True
-        return _among(rules.projects, caller.project_id, self.projects) and _among(
+        project = project_id or caller.project_id
+        return _among(rules.projects, project, self.projects) and _among(
             rules.domains, caller.domain_id, self.domains
         )
 
-    def choose(self, wanted: str, caller: Caller) -> str:
+    def choose(self, wanted: str, caller: Caller, project_id: str) -> str:
         """The group of a new session. Raises GroupRefused that names those there are."""
         name = wanted or DEFAULT_GROUP
-        if name in self.rules and self.allows(name, caller):
+        if name in self.rules and self.allows(name, caller, project_id):
             return name
-        usable = [each for each in self.rules if self.allows(each, caller)]
+        usable = [each for each in self.rules if self.allows(each, caller, project_id)]
         others = f"there are {', '.join(usable)}" if usable else "you may use none"
-        text = f"group {name[:60]!r} does not exist for project {self.called(caller.project_id)}"
+        text = f"group {name[:60]!r} does not exist for project {self.called(project_id)}"
         raise GroupRefused(f"{text}; {others}.", group=name[:60])
 
     def called(self, project_id: str) -> str:

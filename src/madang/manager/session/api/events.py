@@ -10,8 +10,9 @@ from aiohttp import web
 from madang.kit.clock import Clock
 from madang.kit.codec import to_json
 from madang.manager.db import Database
-from madang.manager.db.events import EventFeed, last_event, list_events
+from madang.manager.db.events import EventFeed, last_event
 from madang.manager.http import Call, endpoint, start_stream
+from madang.manager.session.store import list_events_for
 from madang.wire.errors import InvalidRequest
 
 QUIET_S: Final = 15.0
@@ -39,13 +40,12 @@ class EventApi:
     async def stream_events(self, call: Call[EventQuery, None]) -> web.StreamResponse:
         """Changes as they happen (server-sent events), from Last-Event-ID if given."""
         at = await self._start(call)
-        owner = None if call.caller.sees_all else call.caller.user_id
         response = await start_stream(call, "text/event-stream")
         await response.write(b": connected\n\n")
         with self._feed.watch() as watch:
             while not self._feed.closing:
                 async with self._database.read() as tx:
-                    found = await list_events(tx, after=at, owner_id=owner)
+                    found = await list_events_for(tx, call.caller, after=at)
                 for event in found:
                     data = to_json(event)
                     at = event.id

@@ -157,6 +157,7 @@ class FileApi:
     @endpoint(
         "PUT",
         "/v1/sessions/{ref}/file",
+        scope="sessions",
         query=PutQuery,
         returns=FilesWritten,
         sends="application/octet-stream",
@@ -189,6 +190,7 @@ class FileApi:
     @endpoint(
         "PUT",
         "/v1/sessions/{ref}/archive",
+        scope="sessions",
         query=PathQuery,
         returns=FilesWritten,
         sends="application/x-tar",
@@ -202,7 +204,7 @@ class FileApi:
 
 
 async def _chunks(call: Call[Any, Any]) -> AsyncIterator[bytes]:
-    async for chunk in call.request.content.iter_chunked(CHUNK):
+    async for chunk in call.content.chunks(CHUNK):
         yield chunk
 
 
@@ -214,6 +216,7 @@ class WorkspaceApi:
     @endpoint(
         "POST",
         "/v1/workspaces",
+        scope="sessions",
         body=WorkspaceManifest,
         returns=WorkspaceState,
         body_limit=MANIFEST_LIMIT,
@@ -225,10 +228,16 @@ class WorkspaceApi:
         wanted = sorted({f.digest for f in call.body.files if f.digest is not None})
         return WorkspaceState(digest=digest, missing=tuple(await self._blobs.missing(wanted)))
 
-    @endpoint("PUT", "/v1/workspaces/blobs", status=204, sends="application/octet-stream")
+    @endpoint(
+        "PUT",
+        "/v1/workspaces/blobs",
+        scope="sessions",
+        status=204,
+        sends="application/octet-stream",
+    )
     async def put_blobs(self, call: Call[None, None]) -> None:
         """Files of working directories: records of digest (32 bytes), size (u64 LE), data."""
-        content = call.request.content
+        content = call.content
         while head := await _exactly(content, _RECORD.size, at_end=True):
             digest, size = _RECORD.unpack(head)
             if size > self._settings.workspace_limit_bytes:

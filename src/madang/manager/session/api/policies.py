@@ -37,6 +37,7 @@ class SessionPolicyApi:
     @endpoint(
         "PUT",
         "/v1/sessions/{ref}/policy",
+        scope="sessions",
         body=PolicyDraft,
         returns=Policy,
         body_limit=BODY_LIMIT,

@@ -59,6 +59,7 @@ class SessionApi:
     @endpoint(
         "POST",
         "/v1/sessions",
+        scope="sessions",
         query=CreateQuery,
         body=SessionSpec,
         returns=Session,
@@ -113,37 +114,52 @@ class SessionApi:
             return Reply(None, {"ETag": f'"{row.version}"'}, 304)
         return self._tagged(row)
 
-    @endpoint("POST", "/v1/sessions/{ref}/stop", body=StopRequest, returns=Session)
+    @endpoint(
+        "POST", "/v1/sessions/{ref}/stop", scope="sessions", body=StopRequest, returns=Session
+    )
     async def stop_session(self, call: Call[None, StopRequest]) -> Reply:
         """Stop a session: SIGTERM, its grace, SIGKILL. Idempotent."""
         return self._tagged(await self._sessions.stop(call.caller, call.path("ref"), call.body))
 
-    @endpoint("POST", "/v1/sessions/{ref}/freeze", returns=Session)
+    @endpoint("POST", "/v1/sessions/{ref}/freeze", scope="sessions", returns=Session)
     async def freeze_session(self, call: Call[None, None]) -> Reply:
         """Freeze a running session: no CPU, memory and slots kept; input wakes it. Idempotent."""
         row = await self._sessions.set_frozen(call.caller, call.path("ref"), frozen=True)
         return self._tagged(row)
 
-    @endpoint("POST", "/v1/sessions/{ref}/thaw", returns=Session)
+    @endpoint("POST", "/v1/sessions/{ref}/thaw", scope="sessions", returns=Session)
     async def thaw_session(self, call: Call[None, None]) -> Reply:
         """Let a frozen session go on. Idempotent."""
         row = await self._sessions.set_frozen(call.caller, call.path("ref"), frozen=False)
         return self._tagged(row)
 
-    @endpoint("POST", "/v1/sessions/{ref}/protect", body=ProtectRequest, returns=Session)
+    @endpoint(
+        "POST",
+        "/v1/sessions/{ref}/protect",
+        scope="sessions",
+        body=ProtectRequest,
+        returns=Session,
+    )
     async def protect_session(self, call: Call[None, ProtectRequest]) -> Reply:
         """Keep a session from being stopped as idle, for a time that its limits allow."""
         ref = call.path("ref")
         return self._tagged(await self._sessions.protect(call.caller, ref, call.body.for_s))
 
-    @endpoint("POST", "/v1/sessions/{ref}/signal", body=SignalRequest, status=204)
+    @endpoint("POST", "/v1/sessions/{ref}/signal", scope="sessions", body=SignalRequest, status=204)
     async def signal_session(self, call: Call[None, SignalRequest]) -> None:
         """Send a signal to the program's process group."""
         row = await self._sessions.get(call.caller, call.path("ref"))
         await self._sessions.records.note(call.caller, row, "signalled", signal=call.body.signal)
         await self._kernels.signal(row, call.body.signal)
 
-    @endpoint("DELETE", "/v1/sessions/{ref}", query=RemoveQuery, status=204, headers=("If-Match",))
+    @endpoint(
+        "DELETE",
+        "/v1/sessions/{ref}",
+        scope="sessions",
+        query=RemoveQuery,
+        status=204,
+        headers=("If-Match",),
+    )
     async def remove_session(self, call: Call[RemoveQuery, None]) -> None:
         """Remove an ended session with its output and files; force: end it first."""
         version = version_of(call.header("If-Match"))

@@ -92,7 +92,7 @@ class StreamApi:
 
     # WebSockets
 
-    @endpoint("GET", "/v1/run", websocket=SOCKET)
+    @endpoint("GET", "/v1/run", scope="sessions", websocket=SOCKET)
     async def run(self, call: Call[None, None]) -> web.StreamResponse:
         """Create a session by the first message and follow it to its end (WebSocket)."""
         channel = Channel(call)
@@ -104,7 +104,7 @@ class StreamApi:
             await self._follow(Conversation(channel, call.caller, created.row))
         return channel.response
 
-    @endpoint("GET", "/v1/sessions/{ref}/attach", websocket=SOCKET)
+    @endpoint("GET", "/v1/sessions/{ref}/attach", scope="sessions", websocket=SOCKET)
     async def attach(self, call: Call[None, None]) -> web.StreamResponse:
         """Follow a session from any offset, with its input (WebSocket)."""
         row = await self._sessions.get(call.caller, call.path("ref"))
@@ -116,7 +116,7 @@ class StreamApi:
             await self._follow(talk)
         return channel.response
 
-    @endpoint("GET", "/v1/sessions/{ref}/exec", websocket=SOCKET)
+    @endpoint("GET", "/v1/sessions/{ref}/exec", scope="sessions", websocket=SOCKET)
     async def exec(self, call: Call[None, None]) -> web.StreamResponse:
         """Run one more program in a running session (WebSocket)."""
         row = await self._sessions.get(call.caller, call.path("ref"))

@@ -16,6 +16,7 @@ from madang.manager.db.events import EventFeed, last_event
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import Slots
 from madang.manager.http import Caller
+from madang.manager.identity.service import People
 from madang.manager.limits.service import LimitService, PresetService
 from madang.manager.limits.types import Asked
 from madang.manager.scheduling.planner import plan
@@ -69,7 +70,7 @@ SEEN: Final = 2000
 """Waiting sessions that a preview and a question look at."""
 CONFIRM_S: Final = 2.0
 """How long a freeze or thaw waits to hear that it was done; it is done later all the same."""
-_REF: Final = re.compile(r"[0-9a-z-]{1,64}")
+_REF: Final = re.compile(r"(?:([0-9a-z._-]{1,40})/)?([0-9a-z-]{1,64})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +90,7 @@ class SessionService:
         fleet: FleetService,
         agents: AgentService,
         images: Images,
+        people: People,
         blobs: Blobs,
         limits: LimitService,
         presets: PresetService,
@@ -105,6 +107,7 @@ class SessionService:
         self._fleet: Final = fleet
         self._agents: Final = agents
         self._images: Final = images
+        self._people: Final = people
         self._blobs: Final = blobs
         self._limits: Final = limits
         self._presets: Final = presets
@@ -146,8 +149,11 @@ class SessionService:
                     session_id=row.id,
                     at=row.created_at,
                 )
+            project_id = await self._people.project_for(tx, caller, spec.project)
+            if project_id != row.project_id:
+                raise Conflict("your default project was changed at this moment: try again.")
             row = await self._within_limits(tx, row)
-            row = replace(row, name=await self._free_name(tx, spec.name))
+            row = replace(row, name=await self._free_name(tx, caller, spec.name))
             await store.add(tx, row, actor=caller.user)
             await self.records.created(tx, caller, row, spec)
         self._feed.wake()
@@ -172,8 +178,8 @@ class SessionService:
         if spec.preset:
             spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
         size = resolve_size(spec, self._settings)
-        mount = await self._images.resolve(spec.image)
-        image_policy = await self._images.policy_of(spec.image)
+        mount = await self._images.resolve(caller, spec.image)
+        image_policy = await self._images.policy_of(caller, spec.image)
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
             raise WorkspaceIncomplete(text, workspace=spec.workspace)
@@ -183,10 +189,12 @@ class SessionService:
         return await self._put_in_group(caller, spec, replace(row, image_policy=image_policy))
 
     async def _put_in_group(self, caller: Caller, spec: SessionSpec, row: SessionRow) -> SessionRow:
-        """With its group, priority and wishes. Raises GroupRefused, NotFound, SizeImpossible, …"""
+        """With its project, group, priority and wishes. Raises GroupRefused, NotFound, …"""
         async with self._database.read() as tx:
+            project_id = await self._people.project_for(tx, caller, spec.project)
+            row = replace(row, project_id=project_id)
             groups = await self._groups.current(tx)
-            name = groups.choose(spec.group, caller)
+            name = groups.choose(spec.group, caller, project_id)
             rules = groups.rules[name]
             if spec.reservation:
                 await check_use(tx, spec.reservation, name, row.project_id)
@@ -266,16 +274,16 @@ class SessionService:
         granted = await self._limits.check_create(tx, accounts_of(row), asked, at=row.created_at)
         return row if granted == time_s else replace(row, time_us=moves.to_stored(granted))
 
-    async def _free_name(self, tx: Transaction, wanted: str | None) -> str:
+    async def _free_name(self, tx: Transaction, caller: Caller, wanted: str | None) -> str:
         if wanted is not None:
-            if await store.name_taken(tx, wanted):
+            if await store.name_taken(tx, caller.user_id, wanted):
                 text = (
-                    f"a session named {wanted!r} exists; choose another, or `madang rm {wanted}`."
+                    f"you have a session named {wanted!r}; choose another, or `madang rm {wanted}`."
                 )
                 raise Conflict(text, name=wanted)
             return wanted
         tries = 0
-        while await store.name_taken(tx, name := new_name(tries)):
+        while await store.name_taken(tx, caller.user_id, name := new_name(tries)):
             tries += 1
         return name
 
@@ -304,20 +312,25 @@ class SessionService:
     # Reading
 
     async def get(self, caller: Caller, ref: str) -> SessionRow:
-        """By id, name, or unique prefix of a name. Raises NotFound, Ambiguous."""
+        """By id, name, or unique prefix of a name; ``owner/name`` for whoever sees several owners'.
+
+        The caller's own come before all others. Raises NotFound, Ambiguous.
+        """
         async with self._database.read() as tx:
             return await self._get(tx, caller, ref)
 
     async def _get(self, tx: Reader, caller: Caller, ref: str) -> SessionRow:
-        if _REF.fullmatch(ref):
-            if (row := await store.find_ref(tx, ref, caller)) is not None:
-                return row
-            found = await store.list_prefix(tx, ref, caller)
-            if len(found) == 1:
-                return found[0]
-            if found:
-                names = f"{found[0].name}, {found[1].name}"
-                raise Ambiguous(f"several sessions begin with {ref!r}: {names}, …", ref=ref)
+        if match := _REF.fullmatch(ref):
+            owner, name = match.groups()
+            found = await store.list_ref(tx, name, caller, owner=owner)
+            if not found:
+                found = await store.list_prefix(tx, name, caller, owner=owner)
+            own = [row for row in found if row.owner_id == caller.user_id]
+            if len(chosen := own or found) == 1:
+                return chosen[0]
+            if chosen:
+                names = ", ".join(f"{row.owner}/{row.name}" for row in chosen)
+                raise Ambiguous(f"{ref!r} may be several sessions: {names}, …", ref=ref)
         raise NotFound(f"no session {ref[:64]!r}. `madang ps --all` lists them.", ref=ref[:64])
 
     def view(self, row: SessionRow) -> Session:

@@ -1,0 +1,1 @@
+"""Decisions about people, pure: who may do what, names, scopes, second factors, throttling."""
