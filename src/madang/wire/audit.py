@@ -89,13 +89,13 @@ class AuditVerdict:
     """Empty: nothing was changed, removed, put in or moved."""
 
 
+_ENCODER: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 _NAMES: Final = frozenset(each.name for each in fields(AuditRecord))
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:
     """See the module. Raises ValueError for what JSON has no word for."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return text.encode("ascii")
+    return _ENCODER.encode(value).encode("ascii")
 
 
 def digest_of(values: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -44,13 +43,12 @@ FIELDS: Final[Mapping[str, frozenset[str]]] = {
 """Kind of object → fields that are written down as they are; of others, that they were there."""
 
 
-def shown(kind: str, values: Mapping[str, Any] | None) -> str | None:
-    """*values* as the log keeps them, as JSON: allowed fields only, long texts cut."""
+def shown(kind: str, values: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """*values* as the log keeps them, as JSON has them: allowed fields only, long texts cut."""
     if values is None:
         return None
     allowed = FIELDS.get(kind, frozenset())
-    kept = {name: short(v) if name in allowed else HIDDEN for name, v in values.items()}
-    return json.dumps(kept, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {name: short(v) if name in allowed else HIDDEN for name, v in values.items()}
 
 
 def short(value: Any) -> Any:
@@ -70,5 +68,7 @@ def short(value: Any) -> Any:
 
 def label(text: str) -> str:
     """A name that somebody gave, as any database can store it."""
+    if text.isascii() and len(text) <= MAX_LABEL and "\0" not in text:
+        return text
     clean = text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")
     return clean if len(clean) <= MAX_LABEL else f"{clean[:MAX_LABEL]}…"

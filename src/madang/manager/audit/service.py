@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import asdict, replace
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -55,32 +53,28 @@ class AuditLog:
 
         *domain*: of the object, where it is not the actor's.
         """
-        old, new = rules.shown(kind, before), rules.shown(kind, after)
-        draft = AuditRecord(
-            seq=0,
-            at_us=micros(self._clock.now()),
-            actor_id=actor.id,
-            actor=rules.label(actor.name),
-            key=rules.label(actor.key),
-            domain=actor.domain_id if domain is None else domain,
-            action=action,
-            kind=kind,
-            id=rules.label(id),
-            name=rules.label(name),
-            before=None if old is None else json.loads(old),
-            after=None if new is None else json.loads(new),
-            source=rules.label(actor.source),
-            request_id=actor.request_id,
-            previous="",
-            digest="",
-        )
-        record = _behind(self._head or await store.read_head(tx), draft)
-        if not await store.advance(tx, record):
-            record = _behind(await store.read_head(tx), draft)
-            moved = await store.advance(tx, record)
+        values: dict[str, Any] = {
+            "at_us": micros(self._clock.now()),
+            "actor_id": actor.id,
+            "actor": rules.label(actor.name),
+            "key": rules.label(actor.key),
+            "domain": actor.domain_id if domain is None else domain,
+            "action": action,
+            "kind": kind,
+            "id": rules.label(id),
+            "name": rules.label(name),
+            "before": rules.shown(kind, before),
+            "after": rules.shown(kind, after),
+            "source": rules.label(actor.source),
+            "request_id": actor.request_id,
+        }
+        fresh = _put_behind(self._head or await store.read_head(tx), values)
+        if not await store.advance(tx, values, fresh):
+            fresh = _put_behind(await store.read_head(tx), values)
+            moved = await store.advance(tx, values, fresh)
             assert moved, "writers take turns"
-        await store.add(tx, record, old, new)
-        self._head = AuditHead(count=record.seq, digest=record.digest)
+        await store.add(tx, values, fresh)
+        self._head = AuditHead(count=values["seq"], digest=fresh)
 
     # Reading
 
@@ -160,11 +154,10 @@ class AuditLog:
             return await store.read_head(tx)
 
 
-def _behind(head: AuditHead, draft: AuditRecord) -> AuditRecord:
-    """*draft* as the record after *head*."""
-    values = asdict(replace(draft, seq=head.count + 1, previous=head.digest))
-    del values["digest"]
-    return AuditRecord(**values, digest=digest_of(values))
+def _put_behind(head: AuditHead, values: dict[str, Any]) -> str:
+    """Make *values* those of the record after *head*; its digest."""
+    values |= {"seq": head.count + 1, "previous": head.digest}
+    return digest_of(values)
 
 
 def _check_sees_all(caller: Caller) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from madang.manager.audit.tables import audit, audit_head
 from madang.manager.db import Reader, Transaction
-from madang.wire.audit import AuditHead, AuditRecord
+from madang.wire.audit import AuditHead, AuditRecord, canonical
 
 PAGE: Final = 500
 
@@ -26,6 +27,8 @@ def _unless_given(name: str, condition: sa.ColumnElement[bool]) -> sa.ColumnElem
     return sa.or_(_text(name).is_(None), condition)
 
 
+_COLUMN: Final = {"at_us": "at", "id": "object_id", "name": "object"}
+"""Field of a record → column, where they differ."""
 _HEAD: Final = sa.select(audit_head).where(audit_head.c.id == 1)
 _ADVANCE: Final = sa.update(audit_head).where(
     audit_head.c.id == 1,
@@ -80,33 +83,19 @@ async def read_head(tx: Reader) -> AuditHead:
     return AuditHead(count=row.count, digest=row.digest, cut=row.cut, cut_digest=row.cut_digest)
 
 
-async def advance(tx: Transaction, record: AuditRecord) -> bool:
-    """Make *record* the head, if it continues the one that there is."""
-    where = {"b_count": record.seq - 1, "b_digest": record.previous}
-    return await tx.execute(_ADVANCE, **where, count=record.seq, digest=record.digest) == 1
+async def advance(tx: Transaction, values: Mapping[str, Any], digest: str) -> bool:
+    """Make the record of these *values* the head, if it continues the one that there is."""
+    where = {"b_count": values["seq"] - 1, "b_digest": values["previous"]}
+    return await tx.execute(_ADVANCE, **where, count=values["seq"], digest=digest) == 1
 
 
-async def add(tx: Transaction, record: AuditRecord, before: str | None, after: str | None) -> None:
-    """*before*, *after*: as JSON."""
-    await tx.execute(
-        _ADD,
-        seq=record.seq,
-        at=record.at_us,
-        actor_id=record.actor_id,
-        actor=record.actor,
-        key=record.key,
-        domain=record.domain,
-        action=record.action,
-        kind=record.kind,
-        object_id=record.id,
-        object=record.name,
-        before=before,
-        after=after,
-        source=record.source,
-        request_id=record.request_id,
-        previous=record.previous,
-        digest=record.digest,
-    )
+async def add(tx: Transaction, values: Mapping[str, Any], digest: str) -> None:
+    """*values*: of an ``AuditRecord``, but for the digest."""
+    columns = {_COLUMN.get(name, name): value for name, value in values.items()}
+    for name in ("before", "after"):
+        if columns[name] is not None:
+            columns[name] = canonical(columns[name]).decode()
+    await tx.execute(_ADD, **columns, digest=digest)
 
 
 async def list_from(tx: Reader, *, after: int, upto: int) -> list[AuditRecord]:

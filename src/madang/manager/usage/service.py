@@ -174,6 +174,7 @@ class UsageService:
             if not row.started_at <= end <= at:
                 text = "ended_at: not before the interval began, and not in the future."
                 raise InvalidRequest(text, field="ended_at")
+            was = rules.iso(row.ended_at or row.started_at)
             fresh = await store.correct(tx, row, ended_at=end, by=ADMIN, reason=reason, at=at)
             await self._audit.record(
                 tx,
@@ -182,7 +183,7 @@ class UsageService:
                 kind="usage",
                 id=fresh.id,
                 name=row.session,
-                before={"ended_at": rules.iso(row.ended_at)},
+                before={"ended_at": was},
                 after={"ended_at": rules.iso(end), "corrects": row.id, "reason": reason},
                 domain=row.domain_id,
             )
