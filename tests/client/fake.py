@@ -57,6 +57,7 @@ from madang.wire.log import LogRecord, Stream
 from madang.wire.log import pack as pack_record
 from madang.wire.paths import from_wire, to_wire
 from madang.wire.people import WhoAmI
+from madang.wire.queue import Why
 from madang.wire.session import (
     Ended,
     HistoryEntry,
@@ -176,6 +177,7 @@ class FakeServer:
                 web.get("/v1/whoami", self._whoami),
                 web.get("/v1/sessions", self._list),
                 web.post("/v1/sessions", self._create),
+                web.post("/v1/queue/preview", self._preview),
                 web.get("/v1/sessions/{ref}", self._get),
                 web.delete("/v1/sessions/{ref}", self._delete),
                 web.post("/v1/sessions/{ref}/stop", self._stop_session),
@@ -311,6 +313,10 @@ class FakeServer:
             return _json(self._new(spec).session)
         job = self._make(spec, request.headers["Idempotency-Key"], body)
         return _json(job.session, status=201)
+
+    async def _preview(self, request: web.Request) -> web.Response:
+        from_json(SessionSpec, await request.read())
+        return _json(Why(name="", group="default", node="n1"))
 
     async def _get(self, request: web.Request) -> web.Response:
         job = self._of(request)

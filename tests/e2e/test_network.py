@@ -104,7 +104,7 @@ def test_what_root_does_not_allow_is_said(platform: Platform) -> None:
     said = ("--no-sync", "--no-output")
     done = platform.madang("run", *said, "--network", "full", "--", "true")
     assert done.returncode != 0
-    assert "settings allow none, allow" in done.stderr, done.stderr
+    assert "network full; there is allow, none" in done.stderr, done.stderr
 
     done = platform.madang("run", *said, "--allow", "a.b", "--bandwidth", "1g", "--", "true")
     assert "1gbit asked for, 200mbit is the most" in done.stderr, done.stderr

@@ -25,6 +25,8 @@ SILENT: Final = {
     ("POST", "/v1/policies/review"): "changes nothing",
     ("POST", "/v1/policies/test"): "changes nothing",
     ("POST", "/v1/policies/replay"): "changes nothing",
+    ("POST", "/v1/queue/preview"): "changes nothing",
+    ("POST", "/v1/queue/replay"): "changes nothing",
     ("POST", "/v1/workspaces"): "content by its hash; counts once a session is created with it",
     ("PUT", "/v1/workspaces/blobs"): "content by its hash",
 }
@@ -185,6 +187,37 @@ async def remove_image(world: World) -> None:
 async def correct(world: World) -> None:
     session = (await world.ended()).kernel.session
     await world.call("POST", f"/v1/usage/intervals/{session}.1/correct", {"reason": "free"})
+
+
+@act("PUT", "/v1/groups/{name}", "group.created")
+async def add_group(world: World) -> None:
+    await world.call("PUT", "/v1/groups/big", {"text": 'order = "fair"'})
+
+
+@act("DELETE", "/v1/groups/{name}", "group.removed")
+async def remove_group(world: World) -> None:
+    await world.box.call("PUT", "/v1/groups/big", {"text": ""})
+    await world.call("DELETE", "/v1/groups/big")
+
+
+@act("PATCH", "/v1/nodes/{name}", "node.moved")
+async def move_node(world: World) -> None:
+    await world.box.call("PUT", "/v1/groups/big", {"text": ""})
+    await world.call("PATCH", "/v1/nodes/n1", {"group": "big"})
+
+
+RESERVATION: Final = {"name": "course", "starts_at": 4e9, "ends_at": 4.00001e9}
+
+
+@act("POST", "/v1/reservations", "reservation.created")
+async def reserve(world: World) -> None:
+    await world.call("POST", "/v1/reservations", RESERVATION)
+
+
+@act("DELETE", "/v1/reservations/{name}", "reservation.removed")
+async def unreserve(world: World) -> None:
+    await world.box.call("POST", "/v1/reservations", RESERVATION)
+    await world.call("DELETE", "/v1/reservations/course")
 
 
 @act("POST", "/v1/usage/prices", "price.set")

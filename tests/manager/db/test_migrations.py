@@ -18,6 +18,7 @@ from madang.manager.db.migrate import head, script_to
 from madang.manager.fleet import store as fleet
 from madang.manager.identity.store import add_user
 from madang.manager.identity.tables import memberships, projects, users
+from madang.manager.scheduling import store as scheduling
 from madang.manager.session import store
 from madang.manager.session.tables import sessions
 from madang.testing.database import PostgresCluster
@@ -177,3 +178,22 @@ async def test_policies_of_the_first_version_s_sessions_can_change(old_url: str)
             while not (await box.call("GET", "/v1/policies/site"))["refused"]:
                 await asyncio.sleep(0.01)
         assert (await box.call("GET", "/v1/policies/site"))["refused"] == {"2": 3}
+
+
+async def test_sessions_of_the_first_version_are_planned_around(old_url: str) -> None:
+    """They have no wishes and were told nothing; when they end, they are remembered as others."""
+    agent = ScriptedAgent()
+    agent.incarnation = 3
+    report = KernelReport(kernel=KernelId(SESSION, 1), nonce="secret", state=KernelState.RUNNING)
+    async with manager_box(ManagerSettings(database_url=old_url)) as box:
+        box.connect(agent, (report,))
+        await agent.assigned(SESSION)
+        body = {"argv": ["x"], "name": "large", "size": {"cpu": 4, "mem_bytes": 16 << 20}}
+        session = await box.call("POST", "/v1/sessions", {**body, "after": ["old-owl"]})
+        await agent.ended(agent.wanted[report.kernel])
+        await agent.assigned(session["id"])
+        async with box.manager.database.read() as tx:
+            runs = await scheduling.list_runs(tx, after=0, since=0, limit=10)
+        assert [(run.name, run.wishes, run.told, run.group_name) for run in runs] == [
+            ("old-owl", "", "", "default")
+        ]

@@ -419,3 +419,27 @@ def test_what_is_given_up_goes_to_the_one_it_was_given_up_for() -> None:
     found = plan(snapshot, Policy(reserve_after_s=0.0), 1000.0)
     assert not found.places
     assert [p.session for p in found.preempts] == ["a"]
+
+
+def test_an_account_s_limit_holds_over_all_groups() -> None:
+    """What a project holds in one group counts in the other, in the same pass too."""
+    asks = tuple(
+        Ask(
+            session=f"s{group}{number}", name=f"s{number}", priority=0, created_at=float(number),
+            slots={"cpu_milli": 1000}, group=group, accounts=("user:u", "project:p"),
+        )
+        for group in ("a", "b")
+        for number in range(4)
+    )  # fmt: skip
+    rooms = tuple(
+        Room(node=f"n{g}", group=g, capacity={"cpu_milli": 9000}, free={"cpu_milli": 8000})
+        for g in ("a", "b")
+    )
+    held = (
+        Held(node="na", name="x", session="x", slots={"cpu_milli": 1000}, accounts=("project:p",)),
+    )
+    policy = Policy(limits={"project:p": {"cpu_milli": 6000}}, names={"project:p": "project lab"})
+    found = plan(Snapshot(pending=asks, rooms=rooms, held=held), policy, 100.0)
+    assert len(found.places) == 5
+    assert {wait.code for wait in found.waits} == {"limit.project.cpu"}
+    assert all("project lab" in wait.text for wait in found.waits)

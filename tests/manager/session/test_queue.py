@@ -449,3 +449,18 @@ async def test_reserved_machines_are_for_their_project(box: ManagerBox) -> None:
     await box.call("DELETE", "/v1/reservations/course", status=403, headers=ann)
     await box.call("DELETE", "/v1/reservations/course", status=204)
     await agent.assigned(outside["id"])
+
+
+async def test_the_log_has_an_end_and_can_be_read_from_there(either_box: ManagerBox) -> None:
+    agent = await either_box.add_agent()
+    for number in range(5):
+        await started(either_box, agent, f"s-{number}", 0.5)
+    async with either_box.manager.database.begin() as tx:
+        await scheduling.add_decision(tx, at=1 << 50, whole=True, inputs=b"", digest="")
+        rows = await scheduling.list_decisions(tx, start=0, until=1 << 62, limit=100)
+        await scheduling.prune(tx, before=0, kept=len(rows) - 1)
+        kept = await scheduling.list_decisions(tx, start=0, until=1 << 62, limit=100)
+        assert len(kept) == len(rows), "the second is not whole: nothing could be read from it"
+        await scheduling.prune(tx, before=1 << 51)
+        kept = await scheduling.list_decisions(tx, start=0, until=1 << 62, limit=100)
+        assert [row.at for row in kept] == [1 << 50]

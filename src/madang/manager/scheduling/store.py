@@ -13,6 +13,8 @@ from madang.manager.scheduling.tables import decisions, reservations, runs
 from madang.manager.scheduling.types import Reservation, Run
 
 _B = sa.bindparam
+RUNS_KEPT: Final = 1_000_000
+DECISIONS_KEPT: Final = 200_000
 
 
 _ADD_RUN: Final = sa.insert(runs)
@@ -39,7 +41,14 @@ _RUN_OF: Final = (
     .limit(1)
 )
 _NEWEST_RUN: Final = sa.select(sa.func.max(runs.c.id).label("id"))
-_PRUNE_RUNS: Final = sa.delete(runs).where(runs.c.ended_at < _B("b_before"))
+_PRUNE_RUNS: Final = sa.delete(runs).where(
+    sa.or_(runs.c.ended_at < _B("b_before"), runs.c.id <= _B("b_upto"))
+)
+_NEWEST_DECISION: Final = sa.select(sa.func.max(decisions.c.id).label("id"))
+_LAST_WHOLE: Final = sa.select(sa.func.max(decisions.c.id).label("id")).where(
+    decisions.c.whole == 1,
+    sa.or_(decisions.c.at <= _B("b_at"), decisions.c.id <= _B("b_upto")),
+)
 _ADD_DECISION: Final = sa.insert(decisions)
 _DECISIONS: Final = (
     sa.select(decisions)
@@ -120,11 +129,16 @@ async def whole_before(tx: Reader, at: int) -> int | None:
     return None if row is None or row.id is None else int(row.id)
 
 
-async def prune(tx: Transaction, *, before: int) -> None:
-    """What is older; decisions up to the newest whole one before that."""
-    await tx.execute(_PRUNE_RUNS, b_before=before)
+async def prune(
+    tx: Transaction, *, before: int, runs_kept: int = RUNS_KEPT, kept: int = DECISIONS_KEPT
+) -> None:
+    """What is older or too many; decisions from a whole one on, so that the rest can be read."""
+    await tx.execute(_PRUNE_RUNS, b_before=before, b_upto=await newest_run(tx) - runs_kept)
     await tx.execute(_END_RESERVATIONS, b_before=before)
-    row = await tx.one(_WHOLE_BEFORE, b_at=before)
+    newest = await tx.one(_NEWEST_DECISION)
+    if newest is None or newest.id is None:
+        return
+    row = await tx.one(_LAST_WHOLE, b_at=before, b_upto=newest.id - kept)
     if row is not None and row.id is not None:
         await tx.execute(_PRUNE_DECISIONS, b_id=row.id)
 
