@@ -13,6 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from madang.manager.app import ManagerSettings
+from madang.manager.audit.store import read_head
 from madang.manager.db import open_database
 from madang.manager.db.migrate import head, script_to
 from madang.manager.fleet import store as fleet
@@ -21,8 +22,10 @@ from madang.manager.identity.tables import memberships, projects, users
 from madang.manager.scheduling import store as scheduling
 from madang.manager.session import store
 from madang.manager.session.tables import sessions
+from madang.testing.books import check_ledger, ledger_rows
 from madang.testing.database import PostgresCluster
 from madang.testing.manager import ScriptedAgent, manager_box
+from madang.wire.audit import GENESIS, AuditHead
 from madang.wire.kernel import Guarded, KernelId, KernelReport, KernelState
 from madang.wire.session import SessionStatus
 
@@ -197,3 +200,32 @@ async def test_sessions_of_the_first_version_are_planned_around(old_url: str) ->
         assert [(run.name, run.wishes, run.told, run.group_name) for run in runs] == [
             ("old-owl", "", "", "default")
         ]
+
+
+async def test_a_session_that_runs_meanwhile_is_in_the_ledger_and_its_end_closes_it(
+    old_url: str,
+) -> None:
+    agent = ScriptedAgent()
+    agent.incarnation = 3
+    report = KernelReport(kernel=KernelId(SESSION, 1), nonce="secret", state=KernelState.RUNNING)
+    async with manager_box(ManagerSettings(database_url=old_url)) as box:
+        (row,) = await ledger_rows(box.manager.database)
+        assert (row.id, row.user, row.project_id, row.domain_id) == (
+            f"{SESSION}.1", "ann", "p1", "default",
+        )  # fmt: skip
+        assert (row.cpu_milli, row.started_at, row.ended_at) == (1000, 6, None)
+        box.connect(agent, (report,))
+        await agent.ended(await agent.assigned(SESSION))
+        await box.until(SESSION, "TERMINATED")
+        await check_ledger(box.manager.database)
+        (row,) = await ledger_rows(box.manager.database)
+        assert (row.ended_at, row.closed_by) == (500_006, "agent")
+
+
+async def test_the_audit_log_of_an_old_database_begins_empty(old_url: str) -> None:
+    database = open_database(old_url)
+    await database.open()
+    async with database.read() as tx:
+        head = await read_head(tx)
+    await database.close()
+    assert head == AuditHead(count=0, digest=GENESIS)

@@ -153,8 +153,11 @@ class Sum:
         self.intervals += 1
         self.open += row.ended_at is None
         self.time += length
-        for at, slot in enumerate(SLOTS):
-            self.slots[at] += getattr(row, slot.column) * length
+        slots = self.slots
+        slots[0] += row.cpu_milli * length
+        slots[1] += row.mem_bytes * length
+        slots[2] += row.disk_bytes * length
+        slots[3] += row.pids * length
         if row.ended_at is not None:
             self._add_measured(row, start - row.started_at, end - row.started_at)
         if row.mem_peak_bytes is not None and row.mem_peak_bytes > self.mem_peak:
@@ -175,9 +178,24 @@ class Sum:
         """Cut where prices change."""
         for slot, tariff in prices.of(row.group_name):
             amount = getattr(row, slot.column)
+            if start >= tariff.times[-1]:  # the newest price, as most often
+                price, currency = tariff.prices[-1]
+                self.cost[currency, slot] += amount * (end - start) * price
+                continue
             for begin, finish in pieces(start, end, tariff.times):
-                if (price := tariff.at(begin)) is not None:
-                    self.cost[price[1], slot] += amount * (finish - begin) * price[0]
+                if (found := tariff.at(begin)) is not None:
+                    self.cost[found[1], slot] += amount * (finish - begin) * found[0]
+
+    def join(self, other: Sum) -> None:
+        """Add all of *other* but its numbers of intervals: a cut one is in several sums."""
+        self.time += other.time
+        self.slots = [one + more for one, more in zip(self.slots, other.slots, strict=True)]
+        self.cpu_used += other.cpu_used
+        self.mem_peak = max(self.mem_peak, other.mem_peak)
+        self.received += other.received
+        self.sent += other.sent
+        for key, value in other.cost.items():
+            self.cost[key] += value
 
     def line(self, by: Mapping[str, str]) -> UsageLine:
         cpu, mem, disk, pids = self.slots
@@ -231,22 +249,36 @@ class Summing:
         self._now: Final = now
         self._prices: Final = prices
         self.sums: Final[defaultdict[tuple[str, ...], Sum]] = defaultdict(Sum)
-        self.total: Final = Sum()
+        self._intervals = 0
+        self._open = 0
 
-    def add(self, row: Any, names: Mapping[str, str]) -> None:
-        """*names*: what the row has for each of ``by`` but the month."""
+    def add(self, row: Any, names: Sequence[str]) -> None:
+        """*names*: what the row has for each of ``by``, empty for the month."""
         start = max(row.started_at, self._since)
         end = min(self._now if row.ended_at is None else row.ended_at, self._until)
         if end <= start:
             return
-        self._add(self.total, row, start, end)
-        for begin, finish in pieces(start, end, months_between(start, end) if self._months else ()):
-            key = tuple(month_of(begin) if k == "month" else names[k] for k in self._by)
-            self._add(self.sums[key], row, begin, finish)
+        self._intervals += 1
+        self._open += row.ended_at is None
+        if not self._months:
+            self._add(tuple(names), row, start, end)
+            return
+        for begin, finish in pieces(start, end, months_between(start, end)):
+            month = month_of(begin)
+            self._add(tuple(name or month for name in names), row, begin, finish)
 
-    def _add(self, total: Sum, row: Any, start: int, end: int) -> None:
-        total.add(row, start, end)
-        total.charge(row, start, end, self._prices)
+    def _add(self, key: tuple[str, ...], row: Any, start: int, end: int) -> None:
+        found = self.sums[key]
+        found.add(row, start, end)
+        found.charge(row, start, end, self._prices)
+
+    @property
+    def total(self) -> Sum:
+        """Of all; an interval counts once."""
+        whole = Sum(intervals=self._intervals, open=self._open)
+        for each in self.sums.values():
+            whole.join(each)
+        return whole
 
     def lines(self) -> tuple[UsageLine, ...]:
         found = sorted(self.sums.items())

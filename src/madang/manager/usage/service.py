@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -70,18 +71,11 @@ class UsageService:
             prices = rules.Prices(await store.list_prices(tx))
             projects, domains = await store.project_names(tx), await store.domain_names(tx)
             project_id = await _project_id(tx, project)
+        named = [_namer(key, projects, domains) for key in by]
         summing = rules.Summing(by, since=start, until=end, now=now, prices=prices)
         which = store.Filter(until=end, project_id=project_id, **where)
         async for row in self._rows(caller, which, start):
-            names = {
-                "user": row.user,
-                "project": projects.get(row.project_id, row.project_id),
-                "domain": domains.get(row.domain_id, row.domain_id),
-                "group": row.group_name,
-                "session": row.session,
-                "node": row.node,
-            }
-            summing.add(row, names)
+            summing.add(row, [name(row) for name in named])
         return UsageReport(
             since=since,
             until=seconds(end),
@@ -266,6 +260,23 @@ class UsageService:
                 },
             )
         return _price(row)
+
+
+def _namer(
+    key: str, projects: Mapping[str, str], domains: Mapping[str, str]
+) -> Callable[[Any], str]:
+    """What a row has for *key*; of a month, which cuts it, nothing."""
+    match key:
+        case "project":
+            return lambda row: projects.get(row.project_id, row.project_id) or "-"
+        case "domain":
+            return lambda row: domains.get(row.domain_id, row.domain_id) or "-"
+        case "month":
+            return lambda _row: ""
+        case "group":
+            return lambda row: str(row.group_name)
+        case _:
+            return attrgetter(key)
 
 
 async def _project_id(tx: Reader, ref: str | None) -> str | None:

@@ -13,7 +13,7 @@ from madang.manager.identity.tables import domains, projects
 from madang.manager.usage.tables import usage, usage_prices
 from madang.manager.usage.types import Holding, Measured, PriceRow, Slot, UsageRow
 
-PAGE: Final = 1000
+PAGE: Final = 500
 _NEVER: Final = -1
 _B = sa.bindparam
 
@@ -75,10 +75,8 @@ _SUMMED: Final = (
 _CLOSED: Final = (
     sa.select(*_SUMMED)
     .where(
-        sa.or_(
-            usage.c.ended_at > _number("b_at"),
-            sa.and_(usage.c.ended_at == _number("b_at"), usage.c.id > _text("b_id")),
-        ),
+        usage.c.ended_at >= _number("b_at"),  # a range of the index
+        sa.or_(usage.c.ended_at > _number("b_at"), usage.c.id > _text("b_id")),
         *_MATCHES,
         _IN_FORCE,
     )
