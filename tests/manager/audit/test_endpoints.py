@@ -220,6 +220,44 @@ async def unreserve(world: World) -> None:
     await world.call("DELETE", "/v1/reservations/course")
 
 
+LIMITS: Final = {"text": "version = 1\nsessions = 50\n[[idle]]\nkind = 'cpu'\nafter = '1h'"}
+
+
+@act("PUT", "/v1/limits/{name}", "limits.applied")
+async def apply_limits(world: World) -> None:
+    await world.call("PUT", "/v1/limits/lab", LIMITS)
+
+
+@act("DELETE", "/v1/limits/{name}", "limits.removed")
+async def remove_limits(world: World) -> None:
+    await world.box.call("PUT", "/v1/limits/lab", LIMITS)
+    await world.call("DELETE", "/v1/limits/lab")
+
+
+@act("PUT", "/v1/limits-of/{target}", "limits.assigned")
+async def assign_limits(world: World) -> None:
+    await world.box.call("PUT", "/v1/limits/lab", LIMITS)
+    await world.call("PUT", "/v1/limits-of/user:*", {"name": "lab"})
+
+
+@act("POST", "/v1/sessions/{ref}/protect", "session.protected")
+async def protect(world: World) -> None:
+    await world.box.call("PUT", "/v1/limits/lab", LIMITS)
+    await world.box.call("PUT", "/v1/limits-of/user:*", {"name": "lab"})
+    session = await world.box.call("POST", "/v1/sessions", {"argv": ["true"]})
+    await world.call("POST", f"/v1/sessions/{session['id']}/protect", {})
+
+
+@act("PUT", "/v1/presets/{name}", "preset.set")
+async def set_preset(world: World) -> None:
+    await world.call("PUT", "/v1/presets/tiny", {"size": {"cpu": 0.1}})
+
+
+@act("DELETE", "/v1/presets/{name}", "preset.removed")
+async def remove_preset(world: World) -> None:
+    await world.call("DELETE", "/v1/presets/small")
+
+
 @act("POST", "/v1/usage/prices", "price.set")
 async def set_price(world: World) -> None:
     price = {"group": "*", "slot": "cpu", "price": "0.05", "currency": "EUR"}

@@ -19,8 +19,10 @@ from madang.manager.db.migrate import head, script_to
 from madang.manager.fleet import store as fleet
 from madang.manager.identity.store import add_user
 from madang.manager.identity.tables import memberships, projects, users
+from madang.manager.limits import store as limits
 from madang.manager.scheduling import store as scheduling
 from madang.manager.session import store
+from madang.manager.session.rules import accounts_of
 from madang.manager.session.tables import sessions
 from madang.testing.books import check_ledger, ledger_rows
 from madang.testing.database import PostgresCluster
@@ -229,3 +231,23 @@ async def test_the_audit_log_of_an_old_database_begins_empty(old_url: str) -> No
         head = await read_head(tx)
     await database.close()
     assert head == AuditHead(count=0, digest=GENESIS)
+
+
+async def test_limits_come_with_presets_and_count_what_there_was(old_url: str) -> None:
+    database = open_database(old_url)
+    await database.open()
+    async with database.read() as tx:
+        row = await store.find(tx, SESSION)
+        presets = await limits.list_presets(tx)
+        counts = {a: await store.count_of(tx, a) for a in ("user:u1", "project:p1", "token:")}
+        slots = await store.sum_of(tx, "domain:default")
+        assert await limits.list_assigned(tx) == []
+    await database.close()
+    assert row is not None
+    assert (row.token_id, row.idle_text, row.protected_by) == ("", "", "")
+    assert (row.idle_stop_at, row.protected_until) == (None, None)
+    assert accounts_of(row) == ("user:u1", "project:p1")
+    assert [each.name for each in presets] == ["large", "medium", "small"]
+    assert counts == {"user:u1": {"RUNNING": 1}, "project:p1": {"RUNNING": 1},
+                      "token:": {"RUNNING": 1}}  # fmt: skip
+    assert slots["cpu_milli"] == 1000

@@ -133,8 +133,9 @@ class Scheduler(Loop):
             row = await store.find(tx, place.session)
             if row is None:
                 continue
-            over = await self._limits.find_over(tx, accounts_of(row), asdict(row.slots))
-            if over is not None or await moves.assign(tx, row, place.node, at=at) is None:
+            if await self._limits.find_over(tx, accounts_of(row), asdict(row.slots)) is not None:
+                continue  # a limit was changed meanwhile, which has woken us
+            if await moves.assign(tx, row, place.node, at=at) is None:
                 self.wake()  # another was faster, or the room is gone: plan again
             elif told := rows[row.id].told:
                 estimate = from_json(Told, told)

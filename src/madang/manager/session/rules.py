@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from madang.kit import policy
 from madang.kit.codec import from_json, to_json
@@ -219,8 +219,11 @@ def run_of(row: SessionRow, ended: Ended) -> Run:
     )
 
 
-def accounts_of(row: SessionRow) -> tuple[str, ...]:
-    """Whose limits count for it; sessions of before there were accounts have two."""
+def accounts_of(row: SessionRow | Any) -> tuple[str, ...]:
+    """Whose limits count for it; sessions of before there were accounts have two.
+
+    *row* has owner, project and wishes.
+    """
     known = wishes_of(row.wishes).accounts
     return known or (f"user:{row.owner_id}", f"project:{row.project_id}")
 

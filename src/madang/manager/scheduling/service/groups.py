@@ -46,11 +46,12 @@ class Groups:
     domains: Mapping[str, str]
 
     def allows(self, name: str, caller: Caller, project_id: str = "") -> bool:
-        """Whether *caller* may use it in a project; the one that they work in if none is named."""
+        """Whether *caller* may use it in that project; empty: the one that they work in."""
         rules = self.rules[name]
         if caller.administers:
             return True
-        return _among(rules.projects, project_id or caller.project_id, self.projects) and _among(
+        project = project_id or caller.project_id
+        return _among(rules.projects, project, self.projects) and _among(
             rules.domains, caller.domain_id, self.domains
         )
 

@@ -18,6 +18,7 @@ from madang.manager.scheduling.service import Groups, GroupService, Memory
 from madang.manager.scheduling.service.memory import owner_of
 from madang.manager.scheduling.types import Ask, GroupRules, Held, Policy, Room, Snapshot, wishes_of
 from madang.manager.session import store
+from madang.manager.session.rules import accounts_of
 from madang.wire.session import Result, SessionStatus
 
 S = SessionStatus
@@ -136,7 +137,7 @@ def ask_of(row: Any, groups: Groups) -> Ask:
         limit_s=None if row.time_us is None else seconds(row.time_us),
         reservation=wishes.reservation,
         preempts=least is not None and row.priority >= least,
-        accounts=wishes.accounts,
+        accounts=accounts_of(row),
         kind=wishes.kind,
     )
 
@@ -157,7 +158,7 @@ def _held(row: Any, group: str, groups: Groups) -> Held:
         preemptible=wishes.preemptible,
         leaving=row.status == S.TERMINATING,
         reservation=wishes.reservation,
-        accounts=wishes.accounts,
+        accounts=accounts_of(row),
         kind=wishes.kind,
     )
 

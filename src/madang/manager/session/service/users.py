@@ -149,7 +149,9 @@ class SessionService:
                     session_id=row.id,
                     at=row.created_at,
                 )
-            await self._people.project_for(tx, caller, spec.project)  # They may have left it.
+            project_id = await self._people.project_for(tx, caller, spec.project)
+            if project_id != row.project_id:
+                raise Conflict("your default project was changed at this moment: try again.")
             row = await self._within_limits(tx, row)
             row = replace(row, name=await self._free_name(tx, caller, spec.name))
             await store.add(tx, row, actor=caller.user)
@@ -187,7 +189,7 @@ class SessionService:
         return await self._put_in_group(caller, spec, replace(row, image_policy=image_policy))
 
     async def _put_in_group(self, caller: Caller, spec: SessionSpec, row: SessionRow) -> SessionRow:
-        """With its group, priority and wishes. Raises GroupRefused, NotFound, SizeImpossible, …"""
+        """With its project, group, priority and wishes. Raises GroupRefused, NotFound, …"""
         async with self._database.read() as tx:
             project_id = await self._people.project_for(tx, caller, spec.project)
             row = replace(row, project_id=project_id)
