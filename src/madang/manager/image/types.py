@@ -89,10 +89,6 @@ class Owner:
     scopes: frozenset[str] = frozenset()
     sees_all: bool = False
     administers: bool = False
-    scopes: frozenset[str] = frozenset()
-
-    def allows(self, scope: str) -> bool:
-        return scope in self.scopes
 
     def allows(self, scope: str) -> bool:
         """It asks over no endpoint."""
