@@ -139,7 +139,7 @@ class LimitTexts:
                 tx,
                 actor=actor_of(caller),
                 action="limits.assigned",
-                kind="limits_target",
+                kind="limits",
                 id=account,
                 name=await self._service.shown(tx, account),
                 before={"limits": None if former is None else former.name},
