@@ -484,7 +484,7 @@ def test_what_others_wrote_does_not_steer_the_terminal(cli: Cli) -> None:
 def test_the_shell_can_complete_commands(cli: Cli) -> None:
     cli.env |= {"_MADANG_COMPLETE": "bash_complete", "COMP_WORDS": "madang lo", "COMP_CWORD": "1"}
 
-    assert cli.run().stdout.split() == [b"plain,logs", b"plain,login"]
+    assert cli.run().stdout.split() == [b"plain,logs", b"plain,login", b"plain,logout"]
 
 
 @pytest.mark.parametrize("command", [("run", "-q", "--", "echo", "hi"), ("ps",), ("explain",)])
