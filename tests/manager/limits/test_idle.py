@@ -167,3 +167,14 @@ def test_the_protected_and_the_unwarned_are_never_stopped(
         assert protected_until is None or protected_until <= now
     if isinstance(step, Warn):
         assert step.stop_at > now
+
+
+def test_what_worked_hard_before_the_time_is_idle_after_it() -> None:
+    """Only the time that the check asks about counts, however long it worked before."""
+    looks = [
+        replace(NOTHING, at=float(at), cpu_s=float(min(at, 1000)), network_bytes=min(at, 1000) * 99)
+        for at in range(0, 1110, 5)
+    ]
+    both = [rules(check(IdleKind.CPU, below=0.1), check(IdleKind.NETWORK, below=10.0))]
+    assert isinstance(idle.judge(seen(*looks), both), Idle)
+    assert isinstance(idle.judge(seen(*looks[:-4]), both), Busy)

@@ -76,6 +76,14 @@ _REASSIGN: Final = sa.update(limit_targets).where(limit_targets.c.target == _B("
 _UNASSIGN: Final = sa.delete(limit_targets).where(limit_targets.c.target == _B("b_target"))
 
 _DOMAIN_OF: Final = sa.select(projects.c.domain_id).where(projects.c.id == _B("b_project"))
+_DOMAINS: Final = {
+    "token": sa.select(users.c.domain_id)
+    .join_from(tokens, users, tokens.c.user_id == users.c.id)
+    .where(tokens.c.id == _B("b_id")),
+    "user": sa.select(users.c.domain_id).where(users.c.id == _B("b_id")),
+    "project": sa.select(projects.c.domain_id).where(projects.c.id == _B("b_id")),
+    "domain": sa.select(domains.c.id.label("domain_id")).where(domains.c.id == _B("b_id")),
+}
 _NAMES: Final = {
     "token": sa.select(tokens.c.name).where(tokens.c.id == _B("b_id")),
     "user": sa.select(users.c.name).where(users.c.id == _B("b_id")),
@@ -230,6 +238,13 @@ async def find_name(tx: Reader, account: str) -> str | None:
     kind, _, id_ = account.partition(":")
     row = await tx.one(_NAMES[kind], b_id=id_)
     return None if row is None else str(row.name)
+
+
+async def find_domain_of(tx: Reader, account: str) -> str | None:
+    """The domain whose administrators may know of the account."""
+    kind, _, id_ = account.partition(":")
+    row = await tx.one(_DOMAINS[kind], b_id=id_)
+    return None if row is None else str(row.domain_id)
 
 
 async def list_ids(tx: Reader, kind: str, ref: str, within: str | None) -> list[str]:

@@ -114,7 +114,6 @@ _PENDING: Final = (
         sessions.c.owner,
         sessions.c.project_id,
         sessions.c.group_name,
-        sessions.c.project_id,
         sessions.c.priority,
         sessions.c.created_at,
         *(sessions.c[slot] for slot in SLOTS),

@@ -11,6 +11,7 @@ from madang.kit.clock import Clock
 from madang.manager.audit.service import AuditLog, actor_of
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.http import Caller
+from madang.manager.identity.types import Role
 from madang.manager.limits import store
 from madang.manager.limits.rules import counting
 from madang.manager.limits.rules.counting import slot_name
@@ -139,7 +140,7 @@ class LimitTexts:
                 tx,
                 actor=actor_of(caller),
                 action="limits.assigned",
-                kind="limits_target",
+                kind="limits",
                 id=account,
                 name=await self._service.shown(tx, account),
                 before={"limits": None if former is None else former.name},
@@ -179,7 +180,9 @@ class LimitTexts:
         accounts = [f"{kind}:{id_}" for id_ in ids]
         if not caller.sees_all:
             own = await self._own_accounts(tx, caller)
-            accounts = [account for account in accounts if account in own]
+            accounts = [
+                each for each in accounts if each in own or await _governs(tx, caller, each)
+            ]
         if len(accounts) > 1:
             text = f"several are meant by {target[:64]!r}; write {kind}:DOMAIN/NAME or its id."
             raise Ambiguous(text, target=target[:100])
@@ -298,6 +301,13 @@ class LimitTexts:
 
 def _told(row: LimitsRow) -> dict[str, Any]:
     return {"version": row.version, "digest": row.digest, "note": row.note}
+
+
+async def _governs(tx: Reader, caller: Caller, account: str) -> bool:
+    """Whether *caller* administers the domain of *account*."""
+    if caller.role != Role.DOMAIN_ADMIN:
+        return False
+    return await store.find_domain_of(tx, account) == caller.domain_id
 
 
 def _counts(by: InForce, counts: Counts) -> tuple[tuple[str, int | None, int], ...]:
