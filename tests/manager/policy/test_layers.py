@@ -59,6 +59,8 @@ async def settle(box: ManagerBox) -> dict[str, dict[str, str]]:
                 b_name=name,
                 domain_id=domain,
             )
+            mine = memberships.c.user_id == sa.bindparam("b_user")
+            await tx.execute(sa.delete(memberships).where(mine), b_user=f"u-{name}")
             if inside is not None:
                 where = {"user_id": f"u-{name}", "project_id": "p-lab"}
                 await tx.execute(sa.insert(memberships), **where, role=inside, created_at=0)
