@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pytest
@@ -11,6 +14,7 @@ import sqlalchemy as sa
 
 from madang.manager.audit.types import Actor
 from madang.manager.http.endpoint import Endpoint
+from madang.manager.identity.rules import totp
 from madang.manager.identity.tables import users
 from madang.testing.manager import ManagerBox, ScriptedAgent
 from madang.wire.audit import verify
@@ -64,12 +68,26 @@ class World:
 
 
 Act = Callable[[World], Awaitable[object]]
-ACTS: Final[dict[tuple[str, str], tuple[str, Act]]] = {}
 
 
-def act(method: str, path: str, action: str) -> Callable[[Act], Act]:
+@dataclass(frozen=True)
+class Acted:
+    action: str
+    do: Act
+    actor: str
+    key: str
+
+
+ACTS: Final[dict[tuple[str, str], Acted]] = {}
+
+
+def act(
+    method: str, path: str, action: str, *, actor: str = "admin", key: str = "first"
+) -> Callable[[Act], Act]:
+    """*key*: the name of the token that *actor* comes with."""
+
     def keep(do: Act) -> Act:
-        ACTS[method, path] = (action, do)
+        ACTS[method, path] = Acted(action, do, actor, key)
         return do
 
     return keep
@@ -264,6 +282,125 @@ async def set_price(world: World) -> None:
     await world.call("POST", "/v1/usage/prices", price)
 
 
+PASSWORD: Final = "a password for swordfish"
+SECRET: Final = {"password": PASSWORD}
+
+
+@act("POST", "/v1/domains", "domain.created")
+async def add_domain(world: World) -> None:
+    await world.call("POST", "/v1/domains", {"name": "arts"})
+
+
+@act("PATCH", "/v1/domains/{domain}", "domain.disabled")
+async def disable_domain(world: World) -> None:
+    await world.box.call("POST", "/v1/domains", {"name": "arts"})
+    await world.call("PATCH", "/v1/domains/arts", {"disabled": True})
+
+
+@act("POST", "/v1/projects", "project.created")
+async def add_project(world: World) -> None:
+    await world.call("POST", "/v1/projects", {"name": "lab"})
+
+
+@act("PATCH", "/v1/projects/{project}", "project.disabled")
+async def disable_project(world: World) -> None:
+    await world.box.call("POST", "/v1/projects", {"name": "lab"})
+    await world.call("PATCH", "/v1/projects/lab", {"disabled": True})
+
+
+@act("PUT", "/v1/projects/{project}/members/{user}", "project.joined")
+async def add_member(world: World) -> None:
+    await world.box.new_user("ann")
+    await world.box.call("POST", "/v1/projects", {"name": "lab"})
+    await world.call("PUT", "/v1/projects/lab/members/ann", {"role": "member"})
+
+
+@act("DELETE", "/v1/projects/{project}/members/{user}", "project.left")
+async def remove_member(world: World) -> None:
+    await world.box.new_user("ann")
+    await world.call("DELETE", "/v1/projects/default/members/ann")
+
+
+@act("POST", "/v1/users", "user.created")
+async def add_user(world: World) -> None:
+    await world.call("POST", "/v1/users", {"name": "ann"})
+
+
+@act("PATCH", "/v1/users/{user}", "user.changed")
+async def change_user(world: World) -> None:
+    await world.box.new_user("ann")
+    await world.call("PATCH", "/v1/users/ann", {"role": "monitor"})
+
+
+@act("POST", "/v1/invitations", "invitation.created")
+async def invite(world: World) -> None:
+    await world.call("POST", "/v1/invitations", {})
+
+
+@act("DELETE", "/v1/invitations/{invitation}", "invitation.withdrawn")
+async def withdraw_invitation(world: World) -> None:
+    made = await world.box.call("POST", "/v1/invitations", {})
+    await world.call("DELETE", f"/v1/invitations/{made['invitation']['id']}")
+
+
+@act("POST", "/v1/invitations/accept", "login.succeeded", actor="ann", key="laptop")
+async def accept_invitation(world: World) -> None:
+    made = await world.box.call("POST", "/v1/invitations", {})
+    body = {"code": made["code"], "user": "ann", "token": "laptop", **SECRET}
+    await world.call("POST", "/v1/invitations/accept", body, headers={"Authorization": ""})
+
+
+@act("PUT", "/v1/account/password", "user.password_changed")
+async def change_password(world: World) -> None:
+    await world.call("PUT", "/v1/account/password", {"new": PASSWORD})
+
+
+@act("POST", "/v1/login", "login.succeeded", key="laptop")
+async def login(world: World) -> None:
+    await world.box.call("PUT", "/v1/account/password", {"new": PASSWORD})
+    body = {"user": "admin", "token": "laptop", **SECRET}
+    await world.call("POST", "/v1/login", body, headers={"Authorization": ""})
+
+
+@act("POST", "/v1/logout", "token.revoked", key="other")
+async def logout(world: World) -> None:
+    made = await world.box.call("POST", "/v1/tokens", {"name": "other"})
+    other = {"Authorization": f"Bearer {made['secret']}"}
+    await world.call("POST", "/v1/logout", headers=other)
+
+
+@act("POST", "/v1/tokens", "token.created")
+async def add_token(world: World) -> None:
+    await world.call("POST", "/v1/tokens", {"name": "other"})
+
+
+@act("DELETE", "/v1/tokens/{token}", "token.revoked")
+async def revoke_token(world: World) -> None:
+    made = await world.box.call("POST", "/v1/tokens", {"name": "other"})
+    await world.call("DELETE", f"/v1/tokens/{made['token']['id']}")
+
+
+async def _start_totp(world: World) -> Any:
+    await world.box.call("PUT", "/v1/account/password", {"new": PASSWORD})
+    return await world.call("POST", "/v1/account/totp", SECRET)
+
+
+async def _confirm_totp(world: World) -> None:
+    secret = base64.b32decode((await _start_totp(world))["secret"])
+    code = totp.code_at(secret, totp.step_of(time.time()))
+    await world.call("PUT", "/v1/account/totp", {"otp": code})
+
+
+act("POST", "/v1/account/totp", "user.totp_started")(_start_totp)
+act("PUT", "/v1/account/totp", "user.totp_on")(_confirm_totp)
+
+
+@act("POST", "/v1/account/totp/off", "user.totp_off")
+async def stop_totp(world: World) -> None:
+    await _confirm_totp(world)
+    await world.call("POST", "/v1/account/totp/off", SECRET)
+
+
 def declared(box: ManagerBox) -> dict[tuple[str, str], Endpoint]:
     found: dict[tuple[str, str], Endpoint] = {}
     for route in box.manager.web_app().router.routes():
@@ -284,17 +421,20 @@ async def test_no_endpoint_that_changes_something_is_forgotten(box: ManagerBox) 
 
 @pytest.mark.parametrize(("method", "path"), ACTS)
 async def test_a_change_is_written_down(box: ManagerBox, method: str, path: str) -> None:
-    action, do = ACTS[method, path]
+    acted = ACTS[method, path]
+    action = acted.action
     world = World(box, await box.add_agent())
 
-    await do(world)
+    await acted.do(world)
 
     page = await box.call("GET", f"/v1/audit?action={action}")
     found = [each for each in page["items"] if each["request_id"] == ID]
     assert [each["action"] for each in found] == [action]
     (record,) = found
-    assert (record["actor"], record["key"], record["source"]) == ("admin", "first", "127.0.0.1")
-    assert record["kind"] == action.partition(".")[0]
+    by = (record["actor"], record["key"], record["source"])
+    assert by == (acted.actor, acted.key, "127.0.0.1")
+    kind = action.partition(".")[0]
+    assert record["kind"] == {"login": "user"}.get(kind, kind)
     assert record["id"]
     assert record["name"]
     async with box.http.get("/v1/audit/export") as response:
