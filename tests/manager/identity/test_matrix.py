@@ -130,7 +130,9 @@ LINES = {
     "GET /v1/usage/bill": Line(query="?month=2026-01"),
     "GET /v1/usage/intervals": Line(),
     "GET /v1/usage/prices": Line(),
-    "POST /v1/usage/prices": Line(body={"group": "default", "slot": "cpu", "price": "1"}),
+    "POST /v1/usage/prices": Line(
+        body={"group": "default", "slot": "cpu", "price": "1", "currency": "EUR"}
+    ),
     "POST /v1/usage/intervals/{id}/correct": Line(
         fill={"id": "1"}, body={"reason": "x"}, lacks=True
     ),
