@@ -105,9 +105,6 @@ def read_as(kind: type[T]) -> Callable[[bytes], T]:
     return decode
 
 
-_read = read_as
-
-
 def _nothing(_: bytes) -> None:
     return None
 
@@ -130,15 +127,15 @@ def session_path(ref: str, rest: str = "") -> str:
 
 
 def health() -> Call[dict[str, str]]:
-    return Call(method="GET", path="/v1/health", decode=_read(dict[str, str]))
+    return Call(method="GET", path="/v1/health", decode=read_as(dict[str, str]))
 
 
 def info() -> Call[ServerInfo]:
-    return Call(method="GET", path="/v1/info", decode=_read(ServerInfo))
+    return Call(method="GET", path="/v1/info", decode=read_as(ServerInfo))
 
 
 def whoami() -> Call[WhoAmI]:
-    return Call(method="GET", path="/v1/whoami", decode=_read(WhoAmI))
+    return Call(method="GET", path="/v1/whoami", decode=read_as(WhoAmI))
 
 
 def create(spec: SessionSpec, key: str, *, dry_run: bool) -> Call[Session]:
@@ -147,7 +144,7 @@ def create(spec: SessionSpec, key: str, *, dry_run: bool) -> Call[Session]:
         path=query("/v1/sessions", dry_run=dry_run or None),
         body=to_json(spec),
         headers={**_JSON, "Idempotency-Key": key},
-        decode=_read(Session),
+        decode=read_as(Session),
     )
 
 
@@ -155,27 +152,27 @@ def page(
     *, status: SessionStatus | None, ended: bool, limit: int | None, cursor: str | None
 ) -> Call[Page]:
     where = query("/v1/sessions", status=status, all=ended or None, limit=limit, cursor=cursor)
-    return Call(method="GET", path=where, decode=_read(Page))
+    return Call(method="GET", path=where, decode=read_as(Page))
 
 
 def session(ref: str, *, wait_s: float | None = None, version: int | None = None) -> Call[Session]:
     where = query(session_path(ref), wait=wait_s, version=version)
     timeout_s = TIMEOUT_S + (wait_s or 0.0)
-    return Call(method="GET", path=where, decode=_read(Session), timeout_s=timeout_s)
+    return Call(method="GET", path=where, decode=read_as(Session), timeout_s=timeout_s)
 
 
 def stop(ref: str, grace_s: float | None) -> Call[Session]:
     body = to_json(StopRequest(grace_s=grace_s))
     path = session_path(ref, "/stop")
-    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Session))
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=read_as(Session))
 
 
 def freeze(ref: str) -> Call[Session]:
-    return Call(method="POST", path=session_path(ref, "/freeze"), decode=_read(Session))
+    return Call(method="POST", path=session_path(ref, "/freeze"), decode=read_as(Session))
 
 
 def thaw(ref: str) -> Call[Session]:
-    return Call(method="POST", path=session_path(ref, "/thaw"), decode=_read(Session))
+    return Call(method="POST", path=session_path(ref, "/thaw"), decode=read_as(Session))
 
 
 def signal(ref: str, number: int) -> Call[None]:
@@ -197,7 +194,7 @@ def remove(ref: str, *, force: bool, version: int | None) -> Call[None]:
 
 def history(ref: str) -> Call[list[HistoryEntry]]:
     path = session_path(ref, "/history")
-    return Call(method="GET", path=path, decode=_read(list[HistoryEntry]))
+    return Call(method="GET", path=path, decode=read_as(list[HistoryEntry]))
 
 
 def logs(
@@ -215,7 +212,7 @@ def files(ref: str, path: str, *, recursive: bool) -> Call[list[FileEntry]]:
     from madang.wire.link import FileEntry
 
     where = query(session_path(ref, "/files"), path=path, recursive=recursive or None)
-    return Call(method="GET", path=where, decode=_read(list[FileEntry]))
+    return Call(method="GET", path=where, decode=read_as(list[FileEntry]))
 
 
 def read_file(ref: str, path: str, *, start: int, length: int | None) -> Call[bytes]:
@@ -242,7 +239,7 @@ def write_archive(ref: str, path: str, body: Body) -> Call[None]:
 
 def workspace(manifest: WorkspaceManifest) -> Call[WorkspaceState]:
     body = to_json(manifest)
-    decode = _read(WorkspaceState)
+    decode = read_as(WorkspaceState)
     return Call(method="POST", path="/v1/workspaces", body=body, headers=_JSON, decode=decode)
 
 
@@ -253,13 +250,13 @@ def workspace_blobs(body: Body) -> Call[None]:
 def images() -> Call[list[Image]]:
     from madang.wire.image import Image
 
-    return Call(method="GET", path="/v1/images", decode=_read(list[Image]))
+    return Call(method="GET", path="/v1/images", decode=read_as(list[Image]))
 
 
 def image(name: str) -> Call[Image]:
     from madang.wire.image import Image
 
-    return Call(method="GET", path=f"/v1/images/{quote(name, safe='')}", decode=_read(Image))
+    return Call(method="GET", path=f"/v1/images/{quote(name, safe='')}", decode=read_as(Image))
 
 
 def remove_image(name: str, *, force: bool) -> Call[None]:
@@ -273,7 +270,7 @@ def build_image(request: BuildRequest, key: str) -> Call[Session]:
         path="/v1/images",
         body=to_json(request),
         headers={**_JSON, "Idempotency-Key": key},
-        decode=_read(Session),
+        decode=read_as(Session),
         repeatable=False,
     )
 
@@ -281,27 +278,27 @@ def build_image(request: BuildRequest, key: str) -> Call[Session]:
 def policies() -> Call[list[Policy]]:
     from madang.wire.policies import Policy
 
-    return Call(method="GET", path="/v1/policies", decode=_read(list[Policy]))
+    return Call(method="GET", path="/v1/policies", decode=read_as(list[Policy]))
 
 
 def policy(target: str) -> Call[Policy]:
     from madang.wire.policies import Policy
 
-    return Call(method="GET", path=_policy_path(target), decode=_read(Policy))
+    return Call(method="GET", path=_policy_path(target), decode=read_as(Policy))
 
 
 def refusals(ref: str) -> Call[list[Refusal]]:
     from madang.wire.policy import Refusal
 
     path = session_path(ref, "/refusals")
-    return Call(method="GET", path=path, decode=_read(list[Refusal]))
+    return Call(method="GET", path=path, decode=read_as(list[Refusal]))
 
 
 def policy_history(target: str) -> Call[list[Policy]]:
     from madang.wire.policies import Policy
 
     path = f"{_policy_path(target)}/history"
-    return Call(method="GET", path=path, decode=_read(list[Policy]))
+    return Call(method="GET", path=path, decode=read_as(list[Policy]))
 
 
 def apply_policy(draft: PolicyDraft, version: int | None) -> Call[Policy]:
@@ -314,7 +311,7 @@ def apply_policy(draft: PolicyDraft, version: int | None) -> Call[Policy]:
         path=_policy_path(draft.target),
         body=to_json(draft),
         headers=headers,
-        decode=_read(Policy),
+        decode=read_as(Policy),
         repeatable=version is None,
     )
 
@@ -323,28 +320,28 @@ def review_policy(draft: PolicyDraft) -> Call[PolicyReview]:
     from madang.wire.policies import PolicyReview
 
     path, body = "/v1/policies/review", to_json(draft)
-    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(PolicyReview))
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=read_as(PolicyReview))
 
 
 def ask_policy(question: PolicyQuestion) -> Call[PolicyVerdict]:
     from madang.wire.policies import PolicyVerdict
 
     path, body = "/v1/policies/test", to_json(question)
-    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(PolicyVerdict))
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=read_as(PolicyVerdict))
 
 
 def policy_log(target: str | None, limit: int) -> Call[list[PolicyChange]]:
     from madang.wire.policies import PolicyChange
 
     where = query("/v1/policy-log", target=target, limit=limit)
-    return Call(method="GET", path=where, decode=_read(list[PolicyChange]))
+    return Call(method="GET", path=where, decode=read_as(list[PolicyChange]))
 
 
 def replay_policy(question: ReplayQuestion) -> Call[list[ReplayVerdict]]:
     from madang.wire.policies import ReplayVerdict
 
     path, body = "/v1/policies/replay", to_json(question)
-    decode = _read(list[ReplayVerdict])
+    decode = read_as(list[ReplayVerdict])
     return Call(method="POST", path=path, body=body, headers=_JSON, decode=decode)
 
 
@@ -358,20 +355,20 @@ def _policy_path(target: str) -> str:
 def limits_page(cursor: str | None) -> Call[LimitsPage]:
     from madang.wire.limits import LimitsPage
 
-    return Call(method="GET", path=query("/v1/limits", cursor=cursor), decode=_read(LimitsPage))
+    return Call(method="GET", path=query("/v1/limits", cursor=cursor), decode=read_as(LimitsPage))
 
 
 def limits(name: str) -> Call[LimitsText]:
     from madang.wire.limits import LimitsText
 
-    return Call(method="GET", path=_limits_path(name), decode=_read(LimitsText))
+    return Call(method="GET", path=_limits_path(name), decode=read_as(LimitsText))
 
 
 def limits_history(name: str) -> Call[list[LimitsText]]:
     from madang.wire.limits import LimitsText
 
     path = f"{_limits_path(name)}/history"
-    return Call(method="GET", path=path, decode=_read(list[LimitsText]))
+    return Call(method="GET", path=path, decode=read_as(list[LimitsText]))
 
 
 def apply_limits(name: str, draft: LimitsDraft, version: int | None) -> Call[LimitsText]:
@@ -383,7 +380,7 @@ def apply_limits(name: str, draft: LimitsDraft, version: int | None) -> Call[Lim
         path=_limits_path(name),
         body=to_json(draft),
         headers={**_JSON, **_match(version)},
-        decode=_read(LimitsText),
+        decode=read_as(LimitsText),
         repeatable=version is None,
     )
 
@@ -396,7 +393,7 @@ def remove_limits(name: str, version: int | None) -> Call[None]:
 def limits_of(target: str) -> Call[LimitsOf]:
     from madang.wire.limits import LimitsOf
 
-    return Call(method="GET", path=_limits_of_path(target), decode=_read(LimitsOf))
+    return Call(method="GET", path=_limits_of_path(target), decode=read_as(LimitsOf))
 
 
 def assign_limits(target: str, name: str | None) -> Call[LimitsOf]:
@@ -407,7 +404,7 @@ def assign_limits(target: str, name: str | None) -> Call[LimitsOf]:
         path=_limits_of_path(target),
         body=to_json(LimitsChoice(name=name)),
         headers=_JSON,
-        decode=_read(LimitsOf),
+        decode=read_as(LimitsOf),
         repeatable=name is not None,
     )
 
@@ -423,7 +420,7 @@ def _limits_of_path(target: str) -> str:
 def presets() -> Call[list[Preset]]:
     from madang.wire.limits import Preset
 
-    return Call(method="GET", path="/v1/presets", decode=_read(list[Preset]))
+    return Call(method="GET", path="/v1/presets", decode=read_as(list[Preset]))
 
 
 def set_preset(name: str, draft: PresetDraft, version: int | None) -> Call[Preset]:
@@ -435,7 +432,7 @@ def set_preset(name: str, draft: PresetDraft, version: int | None) -> Call[Prese
         path=f"/v1/presets/{quote(name, safe='')}",
         body=to_json(draft),
         headers={**_JSON, **_match(version)},
-        decode=_read(Preset),
+        decode=read_as(Preset),
         repeatable=version is None,
     )
 
@@ -453,7 +450,7 @@ def protect(ref: str, for_s: float | None) -> Call[Session]:
         path=session_path(ref, "/protect"),
         body=to_json(ProtectRequest(for_s=for_s)),
         headers=_JSON,
-        decode=_read(Session),
+        decode=read_as(Session),
     )
 
 
@@ -464,13 +461,13 @@ def _match(version: int | None) -> dict[str, str]:
 def groups() -> Call[list[Group]]:
     from madang.wire.queue import Group
 
-    return Call(method="GET", path="/v1/groups", decode=_read(list[Group]))
+    return Call(method="GET", path="/v1/groups", decode=read_as(list[Group]))
 
 
 def group(name: str) -> Call[Group]:
     from madang.wire.queue import Group
 
-    return Call(method="GET", path=_group_path(name), decode=_read(Group))
+    return Call(method="GET", path=_group_path(name), decode=read_as(Group))
 
 
 def put_group(name: str, text: str, version: int | None) -> Call[Group]:
@@ -483,7 +480,7 @@ def put_group(name: str, text: str, version: int | None) -> Call[Group]:
         path=_group_path(name),
         body=to_json(GroupDraft(text=text)),
         headers={**_JSON, **match},
-        decode=_read(Group),
+        decode=read_as(Group),
         repeatable=False,
     )
 
@@ -507,26 +504,26 @@ def queue(group: str | None, after: int) -> Call[Queue]:
     from madang.wire.queue import Queue
 
     path = query("/v1/queue", group=group, after=after or None)
-    return Call(method="GET", path=path, decode=_read(Queue))
+    return Call(method="GET", path=path, decode=read_as(Queue))
 
 
 def why(ref: str) -> Call[Why]:
     from madang.wire.queue import Why
 
-    return Call(method="GET", path=session_path(ref, "/why"), decode=_read(Why))
+    return Call(method="GET", path=session_path(ref, "/why"), decode=read_as(Why))
 
 
 def preview(spec: SessionSpec) -> Call[Why]:
     from madang.wire.queue import Why
 
     path, body = "/v1/queue/preview", to_json(spec)
-    return Call(method="POST", path=path, body=body, headers=_JSON, decode=_read(Why))
+    return Call(method="POST", path=path, body=body, headers=_JSON, decode=read_as(Why))
 
 
 def reservations() -> Call[list[Reservation]]:
     from madang.wire.queue import Reservation
 
-    return Call(method="GET", path="/v1/reservations", decode=_read(list[Reservation]))
+    return Call(method="GET", path="/v1/reservations", decode=read_as(list[Reservation]))
 
 
 def add_reservation(draft: ReservationDraft) -> Call[Reservation]:
@@ -537,7 +534,7 @@ def add_reservation(draft: ReservationDraft) -> Call[Reservation]:
         path="/v1/reservations",
         body=to_json(draft),
         headers=_JSON,
-        decode=_read(Reservation),
+        decode=read_as(Reservation),
         repeatable=False,
     )
 
@@ -555,26 +552,26 @@ def replay_queue(request: ReplayRequest) -> Call[ReplayReport]:
         path="/v1/queue/replay",
         body=to_json(request),
         headers=_JSON,
-        decode=_read(ReplayReport),
+        decode=read_as(ReplayReport),
         timeout_s=REPLAY_S,
     )
 
 
 def nodes() -> Call[list[Node]]:
-    return Call(method="GET", path="/v1/nodes", decode=_read(list[Node]))
+    return Call(method="GET", path="/v1/nodes", decode=read_as(list[Node]))
 
 
 def errors() -> Call[list[Explanation]]:
-    return Call(method="GET", path="/v1/errors", decode=_read(list[Explanation]))
+    return Call(method="GET", path="/v1/errors", decode=read_as(list[Explanation]))
 
 
 def error(code: str) -> Call[Explanation]:
     path = f"/v1/errors/{quote(code, safe='')}"
-    return Call(method="GET", path=path, decode=_read(Explanation))
+    return Call(method="GET", path=path, decode=read_as(Explanation))
 
 
 def openapi() -> Call[dict[str, Any]]:
-    return Call(method="GET", path="/v1/openapi.json", decode=_read(dict[str, Any]))
+    return Call(method="GET", path="/v1/openapi.json", decode=read_as(dict[str, Any]))
 
 
 def metrics() -> Call[bytes]:
