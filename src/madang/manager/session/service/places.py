@@ -12,6 +12,7 @@ from madang.manager.scheduling.rules import lacking, offers, show, slot_name
 from madang.manager.scheduling.types import GroupRules, Wishes
 from madang.manager.session.types import SessionRow
 from madang.wire.errors import GroupRefused, NetworkRefused, RuntimeNotOffered, SizeImpossible
+from madang.wire.kernel import NATIVE
 from madang.wire.session import SessionSpec
 
 MAX_KIND = 80
@@ -75,8 +76,9 @@ def _lacks(
     need: str, spec: SessionSpec, group: str, offered: Sequence[frozenset[str]]
 ) -> GroupRefused | NetworkRefused | RuntimeNotOffered:
     if need == f"runtime:{spec.runtime}":
-        names = sorted({o.partition(":")[2] for each in offered for o in each if _is(o, "runtime")})
-        return RuntimeNotOffered(spec.runtime, offered=names, why="no machine offers it")
+        names = {o.partition(":")[2] for each in offered for o in each if _is(o, "runtime")}
+        usual_first = sorted(names, key=lambda name: (name != NATIVE, name))
+        return RuntimeNotOffered(spec.runtime, offered=usual_first, why="no machine offers it")
     if need == f"network:{spec.network.mode}":
         modes = sorted({o.partition(":")[2] for each in offered for o in each if _is(o, "network")})
         text = f"no machine of group {group} gives its sessions network {spec.network.mode}; "
