@@ -32,11 +32,16 @@ async def ledger_rows(database: Database) -> list[UsageRow]:
         return [UsageRow(*row) for row in await tx.all(_ROWS)]
 
 
+async def _sessions(database: Database) -> dict[str, SessionRow]:
+    async with database.read() as tx:
+        return {row.id: SessionRow(*row) for row in await tx.all(_SESSIONS)}
+
+
 async def check_ledger(database: Database) -> None:
     """Each run has one row in force, as long and as large as the session itself says."""
-    async with database.read() as tx:
-        known = {row.id: SessionRow(*row) for row in await tx.all(_SESSIONS)}
-    rows = await ledger_rows(database)
+    known, rows = await _sessions(database), await ledger_rows(database)
+    while (again := await _sessions(database)) != known:  # Somebody was at work between the two.
+        known, rows = again, await ledger_rows(database)
     corrected = {row.corrects for row in rows}
     in_force = [row for row in rows if row.id not in corrected]
     runs = [(row.session_id, row.attempt) for row in in_force]

@@ -177,8 +177,8 @@ async def test_a_signal_reaches_the_whole_group_of_its_program_alone(sessions: S
     kernel = await sessions.start("/bin/sh", "-c", "trap 'echo main' USR1; echo on; sleep 9 & wait")
     await sessions.until(kernel, b"on")
     script = (
-        "(trap 'echo child; exit' USR1; echo on; while :; do sleep 0.05; done) & "
-        "trap 'echo parent' USR1; wait; wait"
+        "trap 'echo parent' USR1; "
+        "(trap 'echo child; exit' USR1; echo on; while :; do sleep 0.05; done) & wait; wait"
     )
     await sessions.runtime.exec(kernel, "e1", ExecSpec(argv=("/bin/sh", "-c", script)))
     await sessions.until(kernel, b"on", "e1")

@@ -295,9 +295,10 @@ async def make_project_admin(box: ManagerBox, user: str) -> None:
 
     async with box.manager.database.begin() as tx:
         await tx.execute(
-            sa.insert(memberships),
-            user_id=user, project_id="default", role="admin", created_at=0,
-        )  # fmt: skip
+            sa.update(memberships).where(memberships.c.user_id == sa.bindparam("b_user")),
+            b_user=user,
+            role="admin",
+        )
 
 
 @pytest.mark.parametrize("seed", range(12))

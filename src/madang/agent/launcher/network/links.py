@@ -75,6 +75,12 @@ def delete(route: Netlink, index: int) -> None:
         route.change(_DELETE_LINK, 0, _LINK.pack(0, 0, index, 0, 0), f"interface {index}")
 
 
+def remove(route: Netlink, name: str) -> None:
+    """What is left of a pair whose session has ended: the kernel takes its time with namespaces."""
+    with contextlib.suppress(OSError):
+        delete(route, socket.if_nametoindex(name))
+
+
 def names() -> list[str]:
     return [name for _, name in socket.if_nameindex()]
 

@@ -148,6 +148,7 @@ def _make_outside(plan: Plan, route: Netlink, namespace: int) -> None:
         if clash := overlap(route, site):
             raise HostLacks(clash)
         ensure_table(site, renew=plan.renew)
+        links.remove(route, interface)
         links.make_pair(route, interface, namespace)
     links.forbid_ipv6(interface)
     links.forward(interface)
