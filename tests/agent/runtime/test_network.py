@@ -501,6 +501,21 @@ async def test_nothing_is_left_of_a_network(own: Sessions, world: World) -> None
     assert world.machine_does("ip", "-brief", "link") == before
 
 
+async def test_what_the_kernel_has_yet_to_clear_away_is_no_obstacle(
+    own: Sessions, world: World
+) -> None:
+    kernel = await own.start("/bin/sleep", "1000", network=FULL)
+    found = world.machine_does("ip", "-brief", "link", "show", "type", "veth").split()
+    (name,) = {each.partition("@")[0] for each in found if each.startswith("md")}
+    await own.runtime.kill(kernel)
+    await own.outcome(kernel)
+    await own.runtime.remove(kernel)
+    world.machine_does("ip", "link", "add", name, "type", "veth", "peer", "name", "other")
+
+    assert (await own.run("/bin/true", network=FULL)).code == 0
+    assert name not in world.machine_does("ip", "-brief", "link")
+
+
 ASK = """
 import socket, sys, time
 link = socket.create_connection(("good.example", 9000))
