@@ -11,7 +11,7 @@ transaction that adds to it. As there is one writer at a time (``manager.db``), 
 placements, can't both take what is left once. Where that is done::
 
     create   size, time limit, sessions, pending, CPU-hours    LimitService.check_create
-    plan     slots at once: the session waits, and is told why  LimitService.slots_at_once
+    plan     slots at once: the session waits, and is told why  Assigned.slots_at_once
     place    slots at once, once more, in the transaction       LimitService.find_over
 
 This slice knows no sessions: what accounts hold comes by ``types.Ledger`` from the slices above.

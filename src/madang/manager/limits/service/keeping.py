@@ -81,11 +81,6 @@ class LimitService:
 
     # Sessions that are to be placed
 
-    async def slots_at_once(self, tx: Reader, accounts: Iterable[str]) -> Mapping[str, Amounts]:
-        """Account → slots that it may hold; those without such limits are missing."""
-        assigned = Assigned(await store.list_assigned(tx))
-        return {by.account: by.limits.at_once for by in assigned.of(accounts) if by.limits.at_once}
-
     async def find_over(self, tx: Reader, accounts: Sequence[str], slots: Amounts) -> Over | None:
         """The limit that is in the way of holding *slots* more."""
         in_force = [by for by in await self.in_force(tx, accounts) if by.limits.at_once]
@@ -94,15 +89,6 @@ class LimitService:
         assert self._ledger is not None
         held = {by.account: await self._ledger.slots(tx, by.account) for by in in_force}
         return counting.over(slots, in_force, held)
-
-    async def deserved(self, tx: Reader, group: str) -> Mapping[str, Amounts]:
-        """Account (projects, mostly) → its share of a group; what it has beyond is borrowed."""
-        assigned = Assigned(await store.list_assigned(tx))
-        return {
-            by.account: amounts
-            for by in assigned.own()
-            if (amounts := by.limits.deserved.get(group))
-        }
 
     # Sessions that are left alone
 
@@ -138,6 +124,16 @@ class Assigned:
             if row is not None:
                 found.append(_in_force(row, account, f"{kind} {id_}"))
         return found
+
+    def slots_at_once(self, accounts: Iterable[str]) -> Mapping[str, Amounts]:
+        """Account → slots that it may hold; those without such limits are missing."""
+        return {by.account: by.limits.at_once for by in self.of(accounts) if by.limits.at_once}
+
+    def deserved(self, group: str) -> Mapping[str, Amounts]:
+        """Account (projects, mostly) → its share of a group; what it has beyond is borrowed."""
+        return {
+            by.account: amounts for by in self.own() if (amounts := by.limits.deserved.get(group))
+        }
 
     def own(self) -> list[InForce]:
         """Of all accounts that have limits of their own."""

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from madang.kit.clock import Clock
-from madang.manager.audit.service import AuditLog, actor_of
-from madang.manager.db import Database, Reader, Transaction, micros
-from madang.manager.db.events import EventFeed, add_event
+from madang.manager.audit.service import AuditLog
+from madang.manager.db import Database, Reader, micros
+from madang.manager.db.events import EventFeed
 from madang.manager.fleet import store as fleet
 from madang.manager.fleet.types import DEFAULT_GROUP, GroupRow, NodeRow, Slots
 from madang.manager.http import Caller
 from madang.manager.scheduling import store
 from madang.manager.scheduling.rules import group_rules
+from madang.manager.scheduling.service.changes import announce, note
 from madang.manager.scheduling.types import GroupRules
 from madang.wire.errors import (
     Conflict,
@@ -149,8 +150,8 @@ class GroupService:
             before = None if known is None else {"text": known.text, "version": known.version}
             after = {"text": text, "version": 1 if known is None else known.version + 1}
             action = "group.created" if known is None else "group.changed"
-            await self._note(tx, caller, action, name, before, after)
-            await self._announce(tx, name, at)
+            await note(self._audit, tx, caller, action, name, before, after)
+            await announce(tx, name, at)
         self._changed()
         return await self.get(caller, name)
 
@@ -170,8 +171,8 @@ class GroupService:
                 raise Conflict(f"{text}`madang node set {inside[0]} --group GROUP`.")
             await fleet.remove_group(tx, name, known.version)
             before = {"text": known.text, "version": known.version}
-            await self._note(tx, caller, "group.removed", name, before, None)
-            await self._announce(tx, name, at)
+            await note(self._audit, tx, caller, "group.removed", name, before, None)
+            await announce(tx, name, at)
         self._changed()
 
     async def move_node(self, caller: Caller, node: str, group: str) -> None:
@@ -190,42 +191,10 @@ class GroupService:
                 text = f"machine {node} is in {row.own_group} by its own settings (`node.group`)."
                 raise Conflict(f"{text} Change them there.", node=node, group=row.own_group)
             await fleet.join_group(tx, node, group)
-            await self._audit.record(
-                tx,
-                actor=actor_of(caller),
-                action="node.moved",
-                kind="node",
-                id=node,
-                name=node,
-                before={"group": row.group},
-                after={"group": group},
-            )
-            await self._announce(tx, group, at)
+            before = {"group": row.group}
+            await note(self._audit, tx, caller, "node.moved", node, before, {"group": group})
+            await announce(tx, group, at)
         self._changed()
-
-    async def _note(
-        self,
-        tx: Transaction,
-        caller: Caller,
-        action: str,
-        name: str,
-        before: Mapping[str, object] | None,
-        after: Mapping[str, object] | None,
-    ) -> None:
-        await self._audit.record(
-            tx,
-            actor=actor_of(caller),
-            action=action,
-            kind="group",
-            id=name,
-            name=name,
-            before=before,
-            after=after,
-        )
-
-    async def _announce(self, tx: Transaction, name: str, at: int) -> None:
-        payload = {"name": name}
-        await add_event(tx, at=at, kind="group.changed", subject=name, owner_id="", payload=payload)
 
     def _changed(self) -> None:
         self._known = None

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json, to_json
-from madang.manager.audit.service import AuditLog, actor_of
-from madang.manager.db import Database, Reader, Transaction, micros, seconds
-from madang.manager.db.events import EventFeed, add_event
+from madang.manager.audit.service import AuditLog
+from madang.manager.db import Database, Reader, micros, seconds
+from madang.manager.db.events import EventFeed
 from madang.manager.fleet import store as fleet
 from madang.manager.http import Caller
 from madang.manager.scheduling import store
+from madang.manager.scheduling.service.changes import announce, note
 from madang.manager.scheduling.service.groups import Groups, GroupService
 from madang.wire.errors import Conflict, Forbidden, GroupRefused, InvalidRequest, NotFound
 from madang.wire.labels import GROUP
@@ -67,7 +68,7 @@ class ReservationService:
                 "starts_at": draft.starts_at,
                 "ends_at": draft.ends_at,
             }
-            await self._note(tx, caller, "reservation.created", draft.name, None, made)
+            await note(self._audit, tx, caller, "reservation.created", draft.name, None, made)
             await store.add_reservation(
                 tx,
                 name=draft.name,
@@ -80,7 +81,7 @@ class ReservationService:
                 owner_id=caller.user_id,
                 created_at=micros(now),
             )
-            await self._announce(tx, draft.name)
+            await announce(tx, draft.name, micros(self._clock.now()))
         self._feed.wake()
         return next(one for one in await self.list(caller) if one.name == draft.name)
 
@@ -90,34 +91,9 @@ class ReservationService:
         async with self._database.begin() as tx:
             if not await store.remove_reservation(tx, name):
                 raise NotFound(f"no reservation {name[:60]!r}. `madang reserve ls` lists them.")
-            await self._note(tx, caller, "reservation.removed", name, {}, None)
-            await self._announce(tx, name)
+            await note(self._audit, tx, caller, "reservation.removed", name, {}, None)
+            await announce(tx, name, micros(self._clock.now()))
         self._feed.wake()
-
-    async def _note(
-        self,
-        tx: Transaction,
-        caller: Caller,
-        action: str,
-        name: str,
-        before: Mapping[str, object] | None,
-        after: Mapping[str, object] | None,
-    ) -> None:
-        await self._audit.record(
-            tx,
-            actor=actor_of(caller),
-            action=action,
-            kind="reservation",
-            id=name,
-            name=name,
-            before=before,
-            after=after,
-        )
-
-    async def _announce(self, tx: Transaction, name: str) -> None:
-        at = micros(self._clock.now())
-        payload = {"name": name}
-        await add_event(tx, at=at, kind="group.changed", subject=name, owner_id="", payload=payload)
 
 
 async def check_use(tx: Reader, name: str, group: str, project_id: str) -> None:

@@ -71,10 +71,11 @@ class SnapshotReader:
     ) -> dict[str, Policy]:
         """Of all groups, with the limits of those who wait."""
         accounts = list(dict.fromkeys(account for ask in asks for account in ask.accounts))
-        limits = await self._limits.slots_at_once(tx, accounts) if accounts else {}
+        assigned = await self._limits.assigned(tx)
+        limits = assigned.slots_at_once(accounts)
         names = _names(limits, rows, groups) if limits else {}
         waited_for = {ask.group for ask in asks}
-        deserved = {group: await self._limits.deserved(tx, group) for group in waited_for}
+        deserved = {group: assigned.deserved(group) for group in waited_for}
         return {
             group: replace(
                 _rules(groups, group).policy,
