@@ -421,7 +421,7 @@ class Kernels:
         if record.state == STARTED:
             return record.policy, ()
         return spec.sandbox.label, self._filters.of(
-            spec.sandbox, self._offers.of(spec).name
+            spec.sandbox, self._offers.of(spec).name, spec.root
         ).warnings
 
     def _runtime_of(self, record: Record, spec: KernelSpec) -> str:
@@ -467,13 +467,11 @@ class Kernels:
         self._workers.run("mount", kernel.folder, done=mounted)
 
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
-        record, image = kernel.record, spec.image
+        record = kernel.record
         runtime = self._offers.of(spec)
-        found = self._filters.of(spec.sandbox, runtime.name)
+        found = self._filters.of(spec.sandbox, runtime.name, spec.root)
         self._networks.check(spec.network)
-        view = self._templates.view(
-            image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
-        )
+        view = self._templates.view(spec, f"{kernel.folder}/service")
         warm = self._warmth.take(spec, record.uid)
         slot = warm or self._slots.take()
         cpus = self._processors.take(spec.size.cpu)
