@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
+import tarfile
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
+from madang.agent.files import read_changes
+from madang.agent.layers import LayerStore
+from madang.kit.clock import SystemClock
 from madang.testing.roots import BUSYBOX, busybox_layer, root_image
 from madang.testing.sessions import Launcher, Outcome, Sessions, spec
-from madang.wire.errors import InvalidRequest
-from madang.wire.kernel import ImageMount, RootMode
+from madang.wire.errors import Conflict, InvalidRequest
+from madang.wire.kernel import ImageMount, KernelId, RootMode
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the privileged launcher"),
@@ -138,8 +142,8 @@ async def test_its_disk_limit_holds_for_a_writable_root(
 async def test_a_fake_root_believes(sessions: Sessions, tiny: ImageMount) -> None:
     script = (
         "id -u; whoami; touch /f; chown 33:33 /f && stat -c %u /f; mknod /n c 1 3 && echo made;"
-        "test -e /n || echo none; chmod 0 /f; echo x > /f && cat /f; echo y:x:5:5::/: >> /etc/passwd; tail -1 "
-        "/etc/passwd; mkfifo /p && ls /p; echo $APT_CONFIG"
+        "test -e /n || echo none; chmod 0 /f; echo x > /f && cat /f;"
+        "echo y:x:5:5::/: >> /etc/passwd; tail -1 /etc/passwd; mkfifo /p && ls /p; echo $APT_CONFIG"
     )
     found = (await said(sessions, tiny, script, RootMode.FAKE)).splitlines()
     assert found == [
@@ -151,3 +155,93 @@ async def test_a_fake_root_believes(sessions: Sessions, tiny: ImageMount) -> Non
 async def test_only_whole_roots_are_changed(sessions: Sessions) -> None:
     with pytest.raises(InvalidRequest, match="no image of a whole root"):
         await sessions.prepare(replace(spec("true"), root=RootMode.FAKE))
+
+
+async def changes(sessions: Sessions, kernel: KernelId) -> dict[str, tarfile.TarInfo]:
+    """Of one kernel, by path; what a reader of tar makes of them."""
+    sock = await sessions.runtime.changes(kernel)
+    data = b"".join([chunk async for chunk in read_changes(sock)])
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        return {member.name: member for member in archive.getmembers()}
+
+
+async def changed(
+    sessions: Sessions, image: ImageMount, script: str, root: RootMode
+) -> dict[str, tarfile.TarInfo]:
+    asked = replace(spec("/bin/sh", "-c", script), image=image, root=root)
+    kernel = await sessions.prepare(asked)
+    await sessions.runtime.start(kernel, asked)
+    assert (await sessions.outcome(kernel)).err == b""
+    return await changes(sessions, kernel)
+
+
+@pytest.mark.parametrize("root", [RootMode.WRITABLE, RootMode.FAKE])
+async def test_changes_are_a_layer(sessions: Sessions, tiny: ImageMount, root: RootMode) -> None:
+    script = (
+        "echo x > /new; chmod 0 /new; ln /new /same; ln -s /proc /link; rm /bin/true;"
+        "mkdir -p /d/e; chmod 4711 /bin/busybox; mkfifo /d/p; echo y > /work/w; echo z > /tmp/t; rm -r /etc/secret"
+    )
+    found = await changed(sessions, tiny, script, root)
+    assert sorted(found) == [
+        *("bin", "bin/.wh.true", "bin/busybox", "d", "d/e", "etc", "etc/.wh.secret"),
+        *("link", "new", "same"),
+    ]
+    assert (found["new"].mode, found["new"].size, found["same"].linkname) == (0, 2, "new")
+    assert found["link"].linkname == "/proc"
+    assert {(member.uid, member.gid) for member in found.values()} == {(0, 0)}
+
+
+async def test_a_folder_made_anew_hides_the_one_below(
+    sessions: Sessions, launcher: Launcher, tiny: ImageMount
+) -> None:
+    low = launcher.state / "layers" / os.urandom(32).hex()
+    (low / "data").mkdir(parents=True)
+    (low / "data/old").write_text("x")
+    image = root_image(low.name, *tiny.layers)
+    script = "rm -r /data; mkdir /data; echo > /data/new"
+    found = await changed(sessions, image, script, RootMode.WRITABLE)
+    assert sorted(found) == ["data", "data/.wh..wh..opq", "data/new"]
+
+
+async def test_a_layer_made_of_changes_gives_the_same_root(
+    sessions: Sessions, launcher: Launcher, tiny: ImageMount
+) -> None:
+    script = "rm /bin/true; echo x > /etc/new; rm /etc/secret; mkdir /opt; ln -s /bin /opt/b"
+    asked = replace(spec("/bin/sh", "-c", script), image=tiny, root=RootMode.FAKE)
+    kernel = await sessions.prepare(asked)
+    await sessions.runtime.start(kernel, asked)
+    await sessions.outcome(kernel)
+    data = b"".join([c async for c in read_changes(await sessions.runtime.changes(kernel))])
+    store = LayerStore(str(launcher.state / "layers"), SystemClock())
+    staged = store.stage_root(io.BytesIO(data), 1 << 30)
+    store.commit([staged])
+    look = "find /etc /opt | sort; ls /bin | wc -l; cat /etc/new"
+    found = await said(sessions, root_image(staged.digest, *tiny.layers), look)
+    assert found.splitlines()[-1] == "x"
+    assert "/opt/b" in found
+    assert "secret" not in found
+
+
+async def test_a_true_mode_survives_and_a_forged_one_is_no_danger(
+    sessions: Sessions, launcher: Launcher, tiny: ImageMount
+) -> None:
+    low = launcher.state / "layers" / os.urandom(32).hex()
+    low.mkdir()
+    for name, was in (("suid", b"4711 7 8"), ("lie", b"4777 0 0")):
+        (low / name).write_text("x")
+        (low / name).chmod(0o755)
+        os.setxattr(low / name, "user.madang.was", was)
+    image = root_image(low.name, *tiny.layers)
+    found = await changed(sessions, image, "touch /suid /lie; chmod 700 /lie", RootMode.WRITABLE)
+    assert (found["suid"].mode, found["suid"].uid, found["suid"].gid) == (0o4711, 7, 8)
+    assert (found["lie"].mode, found["lie"].uid) == (0o700, 0)
+
+
+async def test_without_a_root_of_its_own_nothing_was_changed(
+    sessions: Sessions, tiny: ImageMount
+) -> None:
+    asked = replace(spec("/bin/sh", "-c", "true"), image=tiny)
+    kernel = await sessions.prepare(asked)
+    await sessions.runtime.start(kernel, asked)
+    with pytest.raises(Conflict, match="no root of its own"):
+        await sessions.runtime.changes(kernel)

@@ -40,7 +40,7 @@ from madang.wire.size import check as check_size
 T = TypeVar("T")
 
 OPERATIONS: Final = frozenset(
-    "hello list warm prepare start run guard kill freeze thaw settle remove files".split()
+    "hello list warm prepare start run guard kill freeze thaw settle remove files changes".split()
 )
 MAX_ARGUMENTS_BYTES: Final = 1024 * 1024
 MAX_LAYERS: Final = 500

@@ -199,10 +199,10 @@ def drop_bounding_set(kept: Collection[int] = ()) -> None:
             break
 
 
-def drop_capabilities() -> None:
-    """Empty the ambient, inheritable, permitted and effective sets."""
+def drop_capabilities(kept: Collection[int] = ()) -> None:
+    """Empty the ambient and inheritable sets, the permitted and effective ones but for *kept*."""
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    keep_capabilities(())
+    keep_capabilities(kept)
 
 
 def keep_capabilities(kept: Collection[int], *, ambient: bool = False) -> None:
