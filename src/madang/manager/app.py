@@ -28,7 +28,7 @@ from madang.manager.fleet.api import FleetApi
 from madang.manager.fleet.loops import NodeWatch
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import FleetSettings
-from madang.manager.http import OpenCalls, build_app
+from madang.manager.http import Caller, OpenCalls, build_app
 from madang.manager.identity.api import AccountApi, LoginApi, PeopleApi
 from madang.manager.identity.loops import Doorkeeper
 from madang.manager.identity.service import (
@@ -76,14 +76,14 @@ from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
 from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader
-from madang.manager.session.types import Blobs, SessionSettings
+from madang.manager.session.types import Blobs, SessionRow, SessionSettings
 from madang.manager.system import SystemApi
 from madang.manager.usage.api import UsageApi
 from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
-from madang.wire.errors import NotFound, TooLarge
+from madang.wire.errors import NodeUnavailable, NotFound, TooLarge
 from madang.wire.kernel import ImageMount
-from madang.wire.link import ManagerEnd, ReadFile
+from madang.wire.link import LayerSaved, ManagerEnd, ReadFile, SaveLayer
 from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
@@ -363,10 +363,7 @@ class _Builds:
         return None if row is None else self._manager.sessions.view(row)
 
     async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
-        async with self._manager.database.read() as tx:
-            row = await session_store.find(tx, session_id)
-        if row is None:
-            raise NotFound(f"session {session_id} was removed.")
+        row = await self._row(session_id)
         request = ReadFile(kernel=kernel_of(row), path=path, length=limit_bytes + 1)
         found = b""
         async with self._manager.kernels.open(row, request) as stream:
@@ -375,6 +372,28 @@ class _Builds:
         if len(found) > limit_bytes:
             raise TooLarge(f"{path} has more than {limit_bytes} bytes.")
         return found
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        return self._manager.sessions.view(await self._manager.sessions.get(caller, ref))
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        return from_json(ImageMount, (await self._row(session_id)).image_mount)
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        row = await self._row(session_id)
+        request = SaveLayer(kernel=kernel_of(row), limit_bytes=row.disk_bytes)
+        async with self._manager.kernels.open(row, request) as stream:
+            async for item in stream:
+                if isinstance(item, LayerSaved):
+                    return item
+        raise NodeUnavailable("the machine that has the session's files did not answer.")
+
+    async def _row(self, session_id: str) -> SessionRow:
+        async with self._manager.database.read() as tx:
+            row = await session_store.find(tx, session_id)
+        if row is None:
+            raise NotFound(f"session {session_id} was removed.")
+        return row
 
     async def live_images(self) -> Mapping[str, int]:
         counts: dict[str, int] = {}

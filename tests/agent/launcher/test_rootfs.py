@@ -15,7 +15,8 @@ from madang.kit.clock import SystemClock
 from madang.testing.roots import BUSYBOX, busybox_layer, root_image
 from madang.testing.sessions import Launcher, Outcome, Sessions, spec
 from madang.wire.errors import Conflict, InvalidRequest
-from madang.wire.kernel import ImageMount, KernelId, RootMode
+from madang.wire.kernel import ImageMount, KernelId
+from madang.wire.session import RootMode
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the privileged launcher"),

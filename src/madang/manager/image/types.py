@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from madang.manager.http import Caller
 from madang.wire.image import ImageStatus
+from madang.wire.kernel import ImageMount
+from madang.wire.link import LayerSaved
 from madang.wire.session import Session, SessionSpec
 from madang.wire.size import GIB
 
@@ -108,6 +111,18 @@ class Sessions(Protocol):
 
     async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
         """A file of a session that may have ended; *path* is absolute in it."""
+        ...
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        """One that *caller* may see. Raises NotFound."""
+        ...
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        """What it runs from. Raises NotFound."""
+        ...
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        """What it changed in its root, kept as a layer on its node; it may have ended."""
         ...
 
     async def live_images(self) -> Mapping[str, int]:

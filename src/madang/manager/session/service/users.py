@@ -26,6 +26,7 @@ from madang.manager.scheduling.service.reservations import check_use
 from madang.manager.session import store
 from madang.manager.session.rules import (
     accounts_of,
+    check_root,
     check_spec,
     next_phases,
     resolve_size,
@@ -179,6 +180,7 @@ class SessionService:
             spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
         size = resolve_size(spec, self._settings)
         mount = await self._images.resolve(caller, spec.image)
+        check_root(spec, mount)
         image_policy = await self._images.policy_of(caller, spec.image)
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
