@@ -98,9 +98,7 @@ class LayerStore:
             raise
         return Staged(digest=digest, path=part, size_bytes=size)
 
-    def stage_root(
-        self, archive: BinaryIO, limit_bytes: int, digest: str | None = None
-    ) -> Staged:
+    def stage_root(self, archive: BinaryIO, limit_bytes: int, digest: str | None = None) -> Staged:
         """Unpack a layer of a root file system (see ``buildscript.rootlayer``).
 
         *digest*: what it must have. Raises BuildFailed, or OSError as it is.
