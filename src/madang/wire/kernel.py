@@ -68,6 +68,8 @@ class ImageMount:
     env: dict[str, str] = field(default_factory=dict)
     warm: tuple[str, ...] = ()
     """Modules that its interpreters import ahead; see ``agent.launcher.warm``."""
+    offers: tuple[str, ...] = ()
+    """Layers that a build may read through its proxy, topmost first; no part of the root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

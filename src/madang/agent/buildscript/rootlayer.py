@@ -26,7 +26,7 @@ import stat
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import IO, BinaryIO
 
 HEADER = b"madang root layer 1\n"
 WHITEOUT = b".wh."
@@ -40,10 +40,9 @@ MAX_ID = 2**32 - 2
 MAX_PATH = 2048
 MAX_NAME = 255
 MAX_DEPTH = 256
-DIRECTORY_READ = 0o555
-FILE_READ = 0o444
-KEPT = 0o755
-"""Mode bits that a file may have on disk."""
+FOLDER_MODE = 0o755
+FILE_MODE = 0o644
+"""At least, on disk: whoever has a writable root may write as its owner."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,8 @@ class Meta:
     gid: int = 0
 
     def on_disk(self, folder: bool) -> int:
-        """Its mode in the layer store: all may read, the owner alone may write."""
-        return self.mode & KEPT | (DIRECTORY_READ if folder else FILE_READ)
+        """Its mode in the layer store: all may read, its owner alone may write."""
+        return FOLDER_MODE if folder else self.mode & FOLDER_MODE | FILE_MODE
 
     def record(self) -> bytes:
         return b"%o %d %d" % (self.mode, self.uid, self.gid)
@@ -67,7 +66,9 @@ def meta_of(path: bytes, found: os.stat_result) -> Meta:
     mode = stat.S_IMODE(found.st_mode)
     try:
         text = os.getxattr(path, RECORD, follow_symlinks=False)
-        was = Meta(*(int(part, base) for part, base in zip(text.split(b" "), (8, 10, 10))))
+        was = Meta(
+            *(int(part, base) for part, base in zip(text.split(b" "), (8, 10, 10), strict=True))
+        )
     except (OSError, ValueError, TypeError):
         return Meta(mode)
     return was if was.on_disk(stat.S_ISDIR(found.st_mode)) == mode else Meta(mode)
@@ -129,6 +130,22 @@ def header(name: bytes, kind: bytes, meta: Meta, modified_at: int = FOLDER_TIME)
     info.type, info.mode, info.mtime = kind, meta.mode, modified_at
     info.uid, info.gid = meta.uid, meta.gid
     return info
+
+
+class Hashed:
+    """A file that is hashed while it is read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._sha256.update(data)
+        return data
+
+    def hexdigest(self) -> str:
+        return self._sha256.hexdigest()
 
 
 PLAIN = Meta(0o644)

@@ -143,6 +143,7 @@ def _image(value: object) -> ImageMount:
         layers=fields.texts("layers"),
         env=fields.environment("env"),
         warm=fields.texts("warm"),
+        offers=fields.texts("offers"),
     )
     fields.end()
     if len(image.warm) > MAX_WARM or not all(map(MODULE.fullmatch, image.warm)):
@@ -151,9 +152,9 @@ def _image(value: object) -> ImageMount:
         raise InvalidRequest("image.layers: the host image has none.")
     if image.kind == ImageKind.ROOT and not image.layers:
         raise InvalidRequest("image.layers: a whole root has at least one.")
-    if len(image.layers) > MAX_LAYERS:
+    if len(image.layers) > MAX_LAYERS or len(image.offers) > MAX_LAYERS:
         raise InvalidRequest(f"image.layers: {len(image.layers)}; the most is {MAX_LAYERS}.")
-    for digest in image.layers:
+    for digest in (*image.layers, *image.offers):
         if not _DIGEST.fullmatch(digest):
             raise InvalidRequest(f"image.layers: {digest[:70]!r} is no digest.")
     return image
