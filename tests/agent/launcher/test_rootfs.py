@@ -180,7 +180,8 @@ async def changed(
 async def test_changes_are_a_layer(sessions: Sessions, tiny: ImageMount, root: RootMode) -> None:
     script = (
         "echo x > /new; chmod 0 /new; ln /new /same; ln -s /proc /link; rm /bin/true;"
-        "mkdir -p /d/e; chmod 4711 /bin/busybox; mkfifo /d/p; echo y > /work/w; echo z > /tmp/t; rm -r /etc/secret"
+        "mkdir -p /d/e; chmod 4711 /bin/busybox; mkfifo /d/p; echo y > /work/w;"
+        "echo z > /tmp/t; rm -r /etc/secret"
     )
     found = await changed(sessions, tiny, script, root)
     assert sorted(found) == [

@@ -1,7 +1,7 @@
 """A Debian system from nothing but its archive, without privileges: the first of two stages.
 
-The packages that every Debian needs, and ``apt``, are chosen from the suite's signed index, fetched,
-checked and unpacked; ``dpkg`` finds them as unpacked, not configured. The second stage is a script
+The packages that every Debian needs, and ``apt``, are chosen from the suite's signed index,
+fetched, checked and unpacked; ``dpkg`` finds them as unpacked, not configured. The second stage is a script
 (``manager.image`` runs it) in a session that has this for its root, where programs believe they are
 root: there the packages' own scripts run.
 """
@@ -30,7 +30,9 @@ MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 """Folders that are links into ``usr``."""
 PREFERRED = {"usr-is-merged"}
 """Where a package takes one of several, and none is there yet; else the first."""
-LEFT_OUT = re.compile(rb"usr/share/(?:man|info|locale|lintian)/.|usr/share/doc/.*/(?!copyright$)[^/]*$")
+LEFT_OUT = re.compile(
+    rb"usr/share/(?:man|info|locale|lintian)/.|usr/share/doc/.*/(?!copyright$)[^/]*$"
+)
 PARALLEL = 4
 MAX_INDEX = 512 * 1024 * 1024
 MAX_PACKAGE = 512 * 1024 * 1024
@@ -85,12 +87,27 @@ Fetch = Callable[[str, int], bytes]
 """Address, most bytes; raises DebianError."""
 
 
+def _opener() -> urllib.request.OpenerDirector:
+    """For http and https, by the proxy that the environment names."""
+    opener = urllib.request.OpenerDirector()
+    for handler in (
+        urllib.request.ProxyHandler,
+        urllib.request.HTTPHandler,
+        urllib.request.HTTPSHandler,
+        urllib.request.HTTPDefaultErrorHandler,
+        urllib.request.HTTPRedirectHandler,
+        urllib.request.HTTPErrorProcessor,
+    ):
+        opener.add_handler(handler())
+    return opener
+
+
 def fetch(url: str, most: int) -> bytes:
-    """Through the proxy that the environment names; three tries."""
-    problem = ""
+    """In at most three tries."""
+    problem, opener = "", _opener()
     for _ in range(3):
         try:
-            with urllib.request.urlopen(url, timeout=60) as answer:
+            with opener.open(url, timeout=60) as answer:
                 data: bytes = answer.read(most + 1)
         except urllib.error.HTTPError as exc:
             problem = f"{exc.code} {exc.reason}"
@@ -118,7 +135,7 @@ class Archive:
         base = f"{self._mirror}/dists/{self._suite}"
         release = verified(self._get(f"{base}/InRelease", MAX_INDEX), self._suite)
         name = f"main/binary-{self._arch}/Packages.xz"
-        listed = re.search(rf"^ ([0-9a-f]{{64}}) +(\d+) {re.escape(name)}$", release, re.M)
+        listed = re.search(rf"^ ([0-9a-f]{{64}}) +(\d+) {re.escape(name)}$", release, re.MULTILINE)
         if listed is None:
             raise DebianError(f"{self._suite} has no packages for {self._arch}")
         index = self._get(f"{base}/{name}", MAX_INDEX)
@@ -158,7 +175,7 @@ def verified(text: bytes, suite: str, keyring: str = KEYRING) -> str:
         or signature.count(b"-----") != 2
     ):
         raise DebianError(f"the index of {suite} has more in it than what is signed")
-    return re.sub(rb"^- ", b"", body, flags=re.M).decode("utf-8", "replace")
+    return re.sub(rb"^- ", b"", body, flags=re.MULTILINE).decode("utf-8", "replace")
 
 
 def _package(stanza: str) -> Package:
@@ -172,9 +189,13 @@ def _package(stanza: str) -> Package:
             found[key] = value.strip()
     try:
         return Package(
-            *(found[name] for name in ("Package", "Version", "Architecture", "Filename", "SHA256")),
-            int(found["Size"]),
-            found,
+            name=found["Package"],
+            version=found["Version"],
+            arch=found["Architecture"],
+            path=found["Filename"],
+            sha256=found["SHA256"],
+            size=int(found["Size"]),
+            fields=found,
         )
     except (KeyError, ValueError) as exc:
         raise DebianError(f"the index has a package without {exc}") from exc
@@ -191,8 +212,7 @@ def choose(packages: Iterable[Package], wanted: Iterable[str] = WANTED) -> list[
     chosen = [
         package.name
         for package in by_name.values()
-        if package.fields.get("Essential") == "yes"
-        or package.fields.get("Priority") == "required"
+        if package.fields.get("Essential") == "yes" or package.fields.get("Priority") == "required"
     ]
     chosen += [name for name in wanted if name not in chosen]
     there = {*chosen, *(p for name in chosen if name in by_name for p in by_name[name].provides)}
@@ -229,7 +249,9 @@ class Tree:
         control, data = _parts(package, deb)
         info = dict(_small_files(control))
         listed = [b"/."]
-        with tarfile.open(fileobj=io.BytesIO(data), encoding="utf-8", errors="surrogateescape") as tar:
+        with tarfile.open(
+            fileobj=io.BytesIO(data), encoding="utf-8", errors="surrogateescape"
+        ) as tar:
             for member in tar:
                 path = os.fsencode(member.name).lstrip(b"./").rstrip(b"/")
                 if path:
@@ -317,7 +339,9 @@ class Tree:
             "usr/sbin/policy-rc.d": _NO_SERVICES,
         }
         for name in ("passwd", "group"):
-            with open(self._real(b"usr/share/base-passwd/" + name.encode() + b".master"), "rb") as f:
+            with open(
+                self._real(b"usr/share/base-passwd/" + name.encode() + b".master"), "rb"
+            ) as f:
                 files[f"etc/{name}"] = f.read()
         for path, content in files.items():
             full = self._real(path.encode())
@@ -366,7 +390,9 @@ def _small_files(archive: bytes) -> Iterator[tuple[str, tuple[bytes, int]]]:
                 yield member.name.removeprefix("./"), (file.read(), member.mode)
 
 
-def make(root: str, mirror: str, suite: str, arch: str, say: Callable[[str], None]) -> list[Package]:
+def make(
+    root: str, mirror: str, suite: str, arch: str, say: Callable[[str], None]
+) -> list[Package]:
     """The first stage, into the empty folder *root*; what was unpacked."""
     archive = Archive(mirror, suite, arch)
     chosen = choose(archive.packages())
