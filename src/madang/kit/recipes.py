@@ -29,7 +29,8 @@ from typing import Any, Final
 from madang.wire.errors import InvalidRequest
 from madang.wire.image import MAX_WARM, MODULE
 
-MAX_BYTES: Final = 256 * 1024
+MAX_BYTES: Final = 96 * 1024
+"""A step's script is one argument, of which Linux takes 128 KiB."""
 MAX_LIST: Final = 500
 MAX_ENTRY: Final = 16 * 1024
 MAX_STEPS: Final = 100
@@ -158,7 +159,10 @@ def steps(recipe: Recipe, lock: Mapping[str, str] | None = None) -> tuple[Step, 
 def _steps(recipe: Recipe, lock: Mapping[str, str]) -> Iterator[Step]:
     if recipe.suite:
         yield Step(name="base", title=recipe.suite)
-        yield Step(name="configure", title="configure", script=_CONFIGURE)
+        newest = _install(lock["configure"].split()) if "configure" in lock else _UPGRADE
+        yield Step(
+            name="configure", title="configure", script=f"{_SECOND_STAGE}{newest}\n{_TIDY}"
+        )
     if packages := _packages(recipe):
         script = _debian(lock["debian"].split() if "debian" in lock else packages)
         yield Step(name="debian", title=" ".join(packages), script=script)
@@ -198,23 +202,26 @@ cd /var/lib/dpkg/info
 dpkg --configure --force-depends base-passwd base-files 2>/dev/null
 dpkg --configure -a
 apt-get update -q
-apt-get dist-upgrade -y -q
 """
 _TIDY: Final = """\
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /var/log/apt \\
   /var/log/dpkg.log /var/log/alternatives.log /var/cache/debconf/*-old /var/lib/dpkg/*-old
 dpkg-query -W -f='${Package}:${Architecture}=${Version}\\n' > /outputs/lock
 """
-_CONFIGURE: Final = _SECOND_STAGE + _TIDY
+_UPGRADE: Final = "apt-get dist-upgrade -y -q"
 
 
 def _debian(packages: Iterable[str]) -> str:
-    names = " ".join(_quoted(package) for package in packages)
     return f"""\
 export DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true
 apt-get update -q
-apt-get install -y -q --no-install-recommends --allow-downgrades {names}
+{_install(packages)}
 {_TIDY}"""
+
+
+def _install(packages: Iterable[str]) -> str:
+    names = " ".join(_quoted(package) for package in packages)
+    return f"apt-get install -y -q --no-install-recommends --allow-downgrades {names}"
 
 
 def _python(requirements: Iterable[str], lock: str) -> str:

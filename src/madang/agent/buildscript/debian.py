@@ -1,9 +1,9 @@
 """A Debian system from nothing but its archive, without privileges: the first of two stages.
 
 The packages that every Debian needs, and ``apt``, are chosen from the suite's signed index,
-fetched, checked and unpacked; ``dpkg`` finds them as unpacked, not configured. The second stage is a script
-(``manager.image`` runs it) in a session that has this for its root, where programs believe they are
-root: there the packages' own scripts run.
+fetched, checked and unpacked; ``dpkg`` finds them as unpacked, not configured. The second stage is
+a script (see ``kit.recipes``) in a session that has this for its root, where programs believe they
+are root: there the packages' own scripts run.
 """
 
 from __future__ import annotations
