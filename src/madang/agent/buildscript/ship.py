@@ -28,7 +28,7 @@ from madang.agent.buildscript.sites import NotThere, Site, Unreachable, again
 from madang.wire.reference import LATEST, parse
 
 LEVEL = 6
-CONFIG_VARIABLE = "MADANG_IMAGE_CONFIG"
+CONFIG_VARIABLE = "IMAGE_CONFIG"
 _GZIP_HEAD = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"
 """Without a name and a time."""
 
