@@ -160,9 +160,7 @@ def _steps(recipe: Recipe, lock: Mapping[str, str]) -> Iterator[Step]:
     if recipe.suite:
         yield Step(name="base", title=recipe.suite)
         newest = _install(lock["configure"].split()) if "configure" in lock else _UPGRADE
-        yield Step(
-            name="configure", title="configure", script=f"{_SECOND_STAGE}{newest}\n{_TIDY}"
-        )
+        yield Step(name="configure", title="configure", script=f"{_SECOND_STAGE}{newest}\n{_TIDY}")
     if packages := _packages(recipe):
         script = _debian(lock["debian"].split() if "debian" in lock else packages)
         yield Step(name="debian", title=" ".join(packages), script=script)

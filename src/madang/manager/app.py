@@ -42,9 +42,9 @@ from madang.manager.identity.service import (
 )
 from madang.manager.identity.service.journal import Journal
 from madang.manager.identity.types import IdentitySettings, Principal, Role
-from madang.manager.image.api import ImageApi
+from madang.manager.image.api import ImageApi, RecipeApi
 from madang.manager.image.loops import BuildWatcher, Collector, Refresher
-from madang.manager.image.service import ImageService, Transfers, Versions
+from madang.manager.image.service import Commits, ImageService, Recipes, Transfers, Versions
 from madang.manager.image.types import ImageSettings, Owner
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
@@ -153,6 +153,8 @@ class Manager:
             self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
         self.versions: Final = Versions(self.images, self.database, clock)
+        self.recipes: Final = Recipes(self.database, self.images, clock, settings.images)
+        self.commits: Final = Commits(self.database, self.images, clock)
         self.transfers: Final = Transfers(self.images, self.database, settings.images)
         limits = settings.sessions
         self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
@@ -270,6 +272,7 @@ class Manager:
                 AuditApi(self.audit),
                 UsageApi(self.usage),
                 ImageApi(self.images, self.versions, self.transfers),
+                RecipeApi(self.recipes, self.commits),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
                 PresetApi(self.presets),
@@ -348,7 +351,12 @@ class _Builds:
         self._manager: Final = manager
 
     async def start_build(
-        self, owner: Owner, spec: SessionSpec, key: str, offers: tuple[str, ...] = ()
+        self,
+        owner: Owner,
+        spec: SessionSpec,
+        key: str,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
     ) -> Session:
         caller = Principal(
             user_id=owner.user_id,
@@ -360,7 +368,7 @@ class _Builds:
         )
         sessions = self._manager.sessions
         created = await sessions.create(
-            caller, spec, key=key, kind=SessionKind.BUILD, offers=offers
+            caller, spec, key=key, kind=SessionKind.BUILD, offers=offers, mount=mount
         )
         return sessions.view(created.row)
 

@@ -31,6 +31,7 @@ from madang.manager.image.service.images import MAX_MANIFEST, ImageService
 from madang.manager.image.types import (
     MANIFEST_PATIENCE_S,
     Action,
+    Asked,
     ImageRow,
     ImageSettings,
     Made,
@@ -94,16 +95,10 @@ class Recipes:
             labels=to_json(labels).decode(),
             policy=request.policy,
             size=to_json(request.size).decode(),
-            asked=to_json(replace(request, name="", labels={}, policy="")).decode(),
-            making=to_json(await self._begin(caller, recipe)).decode(),
+            asked=to_json(Asked(recipe=_digest(request))).decode(),
+            making=to_json(await self._begin(caller, request, recipe)).decode(),
         )
-        known = await self._images.accept(caller, row)
-        if known is None:
-            try:
-                await self.go_on(row)
-            except PlatformError:
-                await self._images.give_up(row)
-                raise
+        await self._images.begin(caller, row)
         return await self._images.get(caller, request.name)
 
     async def lock(self, caller: Caller, name: str) -> RecipeLock:
@@ -113,19 +108,20 @@ class Recipes:
             raise rules.not_ready(name, None)
         if row.action != Action.RECIPE:
             raise Conflict(f"image {name!r} was not made by a recipe.", image=name)
-        request, making = _asked(row), from_json(Making, row.making)
+        making = from_json(Making, row.making)
         names = [step.name for step in _steps(row)]
         done = zip(names, making.steps, strict=False)
         return RecipeLock(
-            recipe=hashlib.sha256(request.recipe.encode()).hexdigest(),
+            recipe=hashlib.sha256(making.recipe.encode()).hexdigest(),
             steps=tuple(LockedStep(name=n, lock=made.lock) for n, made in done if made.lock),
         )
 
-    async def _begin(self, caller: Caller, recipe: Recipe) -> Making:
+    async def _begin(self, caller: Caller, request: RecipeRequest, recipe: Recipe) -> Making:
         """What there is before the first step."""
+        said = Making(recipe=request.recipe, lock=request.lock, fresh=request.fresh)
         env = _ENVIRONMENT if recipe.python else {}
         if recipe.suite:
-            return Making(env={**env, **recipe.environment})
+            return replace(said, env={**env, **recipe.environment})
         row = await self._images.find(caller, recipe.base)
         if row is None or not rules.is_ready(row):
             raise rules.not_ready(recipe.base, row)
@@ -133,7 +129,8 @@ class Recipes:
             text = f"image {recipe.base!r} has no root of its own: no recipe can begin with it."
             raise Conflict(text, image=recipe.base)
         found = rules.config(row).env
-        return Making(base=rules.layers(row), env={**found, **env, **recipe.environment})
+        env = {**found, **env, **recipe.environment}
+        return replace(said, base=rules.layers(row), env=env)
 
     # --- for the loop
 
@@ -192,7 +189,7 @@ class Recipes:
 
     async def _known(self, row: ImageRow, step: Step) -> Made | None:
         """What the same step made for the owner before."""
-        if _asked(row).fresh:
+        if from_json(Making, row.making).fresh:
             return None
         key = _key(row, step)
         async with self._database.read() as tx:
@@ -252,20 +249,25 @@ class Recipes:
         await self._images.finish(row, manifest)
 
 
-def _asked(row: ImageRow) -> RecipeRequest:
-    return from_json(RecipeRequest, row.asked)
+def _digest(request: RecipeRequest) -> str:
+    """Of all that it says but the name and what comes with it."""
+    plain = replace(request, name="", labels={}, policy="")
+    return hashlib.sha256(to_json(plain)).hexdigest()
 
 
 def _steps(row: ImageRow) -> tuple[Step, ...]:
-    request = _asked(row)
-    locked = {step.name: step.lock for step in request.lock}
-    return recipes.steps(recipes.parse(request.recipe), locked)
+    making = from_json(Making, row.making)
+    locked = {step.name: step.lock for step in making.lock}
+    return recipes.steps(recipes.parse(making.recipe), locked)
 
 
 def stacked(making: Making) -> tuple[Layer, ...]:
     """Topmost first, each once: of a layer that comes twice the upper one decides all."""
     layers = (*(made.layer for made in reversed(making.steps)), *making.base)
-    return tuple({layer.digest: layer for layer in reversed(layers)}.values())[::-1]
+    found: dict[str, Layer] = {}
+    for layer in layers:
+        found.setdefault(layer.digest, layer)
+    return tuple(found.values())
 
 
 def _mount(row: ImageRow, making: Making) -> ImageMount:
