@@ -172,7 +172,7 @@ class Manager:
             self.database, self.feed, self.groups, self.audit, clock
         )
         memory = Memory()
-        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
+        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits, self.policies)
         self.sessions: Final = SessionService(
             self.database,
             self.feed,
@@ -184,6 +184,7 @@ class Manager:
             self.limits,
             self.presets,
             self.groups,
+            self.policies,
             reader,
             memory,
             Records(self.database, self.audit),

@@ -30,6 +30,8 @@ SERVICE_DIR: Final = "/madang/run"
 NATIVE: Final = "native"
 """The runtime that every machine offers: no program but ours."""
 RUNSC: Final = "runsc"
+WITHOUT_NETWORK: Final = frozenset({RUNSC})
+"""Runtimes whose sessions can have none."""
 """The runtime whose sessions have a kernel of their own: gVisor."""
 
 

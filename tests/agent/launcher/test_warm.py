@@ -18,8 +18,8 @@ from madang.agent.launcher.processes import stat_fields
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.warm import block_of, key_of, name_of
 from madang.agent.runtime.native import NativeRuntime
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import (
-    PATIENCE_S,
     Launcher,
     Outcome,
     Sessions,

@@ -36,6 +36,7 @@ class Shape:
     apart: str
     window: int
     """Which machines are open to it as to reservations; see ``calendar``."""
+    keeps: frozenset[str] = frozenset()
 
     @property
     def share(self) -> int:
@@ -50,7 +51,8 @@ class Shape:
 def shape_of(ask: Ask, slots: Sequence[str], window: int) -> Shape:
     amounts = tuple([ask.slots.get(slot, 0) for slot in slots])
     milli = ask.device_milli if ask.devices == 1 else WHOLE
-    return Shape(amounts, ask.devices, milli, ask.models, ask.labels, ask.arch, ask.apart, window)
+    wanted = ask.models, ask.labels, ask.arch, ask.apart, window, ask.keeps
+    return Shape(amounts, ask.devices, milli, *wanted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,8 +96,8 @@ class Pass:
                 there.setdefault(one.apart, set()).add(one.node)
         known: dict[tuple[object, ...], Bools] = {}
         for number, shape in enumerate(book.shapes):
-            key = (shape.models, shape.labels, shape.arch, shape.apart, shape.window)
-            if key == (frozenset(), frozenset(), "", "", 0):
+            key = shape.models, shape.labels, shape.arch, shape.apart, shape.window, shape.keeps
+            if not any(key):
                 continue
             if key not in known:
                 mask = self._calendar.mask(shape.window)
@@ -111,6 +111,7 @@ class Pass:
         return (
             (not shape.models or room.model in shape.models)
             and shape.labels <= room.labels
+            and not shape.keeps & room.lacks
             and shape.arch in ("", room.arch)
             and room.node not in taken
         )

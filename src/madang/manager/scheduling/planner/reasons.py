@@ -6,7 +6,7 @@ at all, then the machine nearest to having room and, there, what lacks most and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -15,8 +15,12 @@ import numpy as np
 from madang.manager.scheduling.planner.book import Book, Bools, Floats, Ints, Kept
 from madang.manager.scheduling.planner.holdings import Holdings, wanted
 from madang.manager.scheduling.types import WHOLE, Amounts, Ask, Held, Reservation, Wait
+from madang.wire.policy_kept import KINDS
 from madang.wire.size import format_bytes, format_duration
 
+OWN: Final = "own"
+"""Of a machine: the rules of its own layer, which all its sessions have."""
+NETWORK: Final = "network"
 SHOWN: Final = {"cpu_milli": "cpu", "mem_bytes": "mem", "disk_bytes": "disk", "pids": "pids"}
 
 
@@ -52,7 +56,8 @@ class Reasons:
             return Wait(ask.session, "capacity.reserved", text)
         if ask.members > 1:
             return Wait(ask.session, *self._gang(ask, shape))
-        return Wait(ask.session, *self._lacks(shape, node))
+        code, text = self._lacks(shape, node)
+        return Wait(ask.session, code, text + self._elsewhere(shape))
 
     def _gang(self, ask: Ask, shape: int) -> tuple[str, str]:
         book = self._book
@@ -144,14 +149,33 @@ class Reasons:
 
     def _restricted(self, shape: int) -> str:
         wanted = self._book.shapes[shape]
-        words = [
+        has = [
             *[_named(label) for label in sorted(wanted.labels)],
             *([f"architecture {wanted.arch}"] if wanted.arch else []),
             *([f"gpu model {' or '.join(sorted(wanted.models))}"] if wanted.models else []),
             *([f"a place apart from {wanted.apart}"] if wanted.apart else []),
             *(["time before a reservation"] if wanted.window else []),
         ]
-        return f"no machine that is large enough has {', '.join(words)}."
+        keeps = " and ".join(kept_words(wanted.keeps & self._lacked))
+        does = [*([f"has {', '.join(has)}"] if has else []), *([f"keeps {keeps}"] if keeps else [])]
+        return f"no machine that is large enough {' and '.join(does)}."
+
+    @cached_property
+    def _lacked(self) -> frozenset[str]:
+        """What some machine does not keep."""
+        return frozenset().union(*[room.lacks for room in self._book.rooms])
+
+    def _elsewhere(self, shape: int) -> str:
+        """A machine that has room, and what it lacks; empty: there is none."""
+        book, keeps = self._book, self._book.shapes[shape].keeps
+        if not keeps & self._lacked:
+            return ""
+        need = book.need[shape, :, None]
+        for node in np.flatnonzero((book.amounts >= need).all(0)).tolist():
+            if lacks := keeps & book.rooms[node].lacks:
+                name = book.rooms[node].node
+                return f" {name} has room, but does not keep {' and '.join(kept_words(lacks))}."
+        return ""
 
     def _too_large(self, shape: int) -> str:
         book = self._book
@@ -249,6 +273,16 @@ def _named(label: str) -> str:
     """``network:full`` is what a machine offers, ``disk=ssd`` a label that somebody gave it."""
     kind, offered, name = label.partition(":")
     return f"{kind} {name}" if offered and "=" not in kind else f"label {label}"
+
+
+def kept_words(wanted: Iterable[str]) -> list[str]:
+    """``crun:files`` → «rules about files (crun)»"""
+    found = []
+    for each in sorted(wanted):
+        runtime, _, kind = each.partition(":")
+        words = {**KINDS, OWN: "its own sandbox policy", NETWORK: "a network"}[kind]
+        found.append(f"{words} ({runtime})" if runtime else words)
+    return found
 
 
 def whole_devices(book: Book) -> Ints:
