@@ -80,7 +80,8 @@ class Pass:
         self._preempts: Final[list[Preempt]] = []
         self._holdings: Final = holdings
         self._reasons: Final = Reasons(self._book, self._held, now, policy.names)
-        self._new: Final[list[Held]] = []
+        self._new: Final[list[tuple[Ask, Sequence[tuple[int, Devices]]]]] = []
+        """What was placed and will end, since ``_releases`` looked."""
         self._future: Releases | None = None
 
     def _restrict(self, rooms: Sequence[Room]) -> None:
@@ -153,10 +154,12 @@ class Pass:
 
     def _try(self, ask: Ask) -> Wait | None:
         """Place it, or say why not."""
-        if (wait := self._refuse(ask)) is not None:
+        if (ask.reservation or self._policy.limits) and (wait := self._refuse(ask)) is not None:
             return wait
         shape = self._shape[ask.session]
-        if (chosen := self._find(ask, shape)) is not None:
+        chosen = self._find(ask, shape)
+        self._scores.answered(shape)
+        if chosen is not None:
             self._settle(ask, chosen)
             return None
         wait = self._reasons.why(ask, shape, self._kept)
@@ -174,17 +177,10 @@ class Pass:
         return self._reasons.limit(ask, self._policy.limits, self._holdings)
 
     def _settle(self, ask: Ask, chosen: Sequence[tuple[int, Devices]]) -> None:
-        ends_at = None if ask.limit_s is None else self._now + ask.limit_s
-        for node, devices in chosen:
-            name = self._book.rooms[node].node
-            self._places.append(Place(ask.session, name, devices))
-            if ends_at is not None:
-                self._new.append(
-                    Held(
-                        node=name, name=ask.name, slots=ask.slots, session=ask.session,
-                        devices=devices, started_at=self._now, ends_at=ends_at,
-                    )
-                )  # fmt: skip
+        rooms = self._book.rooms
+        self._places += [Place(ask.session, rooms[node].node, devices) for node, devices in chosen]
+        if ask.limit_s is not None:
+            self._new.append((ask, chosen))
         self._holdings.take(ask)
 
     # Finding room
@@ -192,25 +188,32 @@ class Pass:
     def _find(self, ask: Ask, shape: int) -> list[tuple[int, Devices]] | None:
         """A place for each member, taken; None: nothing is changed."""
         if ask.members < self._none[shape]:
-            if (found := self._gang(ask.members, shape)) is not None:
+            one = ask.members == 1
+            found = self._single(shape) if one else self._gang(ask.members, shape)
+            if found is not None:
                 return found
             self._none[shape] = ask.members
-            if ask.members == 1:
+            if one:
                 self._scores.drop(shape)
         return self._borrow(ask, shape)
 
+    def _single(self, shape: int) -> list[tuple[int, Devices]] | None:
+        if (node := self._scores.best(shape)) is None:
+            return None
+        devices = self._placement.pick(node, shape)
+        self._take(node, shape, devices)
+        return [(node, devices)]
+
     def _gang(self, members: int, shape: int) -> list[tuple[int, Devices]] | None:
         book = self._book
-        if members > 1:
-            most = book.count(shape, book.amounts, book.devices)[book.allowed[shape]]
-            if int(np.minimum(most, members).sum()) < members:
-                return None
+        most = book.count(shape, book.amounts, book.devices)[book.allowed[shape]]
+        if int(np.minimum(most, members).sum()) < members:
+            return None
         saved: list[tuple[int, State, Bools, State | None]] = []
         found: list[tuple[int, Devices]] = []
         while len(found) < members and (node := self._scores.best(shape)) is not None:
-            if members > 1:
-                really = self._kept[node].really.copy() if node in self._kept else None
-                saved.append((node, book.state(node).copy(), book.allowed[:, node].copy(), really))
+            really = self._kept[node].really.copy() if node in self._kept else None
+            saved.append((node, book.state(node).copy(), book.allowed[:, node].copy(), really))
             devices = self._placement.pick(node, shape)
             self._take(node, shape, devices)
             found.append((node, devices))
@@ -311,10 +314,18 @@ class Pass:
         """With what has been placed in this pass."""
         if self._future is None:
             self._future = Releases(self._book, self._held)
-        for one in self._new:
-            self._future.add(one)
+        for ask, chosen in self._new:
+            for node, devices in chosen:
+                self._future.add(self._as_held(ask, node, devices))
         self._new.clear()
         return self._future
+
+    def _as_held(self, ask: Ask, node: int, devices: Devices) -> Held:
+        ends_at = None if ask.limit_s is None else self._now + ask.limit_s
+        return Held(
+            node=self._book.rooms[node].node, name=ask.name, slots=ask.slots, session=ask.session,
+            devices=devices, started_at=self._now, ends_at=ends_at,
+        )  # fmt: skip
 
     def _keep(
         self, ask: Ask, shape: int, node: int, count: int, until: float,
