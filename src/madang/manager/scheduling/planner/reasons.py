@@ -46,8 +46,7 @@ class Reasons:
         if node is None:
             return Wait(ask.session, *self._impossible(shape))
         keeper = kept.get(node)
-        really = self._book.start[:, node] if keeper is None else keeper.really.amounts
-        if keeper is not None and bool((really >= self._book.need[shape]).all()):
+        if keeper is not None and keeper.really.has(self._book.needs[shape]):
             waited = format_duration(self._now - keeper.ask.created_at)
             text = (
                 f"waits its turn: {self._book.rooms[node].node} is kept for {keeper.ask.name}, "
@@ -79,10 +78,10 @@ class Reasons:
 
     def _lacks(self, shape: int, node: int) -> tuple[str, str]:
         book = self._book
-        left = book.amounts[:, node].tolist()
+        left = book.state(node).amounts
         key = (shape, node, *left)
         if key not in self._texts:
-            need, capacity = book.need[shape].tolist(), book.capacity[:, node].tolist()
+            need, capacity = book.needs[shape], book.capacity[:, node].tolist()
             asked = [column for column, amount in enumerate(need[:-1]) if amount]
             if not asked:
                 return "capacity.none", "waits for a machine that takes it."
@@ -137,7 +136,7 @@ class Reasons:
         book = self._book
         if (shape, -1) not in self._texts:
             everywhere = np.ones(len(book.rooms), np.bool_)
-            for column, need in enumerate(book.need[shape].tolist()):
+            for column, need in enumerate(book.needs[shape]):
                 if need:
                     everywhere &= book.capacity[column] >= need
             self._texts[shape, -1] = (
@@ -180,9 +179,7 @@ class Reasons:
     def _too_large(self, shape: int) -> str:
         book = self._book
         asked = {
-            self._slot(column): need
-            for column, need in enumerate(book.need[shape, :-2].tolist())
-            if need
+            self._slot(column): need for column, need in enumerate(book.needs[shape][:-2]) if need
         }
         largest = {
             self._slot(column): int(book.capacity[column].max())
@@ -211,7 +208,7 @@ class Reasons:
         book = self._book
         amounts = book.start if at_start else book.amounts
         lack = np.full(len(book.rooms), -np.inf)
-        for column, need in enumerate(book.need[shape, :-1].tolist()):
+        for column, need in enumerate(book.needs[shape][:-1]):
             if need:
                 np.maximum(lack, (need - amounts[column]) * book.inverse[column], out=lack)
         found: Floats = np.where(book.possible(shape), lack, np.inf)
