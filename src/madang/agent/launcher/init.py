@@ -100,7 +100,7 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
 def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
     """Do everything that needs no session; whether it could be done."""
     for number in CHANGED_SIGNALS:
-        syscalls.handle(number, signal.SIG_DFL)
+        syscalls.handle(number, syscalls.DEFAULT)
     syscalls.set_process_name("madang-init")
     gc.disable()
     try:
@@ -164,7 +164,7 @@ def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: lis
 def settle_in(order: Order) -> None:
     """What is left to be done in a box, where Docker has done the rest. Raises OSError."""
     for number in CHANGED_SIGNALS:
-        syscalls.handle(number, signal.SIG_DFL)
+        syscalls.handle(number, syscalls.DEFAULT)
     syscalls.set_process_name("madang-init")
     gc.disable()
     os.chdir("/")

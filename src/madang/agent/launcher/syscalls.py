@@ -261,7 +261,8 @@ def set_process_name(name: str) -> None:
     paths and settings of the platform.
     """
     text = name.encode()
-    prctl(PR_SET_NAME, _address(text[:15]))
+    short = text[:15]
+    prctl(PR_SET_NAME, _address(short))
     start, end = _arguments()
     if start:
         ctypes.memmove(start, text[: end - start - 1].ljust(end - start, b"\0"), end - start)
@@ -280,7 +281,11 @@ def _address(text: bytes) -> int:
     return ctypes.c_void_p.from_buffer(ctypes.c_char_p(text)).value or 0
 
 
-def handle(number: int, action: Callable[[int, Any], object] | signal.Handlers) -> None:
+DEFAULT: Final = int(signal.SIG_DFL)
+IGNORE: Final = int(signal.SIG_IGN)
+
+
+def handle(number: int, action: Callable[[int, Any], object] | int) -> None:
     """``signal.signal`` without its enumerations: a fork copies a quarter of a MiB for those."""
     _signal.signal(number, action)
 
