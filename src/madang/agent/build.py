@@ -26,6 +26,7 @@ from madang.agent.layers import LayerStore, Staged, byte_compile, remove_tree
 from madang.agent.proxy import Proxy, ProxySettings
 from madang.agent.registry import Registry
 from madang.agent.runtime.contract import Runtime
+from madang.agent.tarreader import CHUNK
 from madang.kit import codec
 from madang.kit.clock import Clock
 from madang.wire.errors import (
@@ -35,7 +36,7 @@ from madang.wire.errors import (
     PlatformError,
     RuntimeFailed,
 )
-from madang.wire.image import BUILD_MANIFEST, BuildManifest, Layer
+from madang.wire.image import BUILD_MANIFEST, BuildManifest, ImageKind, Layer
 from madang.wire.kernel import OUTPUT_DIR, KernelId, KernelSpec
 from madang.wire.session import Ended, Reason
 
@@ -152,10 +153,13 @@ class Builds:
             return
         known = await asyncio.to_thread(self._store.known, spec.owner)
         self._told[kernel] = frozenset(layer.digest for layer in known.values())
+        offers = spec.image.offers
+        registry = self._registry
         proxy = Proxy(
             os.path.join(self._service_dir(kernel), PROXY_SOCKET),
-            self._orders(known),
-            ProxySettings(hosts=self._registry.hosts, upstream=self._registry.upstream),
+            self._orders(known, offers),
+            ProxySettings(hosts=registry.hosts, upstream=registry.upstream),
+            layers={digest: self._store.path(digest) for digest in offers},
         )
         try:
             await proxy.open()
@@ -163,7 +167,7 @@ class Builds:
             raise RuntimeFailed(f"the build's registry proxy can't be opened: {exc}") from exc
         self._proxies[kernel] = proxy
 
-    def _orders(self, known: dict[str, Layer]) -> bytes:
+    def _orders(self, known: dict[str, Layer], offers: tuple[str, ...]) -> bytes:
         """What the build script asks for first; never on disk, for its passwords."""
         registry = self._registry
         orders = {
@@ -171,6 +175,8 @@ class Builds:
             "secrets": [secret.reveal() for secret in registry.secrets],
             "certificates": registry.certificates,
             "layers": codec.to_builtins(known),
+            "offers": list(offers),
+            "registries": {place.host: place.told() for place in registry.places},
         }
         return json.dumps(orders).encode()
 
@@ -215,10 +221,11 @@ class Builds:
         try:
             for layer in manifest.layers:
                 if not store.has(layer.digest):
-                    one = await self._stage(kernel, layer.digest, left)
+                    one = await self._stage(kernel, layer.digest, left, manifest.kind)
                     staged.append(one)
                     left -= one.size_bytes
-                    await byte_compile(one.path, manifest.python)
+                    if manifest.kind is ImageKind.LAYERS:
+                        await byte_compile(one.path, manifest.python)
             await asyncio.to_thread(store.commit, tuple(staged))
         finally:
             for path in (one.path for one in staged if os.path.lexists(one.path)):
@@ -238,14 +245,16 @@ class Builds:
                     raise BuildFailed(f"{name} is larger than {MAX_TEXT} bytes")
         return bytes(data)
 
-    async def _stage(self, kernel: KernelId, digest: str, limit_bytes: int) -> Staged:
+    async def _stage(
+        self, kernel: KernelId, digest: str, limit_bytes: int, kind: ImageKind
+    ) -> Staged:
         """Unpack one archive in a thread, fed through a socket; closing it ends the thread."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         path = f"{OUTPUT_DIR}/layers/{digest}.tar"
         poured, staged = await asyncio.gather(
             self._pour(kernel, path, ours),
-            asyncio.to_thread(self._unpack, digest, theirs, limit_bytes),
+            asyncio.to_thread(self._unpack, digest, theirs, limit_bytes, kind),
             return_exceptions=True,
         )
         if isinstance(poured, BaseException):
@@ -266,15 +275,22 @@ class Builds:
                     except (BrokenPipeError, ConnectionResetError):
                         return  # the unpacker has stopped; it says why
 
-    def _unpack(self, digest: str, source: socket.socket, limit_bytes: int) -> Staged:
-        with source, source.makefile("rb") as archive:
+    def _unpack(
+        self, digest: str, source: socket.socket, limit_bytes: int, kind: ImageKind
+    ) -> Staged:
+        with source, source.makefile("rb", buffering=CHUNK) as archive:
+            if kind is ImageKind.ROOT:
+                return self._store.stage_root(cast(BinaryIO, archive), limit_bytes, digest)
             return self._store.stage(digest, cast(BinaryIO, archive), limit_bytes)
 
 
 def _check(manifest: BuildManifest) -> None:
-    if not _PYTHON.fullmatch(manifest.python) or not 0 < len(manifest.layers) <= MAX_LAYERS:
+    if manifest.kind not in {ImageKind.LAYERS, ImageKind.ROOT}:
+        raise BuildFailed(f"no build makes an image of kind {manifest.kind}")
+    good = manifest.kind is ImageKind.ROOT or _PYTHON.fullmatch(manifest.python)
+    if not good or not 0 < len(manifest.layers) <= MAX_LAYERS:
         text = f"{len(manifest.layers)} layers for Python {manifest.python[:20]!r}"
-        raise BuildFailed(f"{text} are no image; it can have {MAX_LAYERS} packages")
+        raise BuildFailed(f"{text} are no image; it can have {MAX_LAYERS} of them")
     for layer in manifest.layers:
         if max(len(layer.name), len(layer.version)) > 200 or layer.size_bytes < 0:
             raise BuildFailed("the build's manifest is damaged")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from madang.agent.imageregistries import ImageRegistry
 from madang.kit.secret import Secret
 
 PASSED: Final = (
@@ -60,9 +61,11 @@ class Registry:
     """The site's own proxy, if indexes are reached through it."""
     certificates: str = field(default="", repr=False)
     """Authorities to trust (PEM); empty: those that uv brings."""
+    places: tuple[ImageRegistry, ...] = ()
+    """Image registries that were set up."""
 
 
-def registry(environment: Mapping[str, str]) -> Registry:
+def registry(environment: Mapping[str, str], places: tuple[ImageRegistry, ...] = ()) -> Registry:
     """From the server's own *environment* and the pip configuration that it leads to."""
     pip = _pip_config(environment)
     default = (
@@ -83,8 +86,9 @@ def registry(environment: Mapping[str, str]) -> Registry:
     urls = [_address(index) for index in (*defaults, *extras)]
     return Registry(
         environment={name: Secret(value) for name, value in chosen.items() if value},
-        hosts=frozenset(_host(url) for url in urls),
+        hosts=frozenset(_host(url) for url in urls).union(*(place.hosts() for place in places)),
         secrets=tuple(_passwords(urls, environment)),
+        places=places,
         upstream=_upstream(environment),
         certificates=_certificates(environment, pip),
     )

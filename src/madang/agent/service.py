@@ -292,7 +292,8 @@ class Agent:
         wanted = set(keep)
         for kernel in self._kernels.values():
             if kernel.assignment is not None:
-                wanted.update(kernel.assignment.spec.image.layers)
+                image = kernel.assignment.spec.image
+                wanted.update(image.layers, image.offers)
         self._tasks.spawn(self._hook.collect(wanted), "collect layers")
 
     def _meet(self, found: Found) -> None:

@@ -16,7 +16,7 @@ SCRIPT: Final = "build.pyz"
 EXECUTABLE: Final = 0o555
 _START: Final = """\
 import sys
-from madang.agent.buildscript.main import run
+from madang.agent.buildscript.words import run
 sys.exit(run(sys.argv[1:]))
 """
 
@@ -52,13 +52,14 @@ def _install_uv(folder: str) -> None:
 
 
 def _write_script(path: str) -> None:
-    """The package ``buildscript`` under its full name; the same bytes from the same sources."""
+    """``buildscript`` and what it shares under their full names; the same bytes each time."""
     root = os.path.dirname(os.path.dirname(madang.__file__))
     base = os.path.dirname(buildscript.__file__)
     sources = [os.path.join(base, n) for n in sorted(os.listdir(base)) if n.endswith(".py")]
+    sources.append(os.path.join(root, "madang", "wire", "reference.py"))
     with zipfile.ZipFile(path, "w") as archive:
-        for name in ("madang/__init__.py", "madang/agent/__init__.py"):
-            archive.writestr(zipfile.ZipInfo(name), "")
+        for name in ("madang", "madang/agent", "madang/wire"):
+            archive.writestr(zipfile.ZipInfo(f"{name}/__init__.py"), "")
         for source in sources:
             with open(source, "rb") as file:
                 archive.writestr(zipfile.ZipInfo(os.path.relpath(source, root)), file.read())

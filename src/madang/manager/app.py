@@ -43,8 +43,8 @@ from madang.manager.identity.service import (
 from madang.manager.identity.service.journal import Journal
 from madang.manager.identity.types import IdentitySettings, Principal, Role
 from madang.manager.image.api import ImageApi
-from madang.manager.image.loops import BuildWatcher, Collector
-from madang.manager.image.service import ImageService
+from madang.manager.image.loops import BuildWatcher, Collector, Refresher
+from madang.manager.image.service import ImageService, Transfers, Versions
 from madang.manager.image.types import ImageSettings, Owner
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
@@ -152,6 +152,8 @@ class Manager:
         self.images: Final = ImageService(
             self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
+        self.versions: Final = Versions(self.images, self.database, clock)
+        self.transfers: Final = Transfers(self.images, self.database, settings.images)
         limits = settings.sessions
         self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
         self.agents: Final = AgentService(
@@ -216,6 +218,7 @@ class Manager:
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
+            Refresher(self.versions, clock),
         )
         self.feed.listen(self.identity.heard)
         self.feed.listen(self._doorkeeper.heard)
@@ -267,7 +270,7 @@ class Manager:
                 QueueApi(self.queue),
                 AuditApi(self.audit),
                 UsageApi(self.usage),
-                ImageApi(self.images),
+                ImageApi(self.images, self.versions, self.transfers),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
                 PresetApi(self.presets),
@@ -345,7 +348,9 @@ class _Builds:
     def __init__(self, manager: Manager) -> None:
         self._manager: Final = manager
 
-    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
+    async def start_build(
+        self, owner: Owner, spec: SessionSpec, key: str, offers: tuple[str, ...] = ()
+    ) -> Session:
         caller = Principal(
             user_id=owner.user_id,
             user=owner.user,
@@ -355,7 +360,9 @@ class _Builds:
             project_id=owner.project_id,
         )
         sessions = self._manager.sessions
-        created = await sessions.create(caller, spec, key=key, kind=SessionKind.BUILD)
+        created = await sessions.create(
+            caller, spec, key=key, kind=SessionKind.BUILD, offers=offers
+        )
         return sessions.view(created.row)
 
     async def find(self, session_id: str) -> Session | None:

@@ -35,6 +35,16 @@ WITHOUT_NETWORK: Final = frozenset({RUNSC})
 """The runtime whose sessions have a kernel of their own: gVisor."""
 
 
+class RootMode(StrEnum):
+    """What a session may do to the root of its image, which has to be a whole one to be changed."""
+
+    READ_ONLY = "read-only"
+    WRITABLE = "writable"
+    """It has a copy of its own, laid over the image's; all files seem to be its user's."""
+    FAKE = "fake"
+    """Writable, and programs find that they are root; see ``agent.launcher.fakeroot``."""
+
+
 @dataclass(frozen=True, slots=True)
 class KernelId:
     """One attempt to run a session on one node. Everything made for it carries this name."""
@@ -62,12 +72,14 @@ class ImageMount:
     digest: str
     """Content address: same digest, same files."""
     kind: str
-    """``host`` or ``layers``"""
+    """``host``, ``layers`` or ``root``: see ``wire.image.ImageKind``"""
     layers: tuple[str, ...] = ()
-    """Layer digests, topmost first, that together are ``/env``."""
+    """Layer digests, topmost first, that together are ``/env`` or the whole root."""
     env: dict[str, str] = field(default_factory=dict)
     warm: tuple[str, ...] = ()
     """Modules that its interpreters import ahead; see ``agent.launcher.warm``."""
+    offers: tuple[str, ...] = ()
+    """Layers that a build may read through its proxy, topmost first; no part of the root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +112,7 @@ class KernelSpec:
     network: Network = NO_NETWORK
     owner: str = ""
     """Whose session it is. What one owner's builds claim is never believed for another's."""
+    root: RootMode = RootMode.READ_ONLY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, cast
 
-from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp, watch
+from madang.agent.launcher import fakeroot, fanotify, fence, landlock, notify, seccomp, watch
 from madang.wire import addresses
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
-from madang.wire.kernel import NATIVE, RUNSC
+from madang.wire.kernel import NATIVE, RUNSC, RootMode
 from madang.wire.policy import (
     NO_SANDBOX,
     Access,
@@ -54,10 +54,16 @@ class Filters:
         self._widen = frozenset(widen)
         self._accept_unkept = accept_unkept
 
-    def of(self, sandbox: Sandbox, runtime: str = NATIVE) -> Filter:
+    def of(
+        self,
+        sandbox: Sandbox,
+        runtime: str = NATIVE,
+        root: RootMode = RootMode.READ_ONLY,
+    ) -> Filter:
         """*runtime*: what starts the session's programs. Raises PolicyInvalid, PolicyUnkept."""
+        more_rules = fakeroot.rules() if root is RootMode.FAKE else ()
         if not sandbox:
-            return BASE_FILTER
+            return replace(BASE_FILTER, program=_program(more_rules)) if more_rules else BASE_FILTER
         if sandbox.broken:
             raise PolicyInvalid(sandbox.broken)
         for name in sandbox.widen:
@@ -69,7 +75,7 @@ class Filters:
         warnings = seccomp.check_kept(sandbox, accept=self._accepts(sandbox, "rules"))
         kept, more = self._kept(sandbox, runtime)
         _check_numbers(kept)
-        static = replace(kept, rules=(*kept.rules, *implied(kept)))
+        static = replace(kept, rules=(*kept.rules, *implied(kept), *more_rules))
         program = b64encode(seccomp.program(sandbox=static)).decode()
         return Filter(program, deadly(kept), (*warnings, *more, *addresses.unresolved(kept)), kept)
 
@@ -109,6 +115,10 @@ class Filters:
             )
             raise PolicyUnkept(f"{found}. {mend}", place=place)
         return found
+
+
+def _program(rules: tuple[Rule, ...]) -> str:
+    return b64encode(seccomp.program(sandbox=Sandbox(rules=rules))).decode()
 
 
 def keeps(runtime: str) -> list[str]:

@@ -33,6 +33,7 @@ from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.agent.launcher.workers import Workers
 from madang.wire.errors import PlatformError
+from madang.wire.image import ImageKind
 from madang.wire.kernel import NATIVE, KernelSpec
 from madang.wire.policy import Sandbox
 from madang.wire.size import MIB, Size
@@ -75,6 +76,8 @@ def key_of(spec: KernelSpec) -> Key | None:
     """Which interpreter can become the session's program; None: none can."""
     argv, policy = spec.argv, spec.sandbox
     if spec.runtime not in {"", NATIVE} or spec.network or policy.live or policy.writes:
+        return None
+    if spec.image.kind == ImageKind.ROOT:
         return None
     if spec.build or policy.widen or len(argv) < 2 or argv[0] not in PROGRAMS:
         return None
@@ -317,13 +320,12 @@ class Warmth:
         size = Size(cpu=count, mem_bytes=self._budget_bytes, pids=_PIDS, disk_bytes=16 * MIB)
         group.limit(size, cpus)
         mounts = f"{self._state}/mounts"
-        view = self._templates.view(
-            spec.image.kind, spec.image.layers, f"{mounts}/empty", build=False
-        )
+        shown = KernelSpec(argv=(), image=spec.image, size=size)
+        view = self._templates.view(shown, f"{mounts}/empty")
         rules = Sandbox(rules=spec.sandbox.rules, widen=("enter-namespaces",))
         return Order(
             kernel="warm",
-            spec=KernelSpec(argv=(), image=spec.image, size=size),
+            spec=shown,
             io="",
             scratch="../mounts/warm",
             scratch_enforced="watch",

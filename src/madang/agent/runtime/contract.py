@@ -152,6 +152,13 @@ class Runtime(Protocol):
         """
         ...
 
+    async def changes(self, kernel: KernelId) -> socket.socket:
+        """The same, to a worker that tells what the kernel changed in its root.
+
+        Conflict where it has no root of its own. See ``launcher.changes``.
+        """
+        ...
+
     async def adopt(self) -> list[Found]:
         """Everything of ours on this machine, dead or alive."""
         ...

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final, Protocol
 
 from madang.wire.image import ImageStatus
@@ -31,7 +32,8 @@ REMOVED_S: Final = 60.0
 LIFE: Final[Mapping[ImageStatus, Rule]] = {
     # The build session's own deadline, and then MANIFEST_PATIENCE_S.
     S.BUILDING: Rule(frozenset({S.READY, S.FAILED}), "build watcher", MANIFEST_PATIENCE_S),
-    S.READY: Rule(frozenset({S.REMOVED}), "", None),
+    S.READY: Rule(frozenset({S.KEPT, S.REMOVED}), "", None),
+    S.KEPT: Rule(frozenset({S.READY, S.REMOVED}), "", None),  # the oldest go by themselves
     S.FAILED: Rule(frozenset({S.REMOVED}), "", None),
     S.REMOVED: Rule(frozenset(), "collector", REMOVED_S),  # the row goes once nobody uses it
 }
@@ -46,6 +48,8 @@ class ImageSettings:
     pids: int = 512
     disk_bytes: int = 10 * GIB
     time_s: float = 1800.0
+    versions: int = 3
+    """Older versions of a name that are kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +77,38 @@ class ImageRow:
     build_name: str
     reason: str
     policy: str
+    action: str
+    """How it is made: one of ``Action``."""
+    asked: str
+    """What a pull or import was asked for, JSON of ``Asked``."""
+    source: str
+    """Where it came from, JSON of ImageSource."""
+    config: str
+    """JSON of ImageConfig."""
+    refresh_us: int
+    """Between two looks for changes; 0: never."""
+    refreshed_at: int
+
+
+AS_BEFORE: Final = -1
+"""``refresh_us`` of what is being made: the name stays looked after as it was."""
+
+
+class Action(StrEnum):
+    BUILD = "build"
+    PULL = "pull"
+    IMPORT = "import"
+    TAG = "tag"
+    """A further name of an image that was there."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """Of a registry or an archive."""
+
+    reference: str = ""
+    platform: str = ""
+    login: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +134,13 @@ class Owner:
 class Sessions(Protocol):
     """What the session slice does for builds; the app gives it."""
 
-    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
-        """Create a session of kind ``build``; the same *key* again gives the same session."""
+    async def start_build(
+        self, owner: Owner, spec: SessionSpec, key: str, offers: tuple[str, ...] = ()
+    ) -> Session:
+        """Create a session of kind ``build``; the same *key* again gives the same session.
+
+        *offers*: layers that it may read.
+        """
         ...
 
     async def find(self, session_id: str) -> Session | None:

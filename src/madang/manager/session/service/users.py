@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from madang.kit.clock import Clock
-from madang.kit.codec import to_json
+from madang.kit.codec import from_json, to_json
 from madang.kit.ids import new_id, new_name
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, last_event
@@ -128,8 +128,12 @@ class SessionService:
         *,
         key: str | None = None,
         kind: SessionKind | None = None,
+        offers: tuple[str, ...] = (),
     ) -> Created:
-        """Accept a session; the scheduler is woken. Slow checks come before the transaction."""
+        """Accept a session; the scheduler is woken. Slow checks come before the transaction.
+
+        *offers*: layers that a build may read.
+        """
         if key is not None and not (1 <= len(key) <= MAX_KEY and key.isprintable()):
             raise InvalidRequest(f"Idempotency-Key: 1 to {MAX_KEY} printable characters.")
         body = to_json(spec)
@@ -139,6 +143,9 @@ class SessionService:
                 if (known := await self._by_key(tx, caller, key, digest)) is not None:
                     return Created(known, repeated=True)
         row = await self._prepare(caller, spec, body.decode(), kind)
+        if offers:
+            mount = replace(from_json(ImageMount, row.image_mount), offers=offers)
+            row = replace(row, image_mount=to_json(mount).decode())
         async with self._database.begin() as tx:
             if key is not None:
                 if (known := await self._by_key(tx, caller, key, digest)) is not None:
