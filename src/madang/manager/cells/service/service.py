@@ -243,9 +243,7 @@ class CellService:
             raise Conflict(f"cell {request.id!r} came before with other code.", cell=request.id)
         return row
 
-    async def wait(
-        self, caller: Caller, ref: str, name: str, cell: str, timeout_s: float
-    ) -> Cell:
+    async def wait(self, caller: Caller, ref: str, name: str, cell: str, timeout_s: float) -> Cell:
         """A cell with its events, once it has ended or after *timeout_s*."""
         hub = await self._open(caller, ref, name, feeds=False)
         await self._keep(hub)
@@ -352,9 +350,7 @@ class CellService:
             raise not_running(session)
         return session
 
-    async def _find(
-        self, caller: Caller, ref: str, name: str
-    ) -> tuple[SessionRow, InterpreterRow]:
+    async def _find(self, caller: Caller, ref: str, name: str) -> tuple[SessionRow, InterpreterRow]:
         if not ref:
             return await self._find_by_id(caller, name)
         session = await self._sessions.get(caller, ref)
@@ -390,6 +386,11 @@ class CellService:
             await self._sessions.records.note_reading(caller, session, output=True)
         await hub.caught_up()
         return hub
+
+    async def note_channel(self, caller: Caller, ref: str, name: str) -> None:
+        """A client connects that may feed the interpreter."""
+        session, row = await self._find(caller, ref, name)
+        await self._note_feeding(caller, await self._hub(session, row))
 
     async def _note_feeding(self, caller: Caller, hub: Hub) -> None:
         now = self._clock.monotonic()
