@@ -59,22 +59,23 @@ function take(data) {
 }
 port.on("message", (data) => {
   take(data);
-  const at = answered ? ops.findIndex(([op, id]) => op === "input" && id === cell) : -1;
+  const at = answered ? ops.findIndex(([op, id]) => isAnswer(op, id)) : -1;
   if (at >= 0) {
-    const [[, , text]] = ops.splice(at, 1), call = answered;
+    const [[op, , text]] = ops.splice(at, 1), call = answered;
     answered = null;
-    call(text);
+    call(op === "eof" ? null : text + "\n");
   }
   serve();
 });
+const isAnswer = (op, id) => id === cell && (op === "input" || op === "eof");
 function ask(prompt, secret = false) {
   frame("input", cell, secret ? "password" : "prompt", prompt);
   for (;;) {
-    const at = ops.findIndex(([op, id]) => op === "input" && id === cell || op === "quit");
+    const at = ops.findIndex(([op, id]) => isAnswer(op, id) || op === "quit");
     if (at >= 0) {
       const [[op, , text]] = ops.splice(at, 1);
       if (op === "quit") process.exit(0);
-      return text;
+      return op === "eof" ? null : text;
     }
     const seen = Atomics.load(arrived, 0), more = receiveMessageOnPort(port);
     if (more) take(more.message);
@@ -90,7 +91,7 @@ class Input extends require("stream").Readable {
     // Not at once: whoever has read its line would ask for one more.
     setTimeout(() => {
       if (this !== input || cell === "-" || this.readableFlowing === false) return;
-      answered = (text) => this.push(text + "\n");
+      answered = (line) => this.push(line);
       frame("input", cell, "prompt", "");
     }, 10);
   }
