@@ -22,10 +22,12 @@ run() {
   frame begin "$1" - ''
   figures
   began=$wall used=$cpu
+  mkdir -p "$folder/made"
   {
-    (trap - INT; exec /bin/sh -c "$command" code "$2" </dev/null 2>&1 >&4 3<&- 5>&-)
+    (trap - INT; TMPDIR=$folder/made exec /bin/sh -c "$command" code "$2" </dev/null 2>&1 >&4 3<&- 5>&-)
     echo "$?" >"$folder/status"
   } | tee -i "$folder/said" >&5
+  rm -rf "$folder/made"
   IFS= read -r status <"$folder/status"
   result=ok
   if [ -n "$interrupted" ]; then
