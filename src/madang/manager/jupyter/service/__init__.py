@@ -1,0 +1,1 @@
+"""Kernels, their channels, and files as Jupyter's frontends use them."""
