@@ -23,7 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("-f", dest="file", required=True, help="connection file")
     parser.add_argument("--url", default="", help="the server; as `madang login` stored it")
     parser.add_argument(
-        "--alone-s", type=float, default=ALONE_S, help="the session ends that long after we are gone"
+        "--alone-s",
+        type=float,
+        default=ALONE_S,
+        help="the session ends that long after we are gone",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--kernel", default="", help="kernelspec: a new kernel, ended with us")
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         asyncio.run(_serve(given))
     except PlatformError as exc:
-        print(f"madang: {exc.text} ({exc.code})", file=sys.stderr)  # noqa: T201
+        print(f"madang: {exc.text} ({exc.code})", file=sys.stderr)
         return 1
     return 0
 
@@ -66,7 +69,7 @@ async def _serve(given: argparse.Namespace) -> None:
 async def _watch_parent(bridge: Bridge, orphaned: asyncio.Event) -> None:
     """A frontend that was killed tells nobody."""
     parent = os.getppid()
-    while os.getppid() == parent:
+    while os.getppid() == parent:  # noqa: ASYNC110 - nothing tells us
         await asyncio.sleep(PARENT_EVERY_S)
     orphaned.set()
     bridge.stop()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import itertools
 import json
 import os
 import struct
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Final
 
 import aiohttp
@@ -164,7 +166,9 @@ class Bridge:
             sending = asyncio.ensure_future(self._to_remote(socket))
             try:
                 async for message in socket:
-                    if message.type is aiohttp.WSMsgType.BINARY and await self._to_local(message.data):
+                    if message.type is aiohttp.WSMsgType.BINARY and await self._to_local(
+                        message.data
+                    ):
                         return
             finally:
                 sending.cancel()
@@ -204,7 +208,7 @@ def unpack(data: bytes) -> list[bytes]:
         offsets = struct.unpack_from(f"<{count}Q", data, 8)
     except (struct.error, OverflowError, MemoryError) as exc:
         raise InvalidRequest("the server sent what is no message of Jupyter's.") from exc
-    parts = [data[a:b] for a, b in zip(offsets, offsets[1:], strict=False)]
+    parts = [data[a:b] for a, b in itertools.pairwise(offsets)]
     if len(parts) <= _JSON_PARTS:
         raise InvalidRequest("the server sent a message that lacks parts.")
     return parts

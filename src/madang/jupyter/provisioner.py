@@ -18,7 +18,9 @@ from madang.jupyter.remote import Remote
 class MadangProvisioner(LocalProvisioner):
     """Its process is the bridge; signals and waiting are those of any local kernel."""
 
-    kernel = Unicode(help="Name of the kernelspec at the server; empty: its default.").tag(config=True)
+    kernel = Unicode(help="Name of the kernelspec at the server; empty: its default.").tag(
+        config=True
+    )
     url = Unicode(help="The server; empty: as `madang login` stored it.").tag(config=True)
     alone_s = Float(
         ALONE_S, help="Seconds after which the session ends when this machine is gone."

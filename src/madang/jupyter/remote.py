@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any, Final
+from typing import Any, Final, Self
 from urllib.parse import quote
 
 import aiohttp
 
 from madang.cli.config import load
-from madang.wire.errors import ConfigInvalid, NotFound, PlatformError, ServerUnreachable, from_problem
+from madang.wire.errors import (
+    ConfigInvalid,
+    NotFound,
+    PlatformError,
+    ServerUnreachable,
+    from_problem,
+)
 
 V1: Final = "v1.kernel.websocket.jupyter.org"
 MAX_MESSAGE: Final = 64 << 20
@@ -29,7 +35,7 @@ class Remote:
         self._url: Final = (url or config.url).rstrip("/")
         self._base = ""
 
-    async def __aenter__(self) -> Remote:
+    async def __aenter__(self) -> Self:
         headers = {"Authorization": f"Bearer {self._token.reveal()}"}
         self._http = aiohttp.ClientSession(headers=headers, timeout=_TIMEOUT)
         try:
@@ -74,7 +80,9 @@ class Remote:
         except (aiohttp.ClientError, TimeoutError) as exc:
             raise ServerUnreachable(f"{self._url} does not answer ({exc}).") from exc
 
-    async def connect(self, kernel: str, client: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    async def connect(
+        self, kernel: str, client: str
+    ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
         """WebSockets of the kernel's channels, a new one after each break, until it has ended."""
         pause = RETRY_S[0]
         url = f"{self._base}/kernels/{kernel}/channels?session_id={quote(client)}"

@@ -26,9 +26,7 @@ class AloneWatch(Loop):
 
     period_s = 5.0
 
-    def __init__(
-        self, database: Database, feed: EventFeed, kernels: Kernels, clock: Clock
-    ) -> None:
+    def __init__(self, database: Database, feed: EventFeed, kernels: Kernels, clock: Clock) -> None:
         super().__init__(clock)
         self._database: Final = database
         self._feed: Final = feed

@@ -186,5 +186,3 @@ def _environment(given: dict[str, Any]) -> dict[str, str]:
         if not isinstance(value, str):
             raise InvalidRequest(f"env: {name[:60]!r} must be a text.", field="env")
     return {name: value for name, value in given.items() if not name.startswith("KERNEL_")}
-
-

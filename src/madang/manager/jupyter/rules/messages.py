@@ -116,7 +116,9 @@ class Writer:
 
     def status(self, state: str, parent: Mapping[str, Any], *, at: float, key: str = "") -> Message:
         content = {"execution_state": state}
-        return self.make("iopub", "status", parent, content, at=at, key=f"{key or self._count}{state}")
+        return self.make(
+            "iopub", "status", parent, content, at=at, key=f"{key or self._count}{state}"
+        )
 
 
 class Translator:
@@ -136,7 +138,9 @@ class Translator:
         write = _WRITERS.get(event.kind)
         return [] if write is None else list(write(self, event, self._parents.of(event.cell)))
 
-    def _iopub(self, kind: str, event: CellEvent, parent: Parent, content: dict[str, Any]) -> Message:
+    def _iopub(
+        self, kind: str, event: CellEvent, parent: Parent, content: dict[str, Any]
+    ) -> Message:
         key = str(event.seq)
         return self._writer.make("iopub", kind, parent.header, content, at=event.at, key=key)
 

@@ -75,7 +75,10 @@ class Connection:
         try:
             async with asyncio.TaskGroup() as tasks:
                 self._tasks = tasks
-                background = [tasks.create_task(self._events()), tasks.create_task(self._run_cells())]
+                background = [
+                    tasks.create_task(self._events()),
+                    tasks.create_task(self._run_cells()),
+                ]
                 while (message := await receive()) is not None:
                     await self._take(message)
                 for task in (*background, *self._answering):
@@ -190,11 +193,15 @@ class Connection:
 
     async def _serve(self, message: Message) -> None:
         """Answer one request, between busy and idle."""
-        if message.channel == "stdin":
-            return await self._answer_input(message)
         answer = _ANSWERS.get(message.kind)
-        if answer is None:
-            return await self._no_answer(message)
+        if message.channel == "stdin":
+            await self._answer_input(message)
+        elif answer is None:
+            await self._no_answer(message)
+        else:
+            await self._reply(message, answer)
+
+    async def _reply(self, message: Message, answer: Answer) -> None:
         parent = message.header
         await self.send(self._writer.status("busy", parent, at=self._now()))
         try:
@@ -204,6 +211,7 @@ class Connection:
         kind = message.kind.replace("_request", "_reply")
         reply = self._writer.make(message.channel, kind, parent, content, at=self._now())
         await self.send(reply, *self._idle(parent))
+        return None
 
     def _idle(self, parent: Mapping[str, Any]) -> list[Message]:
         """The request is done; the kernel itself may still be busy with a cell."""

@@ -255,7 +255,9 @@ class Kernels:
         row = await self.row(caller, kernel)
         await self.sessions.stop(caller, row.id, StopRequest())
 
-    async def rename(self, caller: Caller, kernel: str, path: str | None, title: str | None) -> None:
+    async def rename(
+        self, caller: Caller, kernel: str, path: str | None, title: str | None
+    ) -> None:
         """What its notebook is called; this server remembers."""
         memory = self.memory((await self.row(caller, kernel)).id)
         memory.path = memory.path if path is None else path[: rules.MAX_LABEL]
