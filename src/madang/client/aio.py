@@ -56,6 +56,7 @@ from madang.wire.audit import AuditHead, AuditPage
 from madang.wire.errors import PlatformError, RateLimited, ServerUnreachable, Shutdown
 from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
+from madang.wire.languages import Language
 from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
@@ -660,6 +661,10 @@ class AsyncClient:
     async def assign_limits(self, target: str, name: str | None) -> LimitsOf:
         """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
         return await self.call(calls.assign_limits(target, name))
+
+    async def list_languages(self) -> list[Language]:
+        """Languages by name, with the commands that run code in them."""
+        return await self.call(calls.languages())
 
     async def list_presets(self) -> list[Preset]:
         return await self.call(calls.presets())

@@ -46,6 +46,7 @@ if TYPE_CHECKING:  # not of use to a run
     from madang.client.workspace import Progress, Synced
     from madang.wire.audit import AuditHead, AuditPage
     from madang.wire.image import Image
+    from madang.wire.languages import Language
     from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
@@ -516,6 +517,10 @@ class Client:
     def assign_limits(self, target: str, name: str | None) -> LimitsOf:
         """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
         return self.call(calls.assign_limits(target, name))
+
+    def list_languages(self) -> list[Language]:
+        """Languages by name, with the commands that run code in them."""
+        return self.call(calls.languages())
 
     def list_presets(self) -> list[Preset]:
         return self.call(calls.presets())

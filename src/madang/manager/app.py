@@ -6,6 +6,7 @@ Stop: the runner's clean-up tells all streams (``server.stopping``), then ``clos
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,6 +16,7 @@ from aiohttp import web
 import madang
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json
+from madang.kit.languages import Languages
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
 from madang.manager.audit.api import AuditApi
@@ -46,6 +48,7 @@ from madang.manager.image.api import ImageApi
 from madang.manager.image.loops import BuildWatcher, Collector
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.languages import LanguageApi
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
 from madang.manager.metrics import Metrics
@@ -127,6 +130,8 @@ class Manager:
         self.database: Final = open_database(settings.database_url, durable=settings.durable)
         self.feed: Final = EventFeed(self.database, clock)
         self.metrics: Final = Metrics()
+        folder = os.path.join(settings.state, "languages") if settings.state else ""
+        self.languages: Final = Languages(folder)
         self.audit: Final = AuditLog(self.database, clock)
         vault = Vault(settings.secret_key_file)
         journal = Journal(self.audit, self.feed, clock)
@@ -267,6 +272,7 @@ class Manager:
                 AuditApi(self.audit),
                 UsageApi(self.usage),
                 ImageApi(self.images),
+                LanguageApi(self.languages),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
                 PresetApi(self.presets),

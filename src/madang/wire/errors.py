@@ -250,6 +250,21 @@ class PresetUnknown(PlatformError):
     help_text = "There is no preset of that name. `madang preset ls` lists them with their sizes."
 
 
+class LanguageUnknown(PlatformError):
+    code = "language.unknown"
+    http_status = 404
+    help_text = "No language of that name or alias. `madang languages` lists them."
+
+
+class LanguageInvalid(PlatformError):
+    code = "language.invalid"
+    http_status = 400
+    help_text = (
+        "A language's manifest can't be read. The message names the key and what it takes; see "
+        "the page on adding a language."
+    )
+
+
 class ImageUnknown(PlatformError):
     code = "image.unknown"
     http_status = 404
