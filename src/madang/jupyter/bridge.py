@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
-import itertools
 import json
 import os
 import struct
@@ -208,7 +207,7 @@ def unpack(data: bytes) -> list[bytes]:
         offsets = struct.unpack_from(f"<{count}Q", data, 8)
     except (struct.error, OverflowError, MemoryError) as exc:
         raise InvalidRequest("the server sent what is no message of Jupyter's.") from exc
-    parts = [data[a:b] for a, b in itertools.pairwise(offsets)]
+    parts = [data[a:b] for a, b in pairwise(offsets)]
     if len(parts) <= _JSON_PARTS:
         raise InvalidRequest("the server sent a message that lacks parts.")
     return parts

@@ -51,9 +51,7 @@ class CellService:
         """Accept a cell (ACCEPTED is told before this returns); ``follow`` tells what comes."""
         raise NotImplementedError
 
-    async def wait(
-        self, caller: Caller, ref: str, name: str, cell: str, timeout_s: float
-    ) -> Cell:
+    async def wait(self, caller: Caller, ref: str, name: str, cell: str, timeout_s: float) -> Cell:
         """A cell with its events, once it has ended or after *timeout_s*."""
         raise NotImplementedError
 

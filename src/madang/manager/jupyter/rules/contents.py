@@ -124,7 +124,7 @@ def data_of(body: dict[str, Any]) -> bytes:
     if form == "text":
         return content.encode("utf-8", "surrogateescape")
     try:
-        return base64.b64decode(content.encode(), validate=False)
+        return base64.b64decode("".join(content.split()), validate=True)
     except (binascii.Error, ValueError) as exc:
         raise InvalidRequest("content: this is no base64.", field="content") from exc
 

@@ -7,7 +7,6 @@ count and offsets (u32 BE) before the JSON and the buffers.
 
 from __future__ import annotations
 
-import itertools
 import struct
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -119,10 +118,10 @@ def _unpack_old(data: bytes) -> Message:
 
 def _cut(data: bytes, offsets: tuple[int, ...], head: int) -> list[bytes]:
     """The parts between offsets, which may only grow and lie behind the *head*."""
-    ordered = all(a <= b for a, b in itertools.pairwise(offsets))
+    ordered = all(a <= b for a, b in pairwise(offsets))
     if not ordered or offsets[0] < head or offsets[-1] > len(data):
         raise _broken("its offsets don't lie one after the other")
-    return [data[a:b] for a, b in itertools.pairwise(offsets)]
+    return [data[a:b] for a, b in pairwise(offsets)]
 
 
 def _from_object(found: dict[str, Any], buffers: tuple[bytes, ...]) -> Message:

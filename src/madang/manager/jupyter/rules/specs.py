@@ -102,7 +102,7 @@ def _of_image(image: Image, languages: Sequence[Language]) -> Iterator[Choice]:
 
 def _languages(image: Image, languages: Sequence[Language]) -> list[Language]:
     """What the image's label says; else Python, or what its name says."""
-    with_cells = [language for language in languages if language.cells]
+    with_cells = [lang for lang in languages if lang.cells and lang.name != IPYKERNEL]
     if told := image.labels.get(LANGUAGES, ""):
         wanted = {word.strip() for word in told.split(",")}
         return [lang for lang in with_cells if wanted & {lang.name, *lang.aliases}]

@@ -211,7 +211,6 @@ class Connection:
         kind = message.kind.replace("_request", "_reply")
         reply = self._writer.make(message.channel, kind, parent, content, at=self._now())
         await self.send(reply, *self._idle(parent))
-        return None
 
     def _idle(self, parent: Mapping[str, Any]) -> list[Message]:
         """The request is done; the kernel itself may still be busy with a cell."""

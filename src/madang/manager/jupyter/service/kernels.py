@@ -200,7 +200,7 @@ class Kernels:
     async def list(self, caller: Caller) -> list[Kernel]:
         """Newest first."""
         rows = await self._rows(caller)
-        live = await self.cells.list(caller) if rows else []
+        live = await self.cells.list_interpreters(caller) if rows else []
         by_session = {each.session_id: each for each in live if each.name == INTERPRETER}
         return [self._kernel(row, by_session.get(row.id)) for row in rows]
 
