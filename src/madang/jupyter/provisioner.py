@@ -15,7 +15,7 @@ from madang.jupyter.__main__ import ALONE_S
 from madang.jupyter.remote import Remote
 
 
-class MadangProvisioner(LocalProvisioner):
+class MadangProvisioner(LocalProvisioner):  # type: ignore[misc]
     """Its process is the bridge; signals and waiting are those of any local kernel."""
 
     kernel = Unicode(help="Name of the kernelspec at the server; empty: its default.").tag(
@@ -33,7 +33,7 @@ class MadangProvisioner(LocalProvisioner):
         async with Remote(self.url) as remote:
             if not self.remote_id or not await remote.lives(self.remote_id):
                 self.remote_id = await remote.start(self.kernel, alone_s=self.alone_s)
-        found = await super().pre_launch(**kwargs)
+        found: dict[str, Any] = await super().pre_launch(**kwargs)
         command = [*found["cmd"], "--attach", self.remote_id]
         return found | {"cmd": command + (["--url", self.url] if self.url else [])}
 

@@ -35,7 +35,7 @@ class KernelApi:
     @route("GET", "/api/status")
     async def jupyter_status(self, call: _Call) -> Any:
         """How many kernels there are, and when one was last active."""
-        kernels = await self._kernels.list(call.caller)
+        kernels = await self._kernels.list_kernels(call.caller)
         began = self._kernels.began_at
         return {
             "started": utc(began),
@@ -48,7 +48,7 @@ class KernelApi:
     async def jupyter_me(self, call: _Call) -> Any:
         """Who the caller is."""
         user = call.caller.user
-        identity = {"username": user, "name": user, "display_name": user}
+        identity: dict[str, str | None] = {"username": user, "name": user, "display_name": user}
         identity |= {"initials": user[:2].upper(), "avatar_url": None, "color": None}
         return {"identity": identity, "permissions": {}}
 
@@ -71,7 +71,9 @@ class KernelApi:
     @route("GET", "/api/kernels")
     async def jupyter_kernels(self, call: _Call) -> Any:
         """Those that have not ended."""
-        return [rules.kernel_model(kernel) for kernel in await self._kernels.list(call.caller)]
+        return [
+            rules.kernel_model(kernel) for kernel in await self._kernels.list_kernels(call.caller)
+        ]
 
     @route("POST", "/api/kernels", status=201)
     async def jupyter_start_kernel(self, call: _Call) -> Any:
@@ -106,7 +108,9 @@ class KernelApi:
     @route("GET", "/api/sessions")
     async def jupyter_sessions(self, call: _Call) -> Any:
         """One for each kernel."""
-        return [rules.session_model(kernel) for kernel in await self._kernels.list(call.caller)]
+        return [
+            rules.session_model(kernel) for kernel in await self._kernels.list_kernels(call.caller)
+        ]
 
     @route("POST", "/api/sessions", status=201)
     async def jupyter_start_session(self, call: _Call) -> Any:
@@ -120,7 +124,7 @@ class KernelApi:
             kernel = await self._kernels.get(call.caller, given)
             await self._kernels.rename(call.caller, kernel.id, path, text_of(body, "name"))
             return rules.session_model(await self._kernels.get(call.caller, given))
-        for kernel in await self._kernels.list(call.caller):
+        for kernel in await self._kernels.list_kernels(call.caller):
             if kernel.path == path[: rules.MAX_LABEL] and kernel.kind == _kind(body):
                 return rules.session_model(kernel)
         name = text_of(wanted, "name") or ""

@@ -127,12 +127,13 @@ def _cut(data: bytes, offsets: tuple[int, ...], head: int) -> list[bytes]:
 def _from_object(found: dict[str, Any], buffers: tuple[bytes, ...]) -> Message:
     parts = {}
     for name in ("header", "parent_header", "metadata", "content"):
-        value = found.get(name) or {}
+        value = found.get(name)
+        value = {} if value is None else value
         if not isinstance(value, dict):
             raise _broken(f"{name} is no object")
         parts[name] = value
-    channel = found.get("channel") or "shell"
-    if channel not in CHANNELS:
+    channel = found.get("channel", "shell")
+    if not isinstance(channel, str) or channel not in CHANNELS:
         raise _broken(f"channel {str(channel)[:20]!r} is none of {', '.join(sorted(CHANNELS))}")
     for name in ("msg_id", "msg_type"):
         value = parts["header"].get(name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -192,7 +192,7 @@ class Contents:
             return b"".join([item async for item in stream if isinstance(item, bytes)])
 
     async def _write(self, row: SessionRow, place: Place, data: bytes) -> None:
-        async def chunks() -> AsyncIterator[bytes]:
+        async def chunks() -> AsyncGenerator[bytes, None]:
             for at in range(0, len(data), _CHUNK):
                 yield data[at : at + _CHUNK]
 

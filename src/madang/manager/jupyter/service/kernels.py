@@ -197,7 +197,7 @@ class Kernels:
             interpreter = None
         return self._kernel(row, interpreter)
 
-    async def list(self, caller: Caller) -> list[Kernel]:
+    async def list_kernels(self, caller: Caller) -> list[Kernel]:
         """Newest first."""
         rows = await self._rows(caller)
         live = await self.cells.list_interpreters(caller) if rows else []
