@@ -82,11 +82,8 @@ def _checked(language: Language) -> Language:
     check(_SUFFIX, "suffixes", language.suffixes)
     check(_PROGRAM, "needs", language.needs)
     check(_DRIVER, "driver", [language.driver] if language.driver else [])
-    if (
-        language.title != language.title.replace("'", "").strip()
-        or not language.title.isprintable()
-    ):
-        raise LanguageInvalid(f"language {language.name!r}: its title can't have quotes or breaks.")
+    if not language.title.strip() or not language.title.isprintable():
+        raise LanguageInvalid(f"language {language.name!r}: its title can't be printed.")
     if not language.suffixes:
         raise LanguageInvalid(f"language {language.name!r}: suffixes must not be empty.")
     if bool(language.driver) != bool(language.cells):

@@ -326,6 +326,25 @@ class SessionNotRunning(PlatformError):
     help_text = "The session has not started yet or has ended. `madang show NAME` says which."
 
 
+class InterpreterBusy(PlatformError):
+    code = "interpreter.busy"
+    http_status = 409
+    retry = Retry.LATER
+    help_text = (
+        "A cell runs, and the interpreter can do one thing at a time. Wait for its end, interrupt "
+        "it, or restart the interpreter."
+    )
+
+
+class InterpreterEnded(PlatformError):
+    code = "interpreter.ended"
+    http_status = 409
+    help_text = (
+        "The interpreter has ended; the message says why. Restart it, if its session still runs, "
+        "or start another."
+    )
+
+
 class LogGone(PlatformError):
     code = "log.gone"
     http_status = 410

@@ -34,6 +34,8 @@ class ReadLog:
     refusals: bool = False
     """With ``follow``, of the main program: also a Refusal as soon as a rule refuses anything new.
     """
+    visit: bool = True
+    """With ``follow``, whether somebody is there: a session that is visited is not idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
