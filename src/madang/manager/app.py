@@ -23,6 +23,10 @@ from madang.manager.audit.api import AuditApi
 from madang.manager.audit.loops import AuditKeeper
 from madang.manager.audit.service import AuditLog
 from madang.manager.audit.types import AuditSettings
+from madang.manager.cells.api import CellApi, ChannelApi
+from madang.manager.cells.loops import CellKeeper
+from madang.manager.cells.service import CellService
+from madang.manager.cells.types import CellSettings
 from madang.manager.db import open_database
 from madang.manager.db.events import EventFeed, last_event
 from madang.manager.db.loops import Checkpointer
@@ -48,6 +52,10 @@ from madang.manager.image.api import ImageApi
 from madang.manager.image.loops import BuildWatcher, Collector
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.jupyter.api import ContentsApi, KernelApi, KernelChannelApi
+from madang.manager.jupyter.loops import AloneWatch
+from madang.manager.jupyter.service import Contents, Kernels
+from madang.manager.jupyter.types import JupyterSettings
 from madang.manager.languages import LanguageApi
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
@@ -111,6 +119,8 @@ class ManagerSettings:
     """The state folder, for showing."""
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
+    cells: CellSettings = field(default_factory=CellSettings)
+    jupyter: JupyterSettings = field(default_factory=JupyterSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
@@ -197,6 +207,21 @@ class Manager:
         )
         self.queue: Final = QueueService(self.database, self.sessions, reader, memory, clock)
         self.kernels: Final = KernelService(self.fleet, self.policies)
+        self.cells: Final = CellService(
+            self.database, self.sessions, self.kernels, self.languages, clock, settings.cells
+        )
+        self._cell_keeper: Final = CellKeeper(self.cells, clock)
+        self.jupyter: Final = Kernels(
+            self.sessions,
+            self.cells,
+            self.images,
+            self.presets,
+            self.languages,
+            clock,
+            limits,
+            settings.jupyter,
+        )
+        self._notebooks: Final = KernelChannelApi(self.jupyter)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
         )
@@ -220,11 +245,14 @@ class Manager:
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
+            self._cell_keeper,
+            AloneWatch(self.database, self.feed, self.jupyter, clock),
         )
         self.feed.listen(self.identity.heard)
         self.feed.listen(self._doorkeeper.heard)
         self.feed.listen(self._wake)
         self.feed.listen(self._builds.listen)
+        self.feed.listen(self._cell_keeper.listen)
         self.feed.listen(self.metrics.event)
 
     async def open(self) -> None:
@@ -236,6 +264,8 @@ class Manager:
     async def close(self) -> None:
         """Sessions and agents go on."""
         self.feed.release()
+        self.cells.release()
+        await self.jupyter.close()
         await self.fleet.close()
         for loop in reversed(self._loops):
             await loop.stop()
@@ -280,6 +310,14 @@ class Manager:
                 SessionPolicyApi(self.sessions, self.kernels, self.session_policies),
                 StreamApi(self.sessions, self.kernels, self.feed, self._clock),
                 FileApi(self.sessions, self.kernels, self._clock),
+                CellApi(self.cells),
+                ChannelApi(self.cells),
+                KernelApi(self.jupyter),
+                self._notebooks,
+                ContentsApi(
+                    Contents(self.sessions, self.kernels, self._settings.jupyter),
+                    self._settings.jupyter,
+                ),
                 WorkspaceApi(self._blobs, self._settings.sessions),
                 EventApi(self.database, self.feed, self._clock),
             ],
@@ -292,6 +330,8 @@ class Manager:
 
         async def release(_app: web.Application) -> None:
             self.feed.release()
+            self.cells.release()
+            await self._notebooks.close()
 
         app.on_shutdown.append(release)
         return app

@@ -13,8 +13,8 @@ from madang.manager.cells.rules.narration import Outcome
 from madang.manager.cells.tables import cells, interpreters
 from madang.manager.cells.types import CellRow, InterpreterRow
 from madang.manager.db import Reader, Transaction
-from madang.manager.identity.store import viewer, visible
 from madang.manager.http import Caller
+from madang.manager.identity.store import viewer, visible
 from madang.manager.session.tables import sessions
 from madang.wire.session import SessionStatus
 

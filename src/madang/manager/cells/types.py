@@ -100,7 +100,3 @@ class Languages(Protocol):
     def driver(self, language: Language) -> str:
         """The driver's text."""
         ...
-
-    def cells_command(self, language: Language) -> str:
-        """For ``/bin/sh -c``; starts the driver, or says what is missing."""
-        ...

@@ -177,9 +177,7 @@ class Hub:
 
     async def signal(self, number: int) -> None:
         """To its program's process group; nothing if it has ended."""
-        request = SendSignal(
-            kernel=self.session.kernel, exec_id=self.row.exec_id, signal=number
-        )
+        request = SendSignal(kernel=self.session.kernel, exec_id=self.row.exec_id, signal=number)
         try:
             async with self._around.kernels.open(self.session, request) as stream:
                 async for _ in stream:

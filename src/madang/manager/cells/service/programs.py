@@ -6,6 +6,7 @@ from typing import Final
 
 from madang.kit.codec import from_json
 from madang.kit.ids import new_nonce
+from madang.kit.languages import cells_command
 from madang.manager.cells.types import InterpreterRow, Languages
 from madang.manager.session.service.kernels import KernelService
 from madang.manager.session.types import SessionRow
@@ -35,7 +36,7 @@ class Programs:
         language = self.language(row.language, row.driver)
         nonce = new_nonce()
         spec = ExecSpec(
-            argv=("/bin/sh", "-c", self._languages.cells_command(language)),
+            argv=("/bin/sh", "-c", cells_command(language)),
             env={
                 **from_json(dict[str, str], row.env),
                 NONCE: nonce,

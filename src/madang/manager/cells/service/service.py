@@ -350,9 +350,7 @@ class CellService:
             raise not_running(session)
         return session
 
-    async def _find(
-        self, caller: Caller, ref: str, name: str
-    ) -> tuple[SessionRow, InterpreterRow]:
+    async def _find(self, caller: Caller, ref: str, name: str) -> tuple[SessionRow, InterpreterRow]:
         if not ref:
             return await self._find_by_id(caller, name)
         session = await self._sessions.get(caller, ref)
@@ -388,6 +386,11 @@ class CellService:
             await self._sessions.records.note_reading(caller, session, output=True)
         await hub.caught_up()
         return hub
+
+    async def note_channel(self, caller: Caller, ref: str, name: str) -> None:
+        """A client connects that may feed the interpreter."""
+        session, row = await self._find(caller, ref, name)
+        await self._note_feeding(caller, await self._hub(session, row))
 
     async def _note_feeding(self, caller: Caller, hub: Hub) -> None:
         now = self._clock.monotonic()

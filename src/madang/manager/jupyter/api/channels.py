@@ -26,7 +26,7 @@ class ClientGone(Exception):
     """The connection broke."""
 
 
-class ChannelApi:
+class KernelChannelApi:
     def __init__(self, kernels: Kernels) -> None:
         self._kernels: Final = kernels
         self._open: Final[set[web.WebSocketResponse]] = set()
