@@ -53,7 +53,9 @@ class Place:
         return posixpath.join(WORK_DIR, self.inside).rstrip("/")
 
     def below(self, name: str) -> Place:
-        return Place(self.session or name, "/".join(filter(None, [self.inside, name])))
+        if not self.session:
+            return Place(name, "")
+        return Place(self.session, "/".join(filter(None, [self.inside, name])))
 
 
 def place_of(path: str) -> Place:
