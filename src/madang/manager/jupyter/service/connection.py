@@ -12,6 +12,7 @@ of the one before, so it is told what happened since shortly before this one beg
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
@@ -46,6 +47,8 @@ MAX_REVIVALS: Final = 5
 YOUNG_S: Final = 300.0
 OVERLAP_S: Final = 5.0
 HISTORY: Final = 1000
+READY_S: Final = 30.0
+"""How long an answer waits for an interpreter that starts."""
 
 
 class Connection:
@@ -66,6 +69,8 @@ class Connection:
         self._waiting: Final[asyncio.Queue[Message]] = asyncio.Queue(MAX_WAITING)
         self._answering: Final[set[asyncio.Task[None]]] = set()
         self._sending: Final = asyncio.Lock()
+        self._up: Final = asyncio.Event()
+        """The interpreter has said that it is ready, or has ended."""
         self._tasks: asyncio.TaskGroup | None = None
 
     async def run(self, receive: Callable[[], Awaitable[Message | None]]) -> None:
@@ -105,7 +110,7 @@ class Connection:
                 await self._tell("restarting")
                 await self._kernels.revive(self._caller, self._row.id)
         except PlatformError:
-            pass  # each request that waits for it is told why
+            self._up.set()  # each request that waits for it is told why
         await self._tell("dead")
 
     async def _follow(self) -> bool:
@@ -114,10 +119,13 @@ class Connection:
         useful = False
         following = self._cells.follow(self._caller, self._row.id, INTERPRETER, after)
         async with following as events:
-            if after is None:
-                found = await self._cells.get(self._caller, self._row.id, INTERPRETER)
-                await self._tell(state_of(found.status))
+            found = await self._cells.get(self._caller, self._row.id, INTERPRETER)
+            if found.status is not InterpreterStatus.STARTING:
+                self._up.set()
+            await self._tell(state_of(found.status))
             async for event in events:
+                if event.name in {InterpreterStatus.IDLE, InterpreterStatus.ENDED}:
+                    self._up.set()
                 useful = useful or event.kind is EventKind.DONE
                 if event.at >= since:
                     ended = event.name == InterpreterStatus.ENDED
@@ -257,7 +265,11 @@ class Connection:
     # Answers
 
     async def _ready(self) -> Interpreter:
-        return await self._kernels.interpreter(self._caller, self._row.id)
+        await self._kernels.interpreter(self._caller, self._row.id)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READY_S):
+                await self._up.wait()
+        return await self._cells.get(self._caller, self._row.id, INTERPRETER)
 
     async def kernel_info(self, _message: Message) -> dict[str, Any]:
         interpreter = await self._ready()
