@@ -40,7 +40,8 @@ from madang.wire.paths import to_wire
 from madang.wire.people import WhoAmI
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
-if TYPE_CHECKING:  # not of use to a run
+if TYPE_CHECKING:
+    from madang.client.cells import Cells  # not of use to a run
     from madang.client.archive import Unpacked
     from madang.client.tree import Limits
     from madang.client.workspace import Progress, Synced
@@ -322,6 +323,35 @@ class Client:
             offset = 0
         first = ClientMessage(op=ClientOp.ATTACH, offset=offset, tail_bytes=tail_bytes)
         return Run(self._transport, Following(calls.session_path(ref, "/attach"), first))
+
+    def cells(
+        self,
+        ref: str,
+        language: str = "python",
+        *,
+        driver: str = "",
+        name: str = "",
+        new: bool = False,
+        after: int | None = None,
+    ) -> Cells:
+        """The channel of an interpreter in a running session, which is started if there is none.
+
+        *new*: of a language alone, start another in any case. *after*: number of the last event
+        that was seen; 0: all that are kept; None: only what comes.
+        """
+        from madang.client import cellcalls
+        from madang.client.cells import Cells
+        from madang.wire.cells import InterpreterRequest
+
+        request = InterpreterRequest(language=language, driver=driver, name=name)
+        found = [] if new else self.call(cellcalls.interpreters(ref))
+        chosen = cellcalls.choose(found, request)
+        if chosen is None:
+            chosen = self.call(cellcalls.start(ref, request))
+            start = 0 if after is None else after
+        else:
+            start = chosen.events if after is None else after
+        return Cells(self._transport, chosen, start)
 
     def exec(
         self,

@@ -15,7 +15,6 @@ from madang.wire.kernel import WORK_DIR, ExecSpec
 from madang.wire.languages import Language
 from madang.wire.link import ExecStarted, StartExec
 
-NONCE: Final = "MADANG_NONCE"
 DRIVER: Final = "DRIVER"
 
 
@@ -35,11 +34,12 @@ class Programs:
         """The new program's exec id and nonce."""
         language = self.language(row.language, row.driver)
         nonce = new_nonce()
+        # A variable of this name would be left out: users can't set MADANG_*.
+        command = f"export MADANG_NONCE={nonce}\n{cells_command(language)}"
         spec = ExecSpec(
-            argv=("/bin/sh", "-c", cells_command(language)),
+            argv=("/bin/sh", "-c", command),
             env={
                 **from_json(dict[str, str], row.env),
-                NONCE: nonce,
                 DRIVER: self._languages.driver(language),
             },
             cwd=row.cwd or WORK_DIR,
