@@ -548,15 +548,11 @@ def environment(order: Order, spec: KernelSpec | ExecSpec) -> dict[bytes, bytes]
     return {os.fsencode(key): os.fsencode(value) for key, value in found.items()}
 
 
-NONCE: Final = "MADANG_NONCE"
-"""Of interpreters' drivers: given by the manager with the program, and no setting of ours."""
-
-
 def _without_ours(environment: Mapping[str, str]) -> dict[str, str]:
     return {
         key: value
         for key, value in environment.items()
-        if key == NONCE or (key != "MADANG" and not key.startswith("MADANG_"))
+        if key != "MADANG" and not key.startswith("MADANG_")
     }
 
 
