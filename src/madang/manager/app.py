@@ -52,6 +52,10 @@ from madang.manager.image.api import ImageApi
 from madang.manager.image.loops import BuildWatcher, Collector, Refresher
 from madang.manager.image.service import ImageService, Transfers, Versions
 from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.jupyter.api import ContentsApi, KernelApi, KernelChannelApi
+from madang.manager.jupyter.loops import AloneWatch
+from madang.manager.jupyter.service import Contents, Kernels
+from madang.manager.jupyter.types import JupyterSettings
 from madang.manager.languages import LanguageApi
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
@@ -116,6 +120,7 @@ class ManagerSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     cells: CellSettings = field(default_factory=CellSettings)
+    jupyter: JupyterSettings = field(default_factory=JupyterSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
@@ -209,6 +214,17 @@ class Manager:
             self.database, self.sessions, self.kernels, self.languages, clock, settings.cells
         )
         self._cell_keeper: Final = CellKeeper(self.cells, clock)
+        self.jupyter: Final = Kernels(
+            self.sessions,
+            self.cells,
+            self.images,
+            self.presets,
+            self.languages,
+            clock,
+            limits,
+            settings.jupyter,
+        )
+        self._notebooks: Final = KernelChannelApi(self.jupyter)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
         )
@@ -234,6 +250,7 @@ class Manager:
             Collector(self.images, clock),
             Refresher(self.versions, clock),
             self._cell_keeper,
+            AloneWatch(self.database, self.feed, self.jupyter, clock),
         )
         self.feed.listen(self.identity.heard)
         self.feed.listen(self._doorkeeper.heard)
@@ -252,6 +269,7 @@ class Manager:
         """Sessions and agents go on."""
         self.feed.release()
         self.cells.release()
+        await self.jupyter.close()
         await self.fleet.close()
         for loop in reversed(self._loops):
             await loop.stop()
@@ -298,6 +316,12 @@ class Manager:
                 FileApi(self.sessions, self.kernels, self._clock),
                 CellApi(self.cells),
                 ChannelApi(self.cells),
+                KernelApi(self.jupyter),
+                self._notebooks,
+                ContentsApi(
+                    Contents(self.sessions, self.kernels, self._settings.jupyter),
+                    self._settings.jupyter,
+                ),
                 WorkspaceApi(self._blobs, self._settings.sessions),
                 EventApi(self.database, self.feed, self._clock),
             ],
@@ -311,6 +335,7 @@ class Manager:
         async def release(_app: web.Application) -> None:
             self.feed.release()
             self.cells.release()
+            await self._notebooks.close()
 
         app.on_shutdown.append(release)
         return app

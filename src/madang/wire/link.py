@@ -120,6 +120,39 @@ class WriteFile:
     mode: int = 0o644
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatFile:
+    """What a path leads to, links followed. Answer: FileEntry."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeFolder:
+    """A folder with its parents; no error if it is there. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFile:
+    """Give a file, link or folder another path, which must be free. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveFile:
+    """A file, a link, or a folder with all that is in it. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+
+
 StreamRequest = (
     ReadLog
     | ReadRefusals
@@ -131,6 +164,10 @@ StreamRequest = (
     | WriteTar
     | ReadFile
     | WriteFile
+    | StatFile
+    | MakeFolder
+    | MoveFile
+    | RemoveFile
 )
 
 
