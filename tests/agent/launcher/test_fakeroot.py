@@ -11,7 +11,8 @@ import pytest
 from madang.agent.launcher import fakeroot, seccomp
 from madang.testing.roots import FakeRootRuntime
 from madang.testing.sessions import PYTHON, Launcher, Sessions, sessions
-from madang.wire.policy import Sandbox
+from madang.wire.policy import Sandbox, rules_of
+from madang.wire.policy_base import BASE_RULES
 from madang.wire.syscalls import numbers
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the privileged launcher")
@@ -82,7 +83,7 @@ async def test_what_is_not_its_own_stays_closed(rooted: Sessions, path: str) -> 
 def test_no_other_call_is_answered_otherwise() -> None:
     """A fake root allows nothing that the base refuses."""
     for arch in ("x86_64", "aarch64"):
-        answers = seccomp.answers(arch, (*seccomp.rules_of(Sandbox(), seccomp.BASE_RULES),
+        answers = seccomp.answers(arch, (*rules_of(Sandbox(), BASE_RULES),
                                          *fakeroot.rules()))  # fmt: skip
         plain = seccomp.answers(arch)
         known = numbers(arch)
