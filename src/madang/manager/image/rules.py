@@ -244,11 +244,6 @@ def build_size(asked: SizeRequest, settings: ImageSettings) -> SizeRequest:
     )
 
 
-def is_ready(row: ImageRow) -> bool:
-    """Whether sessions can start from it."""
-    return row.status in {ImageStatus.READY, ImageStatus.KEPT}
-
-
 def renewed(making: str) -> str:
     """To make it all again."""
     return (
