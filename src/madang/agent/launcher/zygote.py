@@ -13,26 +13,21 @@ The launcher is a subreaper, so these become its children.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import gc
 import os
 import signal
 import socket
-import sys
 from dataclasses import asdict
 from typing import Final, NoReturn
 
 from madang.agent.launcher import channel, guard, keeper, nest, syscalls
 from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.order import Berth, Order, View
+from madang.agent.launcher.warmed import close_gaps
 
 _ANSWER_S: Final = 10.0
 """Who has not forked by then is given up."""
-_SMALL_BYTES: Final = 512
-"""The largest object that CPython packs with others of its size, in steps of 16 bytes."""
-_POOL_BYTES: Final = 16 * 1024
-_BYTES_HEADER: Final = sys.getsizeof(b"")
 
 
 class ZygoteLost(OSError):
@@ -120,7 +115,7 @@ class Zygote:
             syscalls.set_process_name("madang-zygote")
             syscalls.die_with_parent(signal.SIGKILL)
             gc.disable()
-            _kept = _close_gaps()
+            close_gaps()
             while self._obey(link):
                 pass
         finally:
@@ -175,19 +170,3 @@ class Zygote:
             user, pids = others
             berth = Berth(user, pids, View(**message["view"]))
         keeper.run(link, self._folder, group, *self._owner, berth)
-
-
-def _close_gaps() -> list[bytes]:
-    """Fill the gaps between small objects, for as long as the result is kept.
-
-    Else forks put theirs into gaps all over the pages that they share with us. What the allocator
-    of large ones has free goes back: it would be copied just so.
-    """
-    filled = [
-        bytes(size - _BYTES_HEADER)
-        for size in range(48, _SMALL_BYTES + 1, 16)
-        for _ in range(_POOL_BYTES // size)
-    ]
-    with contextlib.suppress(AttributeError):  # Of glibc only.
-        ctypes.CDLL(None).malloc_trim(0)
-    return filled
