@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,13 @@ from pathlib import Path
 import pytest
 
 from madang.agent import files
-from madang.agent.launcher import cgroups, main, warm
+from madang.agent.launcher import cgroups, main, pressure
 from madang.agent.launcher.processes import stat_fields
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.warm import block_of, key_of, name_of
 from madang.agent.runtime.native import NativeRuntime
 from madang.testing.sessions import (
+    HOST,
     PATIENCE_S,
     Launcher,
     Outcome,
@@ -429,13 +432,43 @@ async def test_over_the_budget_the_one_that_was_not_used_for_longest_ends() -> N
                 assert (await sessions.run(WARM, *show, image=image)).out == nested, image.name
 
 
-@pytest.mark.parametrize(("available", "short"), [(40, True), (60, False)])
-def test_memory_is_short_below_a_twentieth(
-    available: int, short: bool, monkeypatch: pytest.MonkeyPatch
+@contextlib.contextmanager
+def _instead_of(launcher: Launcher, path: str, text: str) -> Iterator[None]:
+    """What the launcher finds at *path*, in its own mount namespace."""
+    assert launcher.process is not None
+    enter = ("nsenter", "-t", str(launcher.process.pid), "-m")
+    fake = launcher.state / "fake"
+    fake.write_text(text)
+    subprocess.run([*enter, "mount", "--bind", str(fake), path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*enter, "umount", path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (pressure.MEMINFO, "MemTotal: 1000 kB\nMemAvailable: 40 kB\n"),
+        (pressure.STALLS, "some avg10=90.00 total=1\nfull avg10=40.00 total=1\n"),
+    ],
+)
+async def test_what_is_kept_warm_goes_where_memory_is_short_and_comes_back(
+    own_sessions: Sessions, path: str, text: str
 ) -> None:
-    text = f"MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: {available} kB\n"
-    monkeypatch.setattr(cgroups, "read", lambda _: text)
-    assert warm.is_short() is short
+    if not os.path.exists(path):
+        pytest.skip(f"this kernel has no {path}")
+    show = ("-c", IN_NEST)
+    await _until_warm(own_sessions, HOST)
+    with _instead_of(_of(own_sessions), path, text):
+        async with asyncio.timeout(PATIENCE_S):
+            while (await _kept(own_sessions)).interpreters:
+                await asyncio.sleep(0.1)
+        for _ in range(2):
+            assert (await own_sessions.run(WARM, *show)).out == b"0\n"
+            assert not (await _kept(own_sessions)).interpreters
+
+    await _until_warm(own_sessions, HOST)
 
 
 async def test_a_numeric_library_is_imported_already(sessions: Sessions) -> None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import cgroups, channel, seccomp
+from madang.agent.launcher import channel, pressure, seccomp
 from madang.agent.launcher.cgroups import Group, Hierarchies
 from madang.agent.launcher.failures import Failures
 from madang.agent.launcher.mounts import Templates
@@ -65,8 +65,6 @@ _PIDS: Final = 64
 _BLOCKS: Final = 100
 """Into so many the uids are cut; half of them may be nests'."""
 LEAST_UIDS: Final = 40
-_LEAST_FREE: Final = 0.05
-"""Of the machine's memory; where less is left, interpreters end."""
 
 Key = tuple[str, str, tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...], int, Any]
 
@@ -257,7 +255,7 @@ class Warmth:
         """Make an interpreter, if there is room and none failed lately."""
         if key in self._nests or self._uids is None:
             return
-        if self._failures.holds(key):
+        if self._failures.holds(key) or pressure.is_short():
             return
         if not self._make_room(self._sizes.get(key, _LEAST_BYTES)):
             return
@@ -475,7 +473,7 @@ class Warmth:
                 self._retire(nest)
             elif len(nest.slots) > nest.wanted:
                 self._slots.drop(nest.slots.pop())
-        if is_short():
+        if pressure.is_short():
             self._end_oldest()
         self._measure()
         self._look_later()
@@ -511,13 +509,3 @@ class Warmth:
         if oldest is not None:
             self._retire(oldest)
         return oldest is not None
-
-
-def is_short() -> bool:
-    """Whether the machine's memory is."""
-    found = dict.fromkeys(("MemTotal", "MemAvailable"), 0)
-    for line in cgroups.read("/proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        if name in found:
-            found[name] = int(value.split()[0])
-    return found["MemAvailable"] < found["MemTotal"] * _LEAST_FREE
