@@ -14,7 +14,6 @@ without privileges, as everywhere.
 
 from __future__ import annotations
 
-import contextlib
 import marshal
 import os
 import socket
@@ -48,7 +47,7 @@ class Builder:
     def hand_over(self, value: dict[str, Any], order: int, fds: Sequence[int] = ()) -> None:
         """*value* of simple types; *order* as in ``Built``."""
         memory = channel.memory_of(marshal.dumps(value, _FORMAT))
-        socket.send_fds(self._init, [b"b"], [memory, order, *fds])
+        channel.send_bytes(self._init, b"built", [memory, order, *fds])
         os.close(memory)
 
 
@@ -63,10 +62,7 @@ def build(work: Callable[[Builder], None], keeper: socket.socket) -> Built | Non
         ours.close()
         _build(work, Builder(theirs))
     theirs.close()
-    try:
-        said, fds, _, _ = socket.recv_fds(ours, 16, 8)
-    except ConnectionResetError:
-        said, fds = b"", []
+    said, fds = channel.receive_bytes(ours)
     ours.close()
     os.waitpid(pid, 0)
     if not said:
@@ -79,8 +75,7 @@ def build(work: Callable[[Builder], None], keeper: socket.socket) -> Built | Non
 
 def _build(work: Callable[[Builder], None], builder: Builder) -> NoReturn:
     try:
-        with contextlib.suppress(BrokenPipeError):
-            work(builder)
+        work(builder)
     except BaseException as exc:
         say(f"madang init: {exc!r}")
     finally:

@@ -67,10 +67,15 @@ _OOM_SCORE: Final = b"300"
 NAMESPACES: Final = (
     syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWCGROUP
 )
-CHANGED_SIGNALS: Final = (
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE),
-    *(signal.SIGXFSZ, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN),
-    signal.SIGTTOU,
+CHANGED_SIGNALS: Final = tuple(
+    map(
+        int,
+        (
+            *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE),
+            *(signal.SIGXFSZ, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN),
+            signal.SIGTTOU,
+        ),
+    )
 )
 """Those that Python, we, or who started us (nohup, shells) may have ignored: programs get the
 defaults."""

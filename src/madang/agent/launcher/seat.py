@@ -84,7 +84,7 @@ class Seat:
             os.close(fd)
         if not pid:
             return
-        self._link, self._pid = socket.socket(fileno=descriptors[0]), pid
+        self._link, self._pid = channel.adopt(descriptors[0]), pid
         self._link.settimeout(SEAT_S)
         try:  # Only a child of ours, so that we see it end; nobody else can be waited for.
             os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -102,7 +102,7 @@ class Seat:
             return None
         memory = channel.memory_of(marshal.dumps(job, _FORMAT))
         try:
-            socket.send_fds(self._link, [b"go"], [*streams, memory], socket.MSG_NOSIGNAL)
+            channel.send_bytes(self._link, b"go", [*streams, memory])
             if self._link.recv(16) == b"on":
                 self._link.close()
                 self._link = None

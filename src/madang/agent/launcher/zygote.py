@@ -157,7 +157,7 @@ class Zygote:
     def _become(self, message: channel.Message, fds: list[int]) -> NoReturn:
         syscalls.close_all_but(*fds)
         launcher, *others = fds
-        link = socket.socket(fileno=launcher)
+        link = channel.adopt(launcher)
         if "guard" in message:
             guard.run(link)
         if "nest" in message:
