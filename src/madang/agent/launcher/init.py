@@ -568,12 +568,12 @@ def _spawn(
     except OSError as exc:
         text = f"can't enter the working directory {spec.cwd[:200]}: {exc.strerror}"
         raise Refused(126, text) from exc
-    if seat is not None:
-        pid = seat.become(job | {"tty": os.fsencode(name)}, inner)
-        if pid is not None:
-            return pid
     argv, variables = job["argv"], job["env"]
     try:
+        if seat is not None:
+            pid = seat.become(job | {"tty": os.fsencode(name)}, inner)
+            if pid is not None:
+                return pid
         return _spawn_first(candidates(argv[0], variables), argv, variables, actions)
     finally:
         os.chdir("/")
