@@ -548,7 +548,7 @@ HOSTILE: dict[str, str] = {
     "m.enter = lambda *_: time.sleep(1000)",
     "its forks lie about who they are": "import os, struct, __main__ as m\n"
     "import socket\n"
-    "def lie(init_fd, *rest):\n"
+    "def lie(hurry, init_fd, *rest):\n"
     "    if os.fork(): os._exit(0)\n"
     "    s = socket.socket(fileno=init_fd)\n"
     "    for pid in (1, 2, 3):\n"

@@ -183,7 +183,8 @@ def _build(link: socket.socket, group: Group, seat: Seat, builder: Builder) -> N
         return
     assert seat.frame is not None
     channel.send(link, {"ready": True, "warm": seat.taken})
-    _rehearse(group)
+    if not seat.hurry:
+        _rehearse(group)
     message, fds = channel.receive(link)
     if message is None:
         return

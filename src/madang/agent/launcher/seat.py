@@ -29,8 +29,12 @@ _FORMAT: Final = 2
 class Seat:
     """The init's side: a fork of the interpreter that waits in our slot to become its program."""
 
-    def __init__(self, joins: list[int], view: View) -> None:
-        """*joins*: descriptors by which it can be put into our group. *view*: of its image."""
+    def __init__(self, joins: list[int], view: View, *, hurry: bool = False) -> None:
+        """*joins*: descriptors by which it can be put into our group. *view*: of its image.
+
+        *hurry*: see ``Berth``.
+        """
+        self.hurry = hurry
         self._joins = joins
         self._view = view
         self.frame: Frame | None = None

@@ -134,11 +134,11 @@ class Nest:
         now = time.monotonic()
         return max(1, sum(now - at < _RECENT_S for at in self.starts))
 
-    def offer(self, fds: Sequence[int]) -> None:
+    def offer(self, hurry: bool, fds: Sequence[int]) -> None:
         """A slot's seat. Lost where it does not read: then the slot's init waits in vain."""
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
-            socket.send_fds(self.link, [b"s"], list(fds), flags)
+            socket.send_fds(self.link, [b"h" if hurry else b"s"], list(fds), flags)
         except OSError:
             pass
 
@@ -198,7 +198,7 @@ class Warmth:
         if nest is None or not nest.ready or uid not in nest.block:
             return None
         try:
-            slot = nest.slots.pop(0) if nest.slots else self._make(nest)
+            slot = nest.slots.pop(0) if nest.slots else self._make(nest, hurry=True)
         except PlatformError as exc:
             say(f"launcher: {exc.text}")
             return None
@@ -417,10 +417,12 @@ class Warmth:
 
     # -- forks made ahead --------------------------------------------------------------------
 
-    def _make(self, nest: Nest) -> Slot:
+    def _make(self, nest: Nest, *, hurry: bool = False) -> Slot:
+        """*hurry*: a session waits for it."""
         assert nest.namespaces is not None
-        berth = Berth(*nest.namespaces, nest.view)
-        slot = self._slots.make(nest.slots, berth, nest.offer, partial(self._miss, nest))
+        berth = Berth(*nest.namespaces, nest.view, hurry)
+        offer, miss = partial(nest.offer, hurry), partial(self._miss, nest)
+        slot = self._slots.make(nest.slots, berth, offer, miss)
         slot.nest = nest.name
         slot.became = partial(self._trust, nest)
         return slot

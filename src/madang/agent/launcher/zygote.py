@@ -53,7 +53,7 @@ class Zygote:
         """
         if berth is None:
             return self._fork({"slot": slot}, [launcher.fileno()])
-        message = {"slot": slot, "view": asdict(berth.view)}
+        message = {"slot": slot, "view": asdict(berth.view), "hurry": berth.hurry}
         return self._fork(message, [launcher.fileno(), berth.user, berth.pids])
 
     def fork_guard(self, launcher: socket.socket) -> int:
@@ -168,5 +168,5 @@ class Zygote:
         berth = None
         if others:
             user, pids = others
-            berth = Berth(user, pids, View(**message["view"]))
+            berth = Berth(user, pids, View(**message["view"]), hurry=message["hurry"])
         keeper.run(link, self._folder, group, *self._owner, berth)
