@@ -5,14 +5,12 @@ the time: of its own forks each would soon hold alone whatever was written betwe
 
 ::
 
-    launcher ── zygote ── (a fork that leaves at once) ── keeper or guard
-
-The launcher is a subreaper, so these become its children.
+    launcher ──┬── zygote
+               └── keepers and guards, forked by the zygote as its siblings
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import gc
 import os
@@ -126,33 +124,19 @@ class Zygote:
         message, fds = channel.receive(link)
         if message is None:
             return False
-        answer = self._fork_twice(message, fds)
+        try:
+            pid = syscalls.fork_sibling()
+            answer = {"pid": pid}
+        except OSError as exc:
+            pid, answer = -1, {"errno": exc.errno or errno.EAGAIN}
+        if pid == 0:
+            try:
+                self._become(message, fds)
+            finally:
+                os._exit(1)
         for fd in fds:
             os.close(fd)
         return channel.send(link, answer)
-
-    def _fork_twice(self, message: channel.Message, fds: list[int]) -> channel.Message:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        try:
-            middle = os.fork()
-            if middle == 0:
-                self._fork_and_leave(message, fds, writer)
-            os.waitpid(middle, 0)
-            found = os.read(reader, 100)
-            return {"pid": int(found)} if found else {"errno": errno.EAGAIN}
-        except OSError as exc:
-            return {"errno": exc.errno}
-        finally:
-            os.close(reader)
-            os.close(writer)
-
-    def _fork_and_leave(self, message: channel.Message, fds: list[int], writer: int) -> NoReturn:
-        with contextlib.suppress(OSError):
-            pid = os.fork()
-            if pid == 0:
-                self._become(message, fds)
-            os.write(writer, str(pid).encode())
-        os._exit(0)
 
     def _become(self, message: channel.Message, fds: list[int]) -> NoReturn:
         syscalls.close_all_but(*fds)
