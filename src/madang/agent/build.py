@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -37,8 +37,8 @@ from madang.wire.errors import (
     RuntimeFailed,
 )
 from madang.wire.image import BUILD_MANIFEST, BuildManifest, ImageKind, Layer
-from madang.wire.kernel import OUTPUT_DIR, KernelId, KernelSpec
-from madang.wire.session import Ended, Reason
+from madang.wire.kernel import OUTPUT_DIR, PROXY_PORT, TOOLS_DIR, KernelId, KernelSpec
+from madang.wire.session import Ended, Reason, RootMode
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ MAX_TEXT: Final = 4 * 1024 * 1024
 NOT_TAKEN: Final = 74
 """Exit code of a build whose layers could not be taken over."""
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
+_CERTIFICATES: Final = ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "PIP_CERT")
+"""Variables of programs that look for authorities to trust."""
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
 Reader = Callable[[KernelId, str], AsyncGenerator[bytes, None]]
@@ -73,6 +75,10 @@ class BuildHook(Protocol):
 
     async def open(self) -> None:
         """Put our tools in place, sweep what a crash left. Before any other call."""
+        ...
+
+    def environment(self) -> Mapping[str, str]:
+        """For programs of a build that finds no interpreter of ours to ask for its orders."""
         ...
 
     async def before_start(self, kernel: KernelId, spec: KernelSpec) -> None:
@@ -135,14 +141,23 @@ class Builds:
 
     async def open(self) -> None:
         await asyncio.to_thread(self._store.open)
+        certificates = self._registry.certificates
         try:
-            await asyncio.to_thread(tools.install, self._tools)
+            await asyncio.to_thread(tools.install, self._tools, certificates)
         except OSError as exc:  # a full disk, no uv: all but builds works
             log.warning("build tools not installed", extra={"error": str(exc)})
 
     async def close(self) -> None:
         for kernel in list(self._proxies):
             await self._close_proxy(kernel)
+
+    def environment(self) -> Mapping[str, str]:
+        found = {name: value.reveal() for name, value in self._registry.environment.items()}
+        proxy = f"http://127.0.0.1:{PROXY_PORT}"
+        found |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy)
+        if self._registry.certificates:
+            found |= dict.fromkeys(_CERTIFICATES, f"{TOOLS_DIR}/{tools.CERTIFICATES}")
+        return found
 
     def layers(self) -> tuple[str, ...]:
         """Digests of all layers on the node, as ``Hello.layers`` tells them."""
@@ -182,6 +197,9 @@ class Builds:
 
     async def after_end(self, kernel: KernelId, spec: KernelSpec, ended: Ended) -> Ended:
         await self._close_proxy(kernel)
+        if spec.root is not RootMode.READ_ONLY:  # The manager asks for what it changed.
+            self._told.pop(kernel, None)
+            return ended
         if ended.reason is not Reason.EXIT or ended.exit_code != 0:
             self._told.pop(kernel, None)
             return ended

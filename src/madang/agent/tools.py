@@ -13,6 +13,7 @@ import madang
 from madang.agent import buildscript
 
 SCRIPT: Final = "build.pyz"
+CERTIFICATES: Final = "certificates.pem"
 EXECUTABLE: Final = 0o555
 _START: Final = """\
 import sys
@@ -21,10 +22,17 @@ sys.exit(run(sys.argv[1:]))
 """
 
 
-def install(folder: str) -> None:
-    """Make *folder* hold this version's tools; each file is replaced at once, or left alone."""
+def install(folder: str, certificates: str = "") -> None:
+    """Make *folder* hold this version's tools; each file is replaced at once, or left alone.
+
+    *certificates*: authorities that builds shall trust (PEM).
+    """
     os.makedirs(folder, mode=0o755, exist_ok=True)
     _install_uv(folder)
+    with open(os.path.join(folder, CERTIFICATES + ".part"), "w", encoding="utf-8") as file:
+        file.write(certificates)
+    os.chmod(file.name, 0o444)
+    os.rename(file.name, os.path.join(folder, CERTIFICATES))
     script = os.path.join(folder, SCRIPT)
     part = script + ".part"
     _write_script(part)

@@ -28,7 +28,7 @@ from madang.manager.fleet.api import FleetApi
 from madang.manager.fleet.loops import NodeWatch
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import FleetSettings
-from madang.manager.http import OpenCalls, build_app
+from madang.manager.http import Caller, OpenCalls, build_app
 from madang.manager.identity.api import AccountApi, LoginApi, PeopleApi
 from madang.manager.identity.loops import Doorkeeper
 from madang.manager.identity.service import (
@@ -42,9 +42,9 @@ from madang.manager.identity.service import (
 )
 from madang.manager.identity.service.journal import Journal
 from madang.manager.identity.types import IdentitySettings, Principal, Role
-from madang.manager.image.api import ImageApi
+from madang.manager.image.api import ImageApi, RecipeApi
 from madang.manager.image.loops import BuildWatcher, Collector, Refresher
-from madang.manager.image.service import ImageService, Transfers, Versions
+from madang.manager.image.service import Commits, ImageService, Recipes, Transfers, Versions
 from madang.manager.image.types import ImageSettings, Owner
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
@@ -76,14 +76,14 @@ from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
 from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader
-from madang.manager.session.types import Blobs, SessionSettings
+from madang.manager.session.types import Blobs, SessionRow, SessionSettings
 from madang.manager.system import SystemApi
 from madang.manager.usage.api import UsageApi
 from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
-from madang.wire.errors import NotFound, TooLarge
+from madang.wire.errors import NodeUnavailable, NotFound, TooLarge
 from madang.wire.kernel import ImageMount
-from madang.wire.link import ManagerEnd, ReadFile
+from madang.wire.link import LayerSaved, ManagerEnd, ReadFile, SaveLayer
 from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
@@ -153,6 +153,8 @@ class Manager:
             self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
         self.versions: Final = Versions(self.images, self.database, clock)
+        self.recipes: Final = Recipes(self.database, self.images, clock, settings.images)
+        self.commits: Final = Commits(self.database, self.images, clock)
         self.transfers: Final = Transfers(self.images, self.database, settings.images)
         limits = settings.sessions
         self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
@@ -270,6 +272,7 @@ class Manager:
                 AuditApi(self.audit),
                 UsageApi(self.usage),
                 ImageApi(self.images, self.versions, self.transfers),
+                RecipeApi(self.recipes, self.commits),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
                 PresetApi(self.presets),
@@ -348,7 +351,12 @@ class _Builds:
         self._manager: Final = manager
 
     async def start_build(
-        self, owner: Owner, spec: SessionSpec, key: str, offers: tuple[str, ...] = ()
+        self,
+        owner: Owner,
+        spec: SessionSpec,
+        key: str,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
     ) -> Session:
         caller = Principal(
             user_id=owner.user_id,
@@ -360,7 +368,7 @@ class _Builds:
         )
         sessions = self._manager.sessions
         created = await sessions.create(
-            caller, spec, key=key, kind=SessionKind.BUILD, offers=offers
+            caller, spec, key=key, kind=SessionKind.BUILD, offers=offers, mount=mount
         )
         return sessions.view(created.row)
 
@@ -370,10 +378,7 @@ class _Builds:
         return None if row is None else self._manager.sessions.view(row)
 
     async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
-        async with self._manager.database.read() as tx:
-            row = await session_store.find(tx, session_id)
-        if row is None:
-            raise NotFound(f"session {session_id} was removed.")
+        row = await self._row(session_id)
         request = ReadFile(kernel=kernel_of(row), path=path, length=limit_bytes + 1)
         found = b""
         async with self._manager.kernels.open(row, request) as stream:
@@ -382,6 +387,28 @@ class _Builds:
         if len(found) > limit_bytes:
             raise TooLarge(f"{path} has more than {limit_bytes} bytes.")
         return found
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        return self._manager.sessions.view(await self._manager.sessions.get(caller, ref))
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        return from_json(ImageMount, (await self._row(session_id)).image_mount)
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        row = await self._row(session_id)
+        request = SaveLayer(kernel=kernel_of(row), limit_bytes=row.disk_bytes)
+        async with self._manager.kernels.open(row, request) as stream:
+            async for item in stream:
+                if isinstance(item, LayerSaved):
+                    return item
+        raise NodeUnavailable("the machine that has the session's files did not answer.")
+
+    async def _row(self, session_id: str) -> SessionRow:
+        async with self._manager.database.read() as tx:
+            row = await session_store.find(tx, session_id)
+        if row is None:
+            raise NotFound(f"session {session_id} was removed.")
+        return row
 
     async def live_images(self) -> Mapping[str, int]:
         counts: dict[str, int] = {}

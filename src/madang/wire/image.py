@@ -217,3 +217,47 @@ class Pruned:
     digest: str
     status: ImageStatus
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedStep:
+    """What a step of a recipe took, in the words of its package manager."""
+
+    name: str
+    lock: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeLock:
+    """What makes a recipe give the same again."""
+
+    recipe: str
+    """SHA-256 of the text of the recipe that was built."""
+    steps: tuple[LockedStep, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeRequest:
+    """Make an image by a recipe."""
+
+    name: str
+    recipe: str
+    """Its text; see ``kit.recipes``."""
+    lock: tuple[LockedStep, ...] = ()
+    """Take just that."""
+    fresh: bool = False
+    """Make steps again that were made before."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Beside those of the recipe."""
+    size: SizeRequest = field(default_factory=SizeRequest)
+    """Of the sessions that make it."""
+    policy: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommitRequest:
+    """Save what a session changed in its root as an image."""
+
+    name: str
+    labels: dict[str, str] = field(default_factory=dict)
+    policy: str = ""

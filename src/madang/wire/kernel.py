@@ -13,7 +13,7 @@ from typing import Final
 
 from madang.wire.network import NO_NETWORK, Network
 from madang.wire.policy import NO_SANDBOX, Sandbox
-from madang.wire.session import Ended, Usage
+from madang.wire.session import Ended, RootMode, Usage
 from madang.wire.size import Size
 
 DEFAULT_PATH: Final = (
@@ -27,20 +27,12 @@ TOOLS_DIR: Final = "/madang/tools"
 """Read-only programs of ours, bound into build sessions only."""
 SERVICE_DIR: Final = "/madang/run"
 """Sockets that the agent offers to this session alone."""
+PROXY_PORT: Final = 3128
+"""Where a build session whose image is a whole root finds the agent's proxy, on its loopback."""
 NATIVE: Final = "native"
 """The runtime that every machine offers: no program but ours."""
 RUNSC: Final = "runsc"
 """The runtime whose sessions have a kernel of their own: gVisor."""
-
-
-class RootMode(StrEnum):
-    """What a session may do to the root of its image, which has to be a whole one to be changed."""
-
-    READ_ONLY = "read-only"
-    WRITABLE = "writable"
-    """It has a copy of its own, laid over the image's; all files seem to be its user's."""
-    FAKE = "fake"
-    """Writable, and programs find that they are root; see ``agent.launcher.fakeroot``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -118,6 +118,18 @@ class WriteFile:
     mode: int = 0o644
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveLayer:
+    """Keep what a kernel changed in its root as a layer; the answer is a LayerSaved.
+
+    Also of one that has ended. Conflict if it has no root of its own, BuildFailed if it is no
+    layer: too large, for one.
+    """
+
+    kernel: KernelId
+    limit_bytes: int
+
+
 StreamRequest = (
     ReadLog
     | ReadRefusals
@@ -129,6 +141,7 @@ StreamRequest = (
     | WriteTar
     | ReadFile
     | WriteFile
+    | SaveLayer
 )
 
 
@@ -154,6 +167,14 @@ class FilesWritten:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecStarted:
     exec_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSaved:
+    """It lies on the node."""
+
+    digest: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +205,7 @@ StreamItem = (
     | Signal
     | StdinEnd
     | Refusal
+    | LayerSaved
 )
 
 

@@ -15,7 +15,8 @@ from madang.kit.clock import SystemClock
 from madang.testing.roots import BUSYBOX, busybox_layer, root_image
 from madang.testing.sessions import Launcher, Outcome, Sessions, spec
 from madang.wire.errors import Conflict, InvalidRequest
-from madang.wire.kernel import ImageMount, KernelId, RootMode
+from madang.wire.kernel import ImageMount, KernelId
+from madang.wire.session import RootMode
 
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root: the privileged launcher"),
@@ -179,7 +180,8 @@ async def changed(
 async def test_changes_are_a_layer(sessions: Sessions, tiny: ImageMount, root: RootMode) -> None:
     script = (
         "echo x > /new; chmod 0 /new; ln /new /same; ln -s /proc /link; rm /bin/true;"
-        "mkdir -p /d/e; chmod 4711 /bin/busybox; mkfifo /d/p; echo y > /work/w; echo z > /tmp/t; rm -r /etc/secret"
+        "mkdir -p /d/e; chmod 4711 /bin/busybox; mkfifo /d/p; echo y > /work/w;"
+        "echo z > /tmp/t; rm -r /etc/secret"
     )
     found = await changed(sessions, tiny, script, root)
     assert sorted(found) == [

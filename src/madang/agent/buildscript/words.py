@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
-from madang.agent.buildscript import archives, main, pull, ship
+from madang.agent.buildscript import archives, bootstrap, main, pull, ship
 from madang.agent.buildscript.main import Exit, Places
 
 NEXT_STEP = main.NEXT_STEP | {
@@ -54,6 +54,13 @@ def _export(places: Places, rest: list[str]) -> Callable[[], None]:
     return lambda: ship.export(places, given.name)
 
 
+def _debian(places: Places, rest: list[str]) -> Callable[[], None]:
+    parser = argparse.ArgumentParser(prog="debian")
+    parser.add_argument("suite")
+    given = parser.parse_args(rest)
+    return lambda: bootstrap.run(places, given.suite)
+
+
 def _check(places: Places, rest: list[str]) -> Callable[[], None]:
     return lambda: pull.check(places, rest)
 
@@ -64,4 +71,5 @@ _WORDS: dict[str, Callable[[Places, list[str]], Callable[[], None]]] = {
     "push": _push,
     "export": _export,
     "check": _check,
+    "debian": _debian,
 }

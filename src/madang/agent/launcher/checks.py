@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from madang.wire import network, policy, policy_base, policy_live
 from madang.wire.errors import InvalidRequest, NetworkInvalid, PolicyInvalid, SizeInvalid
 from madang.wire.image import MAX_WARM, MODULE, ImageKind
-from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec, RootMode
+from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.network import NO_NETWORK, Network, NetworkMode
 from madang.wire.policy import (
     NO_SANDBOX,
@@ -34,6 +34,7 @@ from madang.wire.policy import (
     When,
     WriteRule,
 )
+from madang.wire.session import RootMode
 from madang.wire.size import Size
 from madang.wire.size import check as check_size
 

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from madang.agent.launcher import fakeroot, fanotify, fence, landlock, notify, seccomp, watch
 from madang.wire import addresses
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
-from madang.wire.kernel import NATIVE, RUNSC, RootMode
+from madang.wire.kernel import NATIVE, RUNSC
 from madang.wire.policy import (
     NO_SANDBOX,
     Access,
@@ -23,6 +23,7 @@ from madang.wire.policy import (
     Sandbox,
     WriteRule,
 )
+from madang.wire.session import RootMode
 
 _MOST_NAMED: Final = 3
 _NOT_EXECUTABLE: Final = (8, 9, 10, 11)

@@ -37,6 +37,7 @@ from madang.agent.launcher import (
     gvisor,
     mounts,
     processes,
+    relay,
     rootfs,
     seccomp,
     syscalls,
@@ -61,8 +62,8 @@ from madang.wire.kernel import (
     ExecSpec,
     ImageMount,
     KernelSpec,
-    RootMode,
 )
+from madang.wire.session import RootMode
 from madang.wire.size import Size
 
 MAIN: Final = "main"
@@ -94,6 +95,8 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
             if order.box:
                 box.run(link, order)
             elif _set_up(link, order, seat.frame if seat is not None else None, fds[1:]):
+                if order.spec.build and order.spec.image.kind == ImageKind.ROOT:
+                    relay.start()
                 _Init(link, order, seat).serve()
     except BaseException as exc:
         say(f"madang init: {exc!r}")

@@ -44,8 +44,8 @@ from madang.wire.kernel import (
     USER_NAME,
     WORK_DIR,
     KernelSpec,
-    RootMode,
 )
+from madang.wire.session import RootMode
 
 HOST_KIND: Final = str(ImageKind.HOST)
 HOST_FOLDERS: Final = ("bin", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr")

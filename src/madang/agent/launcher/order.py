@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from madang.agent.launcher.cgroups import Group
-from madang.wire.kernel import NATIVE, ImageMount, KernelSpec, RootMode
+from madang.wire.kernel import NATIVE, ImageMount, KernelSpec
 from madang.wire.network import Network, NetworkMode
+from madang.wire.session import RootMode
 from madang.wire.size import Size
 
 

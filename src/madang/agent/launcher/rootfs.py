@@ -27,7 +27,7 @@ from madang.agent.launcher import syscalls
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.syscalls import MS_NODEV, MS_NOSUID, MS_RDONLY
 from madang.wire.errors import RuntimeFailed
-from madang.wire.kernel import RootMode
+from madang.wire.session import RootMode
 
 FOLDERS: Final = (
     "dev etc home/user madang/bin madang/etc madang/gate madang/run madang/tools outputs proc sys "

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from madang.manager.http.endpoint import Call, endpoint
-from madang.manager.image.service import ImageService, Transfers, Versions
+from madang.manager.image.service import Commits, ImageService, Recipes, Transfers, Versions
 from madang.wire.image import (
     BuildRequest,
+    CommitRequest,
     FollowRequest,
     Image,
     ImportRequest,
     Pruned,
     PullRequest,
     PushRequest,
+    RecipeLock,
+    RecipeRequest,
     RollbackRequest,
     TagRequest,
 )
@@ -165,3 +168,37 @@ class ImageApi:
     async def follow_image(self, call: Call[Any, FollowRequest]) -> Image:
         """Make the image anew by schedule, or no longer."""
         return await self._versions.follow(call.caller, call.path("name"), call.body.refresh_s)
+
+
+class RecipeApi:
+    """Images that are made step after step, or of sessions."""
+
+    def __init__(self, recipes: Recipes, commits: Commits) -> None:
+        self._recipes: Final = recipes
+        self._commits: Final = commits
+
+    @endpoint(
+        "POST",
+        "/v1/images/recipes",
+        scope="images",
+        body=RecipeRequest,
+        returns=Image,
+        status=202,
+        headers=("Idempotency-Key",),
+    )
+    async def build_recipe(self, call: Call[Any, RecipeRequest]) -> Image:
+        """Make an image by a recipe; its ``build`` is the session of the step under way."""
+        key = call.header("Idempotency-Key")
+        return await self._recipes.build(call.caller, call.body, key=key)
+
+    @endpoint("GET", "/v1/images/{name}/lock", returns=RecipeLock)
+    async def get_lock(self, call: Call[Any, Any]) -> RecipeLock:
+        """What the steps of a recipe's image took, to get the same again."""
+        return await self._recipes.lock(call.caller, call.path("name"))
+
+    @endpoint(
+        "POST", "/v1/sessions/{ref}/commit", scope="images", body=CommitRequest, returns=Image
+    )
+    async def commit_session(self, call: Call[Any, CommitRequest]) -> Image:
+        """Save what a session changed in its root as an image; it may have ended."""
+        return await self._commits.commit(call.caller, call.path("ref"), call.body)

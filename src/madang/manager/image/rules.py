@@ -11,7 +11,7 @@ from typing import Final
 from madang.kit import policy
 from madang.kit.codec import from_json, to_json
 from madang.manager.db import seconds
-from madang.manager.image.types import Action, Asked, ImageRow, ImageSettings
+from madang.manager.image.types import Action, Asked, ImageRow, ImageSettings, Making
 from madang.wire.errors import (
     Ambiguous,
     BuildFailed,
@@ -227,15 +227,34 @@ def script_spec(
         image=HOST_IMAGE,
         stdin=stdin,
         env=env or {},
-        size=SizeRequest(
-            cpu=asked.cpu or settings.cpu,
-            mem_bytes=asked.mem_bytes or settings.mem_bytes,
-            pids=asked.pids or settings.pids,
-            disk_bytes=asked.disk_bytes or settings.disk_bytes,
-            time_s=asked.time_s or settings.time_s,
-        ),
+        size=build_size(asked, settings),
         labels=labels,
         grace_s=2.0,
+    )
+
+
+def build_size(asked: SizeRequest, settings: ImageSettings) -> SizeRequest:
+    """Of a session that builds."""
+    return SizeRequest(
+        cpu=asked.cpu or settings.cpu,
+        mem_bytes=asked.mem_bytes or settings.mem_bytes,
+        pids=asked.pids or settings.pids,
+        disk_bytes=asked.disk_bytes or settings.disk_bytes,
+        time_s=asked.time_s or settings.time_s,
+    )
+
+
+def is_ready(row: ImageRow) -> bool:
+    """Whether sessions can start from it."""
+    return row.status in {ImageStatus.READY, ImageStatus.KEPT}
+
+
+def renewed(making: str) -> str:
+    """To make it all again."""
+    return (
+        ""
+        if not making
+        else to_json(replace(from_json(Making, making), steps=(), fresh=True)).decode()
     )
 
 
@@ -340,7 +359,7 @@ def check_followable(row: ImageRow, refresh_s: float) -> None:
     """Raises Conflict for what can't be made again without somebody's help."""
     if not refresh_s:
         return
-    if row.action not in {Action.BUILD, Action.PULL}:
+    if row.action not in {Action.BUILD, Action.PULL, Action.RECIPE}:
         text = f"image {row.name!r} came from an archive or another image; nothing to look after."
         raise Conflict(text, image=row.name)
     asked = from_json(Asked, row.asked)

@@ -49,8 +49,17 @@ _WITH: Final = {
     status: _SELECT.where(images.c.status == status.value).order_by(images.c.id) for status in S
 }
 _LAYERS: Final = sa.select(images.c.layers).where(
-    one_of(images.c.status, (S.READY, S.KEPT, S.REMOVED))
+    images.c.layers != "[]",
 )
+_MAKINGS: Final = sa.select(images.c.making).where(
+    images.c.owner_id == sa.bindparam("b_owner"), images.c.making != ""
+)
+_ADVANCE: Final = sa.update(images).where(
+    images.c.id == sa.bindparam("b_id"),
+    images.c.status == S.BUILDING.value,
+    images.c.build == sa.bindparam("b_build"),
+)
+_OF_DIGEST: Final = _SELECT.where(images.c.digest == sa.bindparam("b_digest"))
 _REFRESHED: Final = _SELECT.where(
     images.c.status == S.READY.value, images.c.refresh_us > 0
 ).order_by(images.c.id)
@@ -110,8 +119,25 @@ async def with_status(tx: Reader, status: ImageStatus) -> list[ImageRow]:
 
 
 async def layer_lists(tx: Reader) -> list[str]:
-    """JSON of the layers of each version that is there, or removed but perhaps in use."""
+    """JSON of the layers of each version that is there, was removed but is perhaps in use, or is
+    half made: its recipe may go on with them."""
     return [record.layers for record in await tx.all(_LAYERS)]
+
+
+async def makings(tx: Reader, owner_id: str) -> list[str]:
+    """Of all recipes of an owner that were built, or begun."""
+    return [record.making for record in await tx.all(_MAKINGS, b_owner=owner_id)]
+
+
+async def of_digest(tx: Reader, digest: str) -> list[ImageRow]:
+    """Whoever's, in any status."""
+    return [_row(record) for record in await tx.all(_OF_DIGEST, b_digest=digest)]
+
+
+async def advance(tx: Transaction, row: ImageRow, then: ImageRow) -> bool:
+    """A step of a recipe is done; False if another was faster."""
+    values = {name: getattr(then, name) for name in ("making", "layers", "size_bytes", "build")}
+    return await tx.execute(_ADVANCE, b_id=row.id, b_build=row.build, **values) > 0
 
 
 async def add(tx: Transaction, row: ImageRow) -> None:

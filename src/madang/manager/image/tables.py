@@ -37,6 +37,7 @@ images: Final = sa.Table(
     sa.Column("config", sa.Text, nullable=False, server_default="{}"),
     sa.Column("refresh_us", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("refreshed_at", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("making", sa.Text, nullable=False, server_default=""),
 )
 
 sa.Index(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Protocol
 
-from madang.wire.image import ImageStatus
+from madang.manager.http import Caller
+from madang.wire.image import ImageStatus, Layer, LockedStep
+from madang.wire.kernel import ImageMount
+from madang.wire.link import LayerSaved
 from madang.wire.session import Session, SessionSpec
 from madang.wire.size import GIB
 
@@ -88,6 +91,8 @@ class ImageRow:
     refresh_us: int
     """Between two looks for changes; 0: never."""
     refreshed_at: int
+    making: str
+    """Of a recipe: JSON of Making; else empty."""
 
 
 AS_BEFORE: Final = -1
@@ -98,17 +103,48 @@ class Action(StrEnum):
     BUILD = "build"
     PULL = "pull"
     IMPORT = "import"
+    RECIPE = "recipe"
+    COMMIT = "commit"
+    """A session was saved."""
     TAG = "tag"
     """A further name of an image that was there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """Of a registry or an archive."""
+    """Of a registry, an archive or a recipe."""
 
     reference: str = ""
     platform: str = ""
     login: bool = False
+    recipe: str = ""
+    """Digest of all that was asked for."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """A step of a recipe that is done."""
+
+    key: str
+    """The same key: the same step, on the same layers."""
+    layer: Layer
+    lock: str = ""
+    """What it took, as its script told."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Making:
+    """An image that a recipe makes, and how far that is."""
+
+    recipe: str = ""
+    """Its text."""
+    lock: tuple[LockedStep, ...] = ()
+    fresh: bool = False
+    """Steps that were made before are made again."""
+    base: tuple[Layer, ...] = ()
+    """Layers that it begins with, topmost first."""
+    env: dict[str, str] = field(default_factory=dict)
+    steps: tuple[Made, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,11 +171,16 @@ class Sessions(Protocol):
     """What the session slice does for builds; the app gives it."""
 
     async def start_build(
-        self, owner: Owner, spec: SessionSpec, key: str, offers: tuple[str, ...] = ()
+        self,
+        owner: Owner,
+        spec: SessionSpec,
+        key: str,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
     ) -> Session:
         """Create a session of kind ``build``; the same *key* again gives the same session.
 
-        *offers*: layers that it may read.
+        *offers*: layers that it may read. *mount*: what it runs from, instead of an image.
         """
         ...
 
@@ -149,6 +190,18 @@ class Sessions(Protocol):
 
     async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
         """A file of a session that may have ended; *path* is absolute in it."""
+        ...
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        """One that *caller* may see. Raises NotFound."""
+        ...
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        """What it runs from. Raises NotFound."""
+        ...
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        """What it changed in its root, kept as a layer on its node; it may have ended."""
         ...
 
     async def live_images(self) -> Mapping[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -52,9 +52,11 @@ MAX_MANIFEST: Final = 1024 * 1024
 
 
 class ImageService:
-    """``sessions`` is given by the app before the first call."""
+    """``sessions`` is given by the app before the first call; ``go_on`` by ``Recipes``."""
 
     sessions: Sessions
+    go_on: Callable[[ImageRow], Awaitable[None]]
+    """What makes a recipe's next step."""
 
     def __init__(
         self,
@@ -138,21 +140,36 @@ class ImageService:
 
         Raises Conflict while the name is being built.
         """
+        known = await self._accept(caller, row)
+        if known is not None:
+            return await self._start(known)
+        try:
+            return await self._start(row)
+        except PlatformError:
+            await self.give_up(row)
+            raise
+
+    async def begin(self, caller: Caller, row: ImageRow) -> None:
+        """The same of a row that takes several sessions, one after the other."""
+        if await self._accept(caller, row) is None:
+            try:
+                await self.go_on(row)
+            except PlatformError:
+                await self.give_up(row)
+                raise
+
+    async def _accept(self, caller: Caller, row: ImageRow) -> ImageRow | None:
+        """Add it, unless it came before: then as it is now."""
         await self._settled(
             row.project_id, row.name
         )  # a build that has just ended is in nobody's way
         async with self._database.begin() as tx:
             known = await store.find(tx, row.id)
             if known is None:
-                await self._accept(tx, caller, row)
+                await self.add(tx, caller, row)
         if known is not None:
             rules.check_repeated(known, row)
-            return await self._start(known)
-        try:
-            return await self._start(row)
-        except PlatformError:
-            await self._give_up(row)
-            raise
+        return known
 
     async def remove(self, caller: Caller, name: str, *, force: bool = False) -> None:
         """Free the name; its layers go once no live session uses them."""
@@ -231,7 +248,8 @@ class ImageService:
                 rows = await store.of_name(tx, project_id, name)
         return rules.current(rows)
 
-    async def _accept(self, tx: Transaction, caller: Caller, row: ImageRow) -> None:
+    async def add(self, tx: Transaction, caller: Caller, row: ImageRow) -> None:
+        """A row in BUILDING. Raises Conflict while another one of its name is."""
         for old in await store.of_name(tx, row.project_id, row.name):
             await check_owner(tx, caller, old)
             if old.status == S.BUILDING:
@@ -295,6 +313,7 @@ class ImageService:
             config="{}",
             refresh_us=AS_BEFORE,
             refreshed_at=now,
+            making="",
         )
         return replace(plain, **values)
 
@@ -307,7 +326,7 @@ class ImageService:
             await store.set_build(tx, row.id, session.id, session.name)
         return session
 
-    async def _give_up(self, row: ImageRow) -> None:
+    async def give_up(self, row: ImageRow) -> None:
         """A build that could not even start leaves nothing."""
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
@@ -316,14 +335,14 @@ class ImageService:
             await store.delete(tx, row.id)
 
     async def _settle(self, row: ImageRow) -> None:
-        if not row.build:
+        if not row.build or row.action == Action.RECIPE:
             await self._start_again(row)
             return
         session = await self.sessions.find(row.build)
         if session is not None and session.status is not SessionStatus.TERMINATED:
             return
         if session is None or session.result is not Result.SUCCESS:
-            await self._fail(row, rules.why_failed(session))
+            await self.fail(row, rules.why_failed(session))
             return
         try:
             path = f"{OUTPUT_DIR}/{BUILD_MANIFEST}"
@@ -333,50 +352,56 @@ class ImageService:
             ended = session.ended_at or session.status_since
             late = self._clock.now() - ended > MANIFEST_PATIENCE_S
             if exc.retry is not Retry.LATER or late:
-                await self._fail(row, f"its result can't be read: {exc.text}")
+                await self.fail(row, f"its result can't be read: {exc.text}")
             return
-        await self._finish(row, manifest)
+        await self.finish(row, manifest)
 
     async def _start_again(self, row: ImageRow) -> None:
-        """The server died between accepting a build and starting it."""
+        """The server died between accepting a build and starting it; or a step has ended."""
         try:
-            await self._start(row)
+            await (self.go_on if row.action == Action.RECIPE else self._start)(row)
         except PlatformError as exc:
             if exc.retry is not Retry.LATER:
-                await self._fail(row, f"its session could not be created: {exc.text}")
+                await self.fail(row, f"its session could not be created: {exc.text}")
 
-    async def _fail(self, row: ImageRow, reason: str) -> None:
+    async def fail(self, row: ImageRow, reason: str) -> None:
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
             moved = await store.move(tx, row, S.FAILED, now, reason=reason)
         if moved:
             log.info("image failed", extra={"image": row.name, "reason": reason})
 
-    async def _finish(self, row: ImageRow, manifest: BuildManifest) -> None:
+    async def finish(self, row: ImageRow, manifest: BuildManifest) -> None:
         """The new image takes the name from the one before it."""
         now = micros(self._clock.now())
-        digests = (layer.digest for layer in manifest.layers)
-        digest = rules.image_digest(manifest.kind, digests, manifest.config)
         async with self._database.begin() as tx:
             fresh = await store.find(tx, row.id)
             if fresh is None or fresh.status != S.BUILDING:
                 return
-            refresh_us = await self.replace(tx, row, digest, now)
-            await store.move(
-                tx,
-                row,
-                S.READY,
-                now,
-                digest=digest,
-                python=manifest.python,
-                layers=to_json(manifest.layers).decode(),
-                size_bytes=sum(layer.size_bytes for layer in manifest.layers),
-                kind=manifest.kind.value,
-                config=to_json(manifest.config).decode(),
-                source=to_json(manifest.source).decode(),
-                refresh_us=refresh_us,
-                refreshed_at=now,
-            )
+            await self.ready(tx, row, manifest, now)
+
+    async def ready(
+        self, tx: Transaction, row: ImageRow, manifest: BuildManifest, now: int
+    ) -> None:
+        """*row*, which is BUILDING, is *manifest*."""
+        digests = (layer.digest for layer in manifest.layers)
+        digest = rules.image_digest(manifest.kind, digests, manifest.config)
+        refresh_us = await self.replace(tx, row, digest, now)
+        await store.move(
+            tx,
+            row,
+            S.READY,
+            now,
+            digest=digest,
+            python=manifest.python,
+            layers=to_json(manifest.layers).decode(),
+            size_bytes=sum(layer.size_bytes for layer in manifest.layers),
+            kind=manifest.kind.value,
+            config=to_json(manifest.config).decode(),
+            source=to_json(manifest.source).decode(),
+            refresh_us=refresh_us,
+            refreshed_at=now,
+        )
         log.info("image ready", extra={"image": row.name, "digest": digest})
 
     async def replace(self, tx: Transaction, row: ImageRow, digest: str, now: int) -> int:

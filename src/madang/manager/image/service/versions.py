@@ -159,15 +159,19 @@ class Versions:
             size=row.size,
             action=row.action,
             asked=row.asked,
+            making=rules.renewed(row.making),
         )
         try:
-            session = await self._images.make(owner, fresh)
+            if row.action == Action.RECIPE:
+                await self._images.begin(owner, fresh)
+            else:
+                await self._images.make(owner, fresh)
         except Conflict:
             return  # somebody is making it
         except PlatformError as exc:
             log.warning("image not refreshed", extra={"image": row.name, "error": exc.text})
             return
-        log.info("image refreshed", extra={"image": row.name, "session": session.id})
+        log.info("image refreshed", extra={"image": row.name, "id": fresh.id})
 
     async def _rows(self, tx: Reader, caller: Caller, name: str) -> Sequence[ImageRow]:
         """All versions of a name. Raises ImageUnknown."""

@@ -26,6 +26,7 @@ from madang.manager.scheduling.service.reservations import check_use
 from madang.manager.session import store
 from madang.manager.session.rules import (
     accounts_of,
+    check_root,
     check_spec,
     next_phases,
     resolve_size,
@@ -127,10 +128,11 @@ class SessionService:
         key: str | None = None,
         kind: SessionKind | None = None,
         offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
     ) -> Created:
         """Accept a session; the scheduler is woken. Slow checks come before the transaction.
 
-        *offers*: layers that a build may read.
+        *offers*: layers that a build may read. *mount*: what it runs from, instead of an image.
         """
         if key is not None and not (1 <= len(key) <= MAX_KEY and key.isprintable()):
             raise InvalidRequest(f"Idempotency-Key: 1 to {MAX_KEY} printable characters.")
@@ -140,7 +142,7 @@ class SessionService:
             async with self._database.read() as tx:
                 if (known := await self._by_key(tx, caller, key, digest)) is not None:
                     return Created(known, repeated=True)
-        row = await self._prepare(caller, spec, body.decode(), kind)
+        row = await self._prepare(caller, spec, body.decode(), kind, mount)
         if offers:
             mount = replace(from_json(ImageMount, row.image_mount), offers=offers)
             row = replace(row, image_mount=to_json(mount).decode())
@@ -179,13 +181,19 @@ class SessionService:
         return row
 
     async def _prepare(
-        self, caller: Caller, spec: SessionSpec, body: str, kind: SessionKind | None
+        self,
+        caller: Caller,
+        spec: SessionSpec,
+        body: str,
+        kind: SessionKind | None,
+        mount: ImageMount | None = None,
     ) -> SessionRow:
         check_spec(spec)
         if spec.preset:
             spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
         size = resolve_size(spec, self._settings)
-        mount = await self._images.resolve(caller, spec.image)
+        mount = mount or await self._images.resolve(caller, spec.image)
+        check_root(spec, mount)
         image_policy = await self._images.policy_of(caller, spec.image)
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
