@@ -10,7 +10,7 @@ import pytest
 
 from madang.kit.languages import Languages
 from madang.testing.drivers import Driver
-from madang.testing.languages import SAMPLES, found_here
+from madang.testing.languages import ENVIRONMENT, SAMPLES, found_here
 
 WITH_CELLS = sorted(one.name for one in Languages().all() if one.cells)
 
@@ -23,8 +23,7 @@ def here() -> dict[str, str]:
 def driver_of(name: str, folder: Path, **environment: str) -> Driver:
     if name not in here():
         pytest.skip(f"{name} is not installed here")
-    env = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-    env |= {"HOME": str(folder), "TMPDIR": str(folder), "LANG": "C.UTF-8"} | environment
+    env = {**ENVIRONMENT, "HOME": str(folder), "TMPDIR": str(folder), **environment}
     return Driver.start(Languages(), name, env)
 
 

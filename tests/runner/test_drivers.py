@@ -44,9 +44,9 @@ def test_output_comes_on_both_streams_between_begin_and_the_end(name: str, drive
     assert outcome.status == "ok", outcome
     assert outcome.stdout.decode() == "hä\n"
     assert outcome.stderr.decode() == "oh\n"
-    kinds = [frame.kind for frame in outcome.frames]
+    kinds = [frame.kind for frame in outcome.frames if frame.kind != "fence"]
     assert kinds[0] == "begin"
-    assert {"fence", "done"} <= set(kinds)
+    assert kinds[-1] == "done"
     assert outcome.figures.keys() == {"wall_us", "cpu_us", "mem_bytes"}
     assert outcome.figures["mem_bytes"] > 500_000
 
@@ -93,6 +93,7 @@ def test_an_interrupt_ends_the_cell_and_not_the_interpreter_again_and_again(
         assert outcome.error is not None
         assert outcome.error[0] in {"Interrupted", "KeyboardInterrupt"}
     driver.interrupt()  # Nothing runs: nothing happens.
+    driver.ask("complete", "", 0)
     assert driver.run(SAMPLES[name].print).status == "ok"
 
 

@@ -308,11 +308,19 @@ SAMPLES: Final = {
 }
 
 
+ENVIRONMENT: Final = {
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "LANG": "C.UTF-8",
+}
+"""As a session of the host image has it."""
+
+
 def found_here() -> dict[str, str]:
     """Languages of this machine with their versions."""
     languages = Languages()
+    command = version_command(languages.all())
     done = subprocess.run(
-        version_command(languages.all()), capture_output=True, text=True, check=False, timeout=120
+        command, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=120
     )
     lines = [line.partition("\t") for line in done.stdout.splitlines()]
     return {name: version.strip() for name, _, version in lines}

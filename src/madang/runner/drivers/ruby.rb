@@ -8,7 +8,7 @@ module Madang
   BINDING = TOPLEVEL_BINDING
 
   class << self
-    attr_accessor :cell
+    attr_accessor :cell, :running
 
     def frame(kind, id, what = "-", payload = "", to: OUT)
       payload = payload.dup.force_encoding("BINARY")
@@ -60,11 +60,14 @@ module Madang
       wall, cpu = [Process::CLOCK_MONOTONIC, Process::CLOCK_PROCESS_CPUTIME_ID].map { |clock| Process.clock_gettime(clock) }
       status = "ok"
       begin
+        self.running = true
         value = BINDING.eval(code, "cell", 1)
+        self.running = false
         bundle("result", id, value) unless value.nil? || code.rstrip.end_with?(";")
       rescue SystemExit
         raise
       rescue Exception => problem # also SyntaxError, Interrupt
+        self.running = false
         status = "error"
         error(id, problem)
       end
@@ -106,6 +109,7 @@ module Madang
     end
 
     def serve
+      trap("INT") { raise Interrupt if running }
       frame("ready", "-", "-", RUBY_VERSION)
       loop do
         op, id, payload = take
@@ -115,8 +119,6 @@ module Madang
         when "inspect" then inspect_at(id, payload)
         when "quit" then exit!(0)
         end
-      rescue Interrupt
-        next
       end
     end
   end
