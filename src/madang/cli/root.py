@@ -41,6 +41,7 @@ SECTIONS: Final = {
         "get": ("madang.cli.files:get", "Copy files out of a session."),
         "ls": ("madang.cli.files:ls", "List files of a session."),
         "image": ("madang.cli.image:image", "List, build and remove images."),
+        "jupyter": ("madang.cli.jupyter:jupyter", "Sessions as kernels of Jupyter clients."),
     },
     "Administration": {
         "user": ("madang.cli.people:user", "List, invite, change and disable users."),
