@@ -17,11 +17,18 @@ from madang.manager.audit.types import Actor
 from madang.manager.http.endpoint import Endpoint
 from madang.manager.identity.rules import totp
 from madang.manager.identity.tables import users
-from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.testing.manager import SUCCESS, ManagerBox, ScriptedAgent
 from madang.testing.patience import PATIENCE_S
 from madang.wire.audit import verify
 from madang.wire.kernel import Assignment
-from madang.wire.link import ExecStarted, FilesWritten, StartExec, StreamRequest
+from madang.wire.link import (
+    ExecStarted,
+    FilesWritten,
+    ReadLog,
+    SendSignal,
+    StartExec,
+    StreamRequest,
+)
 
 ID: Final = "the-request"
 HEADERS: Final = {"X-Request-Id": ID}
@@ -122,15 +129,21 @@ ONE: Final = "/v1/sessions/{ref}/interpreters/{interpreter}"
 
 
 async def with_interpreter(world: World) -> str:
-    """Path of an interpreter of a session, whose program says nothing."""
+    """Path of an interpreter of a session; its program says nothing and ends by a signal."""
     session = (await world.running()).kernel.session
-    serve = world.agent._serve
+    signalled = asyncio.Event()
 
     async def starts(request: StreamRequest, stream: MemoryStream) -> None:
         if isinstance(request, StartExec):
+            signalled.clear()
             await stream.send(ExecStarted(exec_id="x1"))
+        elif isinstance(request, SendSignal):
+            signalled.set()
+        elif isinstance(request, ReadLog):
+            await signalled.wait()
+            await stream.send(SUCCESS)
         else:
-            await serve(request, stream)
+            await world.agent._serve(request, stream)
 
     world.agent.serve = starts
     made = await world.box.call("POST", f"/v1/sessions/{session}/interpreters", {})
@@ -174,13 +187,13 @@ async def answer_input(world: World) -> None:
 @act("POST", ONE + "/complete", "session.attached")
 async def complete_code(world: World) -> None:
     path = await with_interpreter(world) + "/complete"
-    await world.call("POST", path, {"code": "swordfish"}, status=409)
+    await world.call("POST", path, {"code": "swordfish", "cursor": 99}, status=400)
 
 
 @act("POST", ONE + "/inspect", "session.attached")
 async def inspect_code(world: World) -> None:
     path = await with_interpreter(world) + "/inspect"
-    await world.call("POST", path, {"code": "swordfish"}, status=409)
+    await world.call("POST", path, {"code": "swordfish", "cursor": 99}, status=400)
 
 
 @act("GET", ONE + "/channel", "session.attached")

@@ -115,17 +115,11 @@ LINES = {
     f"POST {I}/restart": Line("session", lacks=True, fill=CELL, does=OWNERS),
     f"POST {I}/interrupt": Line("session", lacks=True, fill=CELL, does=OWNERS),
     f"GET {I}/cells": Line("session", lacks=True, fill=CELL),
-    f"POST {I}/cells": Line(
-        "session", body={"code": "1"}, lacks=True, fill=CELL, does=OWNERS
-    ),
+    f"POST {I}/cells": Line("session", body={"code": "1"}, lacks=True, fill=CELL, does=OWNERS),
     f"GET {I}/cells/{{cell}}": Line("session", lacks=True, fill=CELL),
     f"POST {I}/input": Line("session", body={"text": "a"}, lacks=True, fill=CELL, does=OWNERS),
-    f"POST {I}/complete": Line(
-        "session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS
-    ),
-    f"POST {I}/inspect": Line(
-        "session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS
-    ),
+    f"POST {I}/complete": Line("session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS),
+    f"POST {I}/inspect": Line("session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS),
     f"GET {I}/channel": Line("session", lacks=True, fill=CELL, does=OWNERS),
     f"POST {S}/stop": Line("session", body={}, does=OWNERS),
     f"POST {S}/freeze": Line("session", does=OWNERS),
