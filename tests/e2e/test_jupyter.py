@@ -169,7 +169,7 @@ async def test_a_session_that_can_not_start_says_why_in_the_cell(
         await channels.until("dead")
         run = await channels.run("1")
         assert "error" in run.told
-        assert "session." in run.reply["evalue"]
+        assert "stopped by admin" in run.reply["evalue"]
 
 
 async def test_nobody_runs_code_without_the_right_token(

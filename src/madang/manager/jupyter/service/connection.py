@@ -6,7 +6,8 @@ task of its own, so that an interrupt overtakes a completion that waits for the 
 
 A client that comes back with its old session id goes on where it left. One that this server does
 not know begins with what happens from now on; in a server's first minutes it may have been a client
-of the one before, so it is told what happened since shortly before this one began.
+of the one before, so it is told what happened since shortly before this one began. The same event
+makes messages of the same ids, so that whoever wants to can tell what came twice.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import madang
+from madang.manager.db import seconds
 from madang.manager.http import Caller
 from madang.manager.jupyter.rules import specs
 from madang.manager.jupyter.rules.frames import Message
@@ -139,7 +141,8 @@ class Connection:
         seen = self._memory.seen.get(self._client)
         if self._client and seen is not None:
             return seen, 0.0
-        young = self._kernels.age_s() < YOUNG_S
+        older = seconds(self._row.created_at) < self._kernels.began_at
+        young = older and self._kernels.age_s() < YOUNG_S
         return (0, self._kernels.began_at - OVERLAP_S) if young else (None, 0.0)
 
     def _note(self, seq: int, at: float) -> None:
