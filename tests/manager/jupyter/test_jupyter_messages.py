@@ -40,7 +40,7 @@ def translator(client: str = "me", *cells: str) -> Translator:
     for cell in cells:
         header = {"msg_id": cell, "msg_type": "execute_request", "session": client}
         parents.add(cell, Parent(header, client))
-    return Translator(Writer("kernel"), parents, client)
+    return Translator(Writer("kernel", "connection"), parents, client)
 
 
 def shown(messages: list[Message]) -> list[tuple[str, str]]:
@@ -84,7 +84,7 @@ def test_a_cell_is_told_in_the_order_that_ipykernel_has() -> None:
 
 def test_another_client_sees_the_cell_but_gets_no_reply_to_it() -> None:
     mine = translator("me", "c")
-    other = Translator(Writer("kernel"), mine._parents, "other")
+    other = Translator(Writer("kernel", "connection"), mine._parents, "other")
     found = told(other, [*one_cell(Story()), Story().tell(K.INPUT, "c", text="?")])
     assert ("shell", "execute_reply") not in shown(found)
     assert ("stdin", "input_request") not in shown(found)

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import madang
+from madang.kit.ids import new_nonce
 from madang.manager.db import seconds
 from madang.manager.http import Caller
 from madang.manager.jupyter.rules import specs
@@ -66,7 +67,7 @@ class Connection:
         self._client: Final = client
         self._send_now: Final = send
         self._memory: Final[Memory] = kernels.memory(row.id)
-        self._writer: Final = Writer(row.id)
+        self._writer: Final = Writer(row.id, new_nonce())
         self._translator: Final = Translator(self._writer, self._memory.parents, client)
         self._waiting: Final[asyncio.Queue[Message]] = asyncio.Queue(MAX_WAITING)
         self._answering: Final[set[asyncio.Task[None]]] = set()
