@@ -16,16 +16,15 @@ async def main() -> None:
     settings = GatewayClient.instance()
     settings.url, settings.auth_token = sys.argv[1], sys.argv[2]
     settings.init_connection_args()
-    found = await GatewayKernelSpecManager().list_kernel_specs()
-    print(found["kernelspecs"][found["default"]]["spec"]["display_name"])
+    found = await GatewayKernelSpecManager().get_kernel_spec("python")
+    print(found["spec"]["display_name"])
     manager = GatewayKernelManager()
-    await manager.start_kernel(kernel_name=found["default"])
+    await manager.start_kernel(kernel_name=found["name"])
     try:
         await manager.refresh_model()
         assert await manager.is_alive()
         await manager.interrupt_kernel()
         await manager.restart_kernel()
-        print(manager.kernel["execution_state"])
     finally:
         await manager.shutdown_kernel()
     assert await manager.refresh_model() is None
