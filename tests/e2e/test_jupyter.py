@@ -109,7 +109,8 @@ async def test_a_server_that_is_killed_loses_no_cell(platform: Platform, jupyter
                 except aiohttp.ClientError:
                     await asyncio.sleep(0.2)
         assert run.reply["status"] == "ok"
-        assert run.text.endswith("3\n")
+        assert run.text == "0\n1\n2\n3\n"
+        assert run.told.count("clear_output") == 1
         async with jupyter.channels(first.kernel) as after:
             assert (await after.run("i")).result == "3"
 

@@ -122,7 +122,6 @@ def test_jupyterlab_in_a_browser_runs_plots_interrupts_reconnects_and_restarts(
     assert told[0] == "a kernel started"
     assert told[1].startswith("cells ran")
     assert told[2] == "a cell was interrupted"
-    ticks = told[4].removeprefix("reconnected: ").split()
-    assert sorted(set(ticks)) == [f"tick{i}" for i in range(8)]
+    assert told[4] == "reconnected: " + " ".join(f"tick{i}" for i in range(8))
     assert told[5] == "the kernel was restarted"
     assert (tmp_path / "lab.png").stat().st_size > 10_000

@@ -55,7 +55,7 @@ async def lab() -> AsyncIterator[str]:
         "--expose-app-in-browser", "--ServerApp.port=0", "--ServerApp.ip=127.0.0.1",
         "--IdentityProvider.token=lab", f"--ServerApp.root_dir={FOLDER}",
         f"--gateway-url={URL}", f"--GatewayClient.auth_token={TOKEN}",
-        "--LabApp.news_url=", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
     ]  # fmt: skip
     log = FOLDER / "lab.log"
     with log.open("wb") as output:

@@ -6,8 +6,8 @@ task of its own, so that an interrupt overtakes a completion that waits for the 
 
 A client that comes back with its old session id goes on where it left. One that this server does
 not know begins with what happens from now on; in a server's first minutes it may have been a client
-of the one before, so it is told what happened since shortly before this one began. The same event
-makes messages of the same ids, so that whoever wants to can tell what came twice.
+of the one before, see ``rules.catching_up``. The same event makes messages of the same ids, so that
+whoever wants to can tell what came twice.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from madang.kit.ids import new_nonce
 from madang.manager.db import seconds
 from madang.manager.http import Caller
 from madang.manager.jupyter.rules import specs
+from madang.manager.jupyter.rules.catching_up import CatchingUp
 from madang.manager.jupyter.rules.frames import Message
 from madang.manager.jupyter.rules.ids import kernel_id
 from madang.manager.jupyter.rules.messages import (
@@ -48,7 +49,8 @@ MAX_CLIENTS: Final = 200
 MAX_REVIVALS: Final = 5
 """Ends of the interpreter by itself in a row, without an event between, until it counts as dead."""
 YOUNG_S: Final = 300.0
-OVERLAP_S: Final = 5.0
+OVERLAP_S: Final = 60.0
+"""Before a server's beginning the one before it may have told nothing."""
 HISTORY: Final = 1000
 READY_S: Final = 30.0
 """How long an answer waits for an interpreter that starts."""
@@ -119,6 +121,7 @@ class Connection:
     async def _follow(self) -> bool:
         """Until the interpreter ends; whether a cell ended well in between."""
         after, since = self._where()
+        catching_up = CatchingUp(since)
         useful = False
         following = self._cells.follow(self._caller, self._row.id, INTERPRETER, after)
         async with following as events:
@@ -130,10 +133,9 @@ class Connection:
                 if event.name in {InterpreterStatus.IDLE, InterpreterStatus.ENDED}:
                     self._up.set()
                 useful = useful or event.kind is EventKind.DONE
-                if event.at >= since:
-                    ended = event.name == InterpreterStatus.ENDED
-                    if event.kind is not EventKind.STATUS or not ended:
-                        await self.send(*self._translator.messages(event))
+                for each in catching_up.take(event):
+                    if each.name != InterpreterStatus.ENDED:
+                        await self.send(*self._translator.messages(each))
                 self._note(event.seq, event.at)
         return useful
 
