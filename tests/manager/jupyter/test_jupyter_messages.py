@@ -196,9 +196,12 @@ def test_whatever_happened_since_is_told_once_and_in_its_order(since: int, cells
     begin = 1_700_000_000.0 + since
     catching_up = CatchingUp(begin)
     found = [each for event in events for each in catching_up.take(event)]
-    told = [each.seq for each in found if each.kind is not K.CLEAR]
-    assert told == sorted(set(told))
-    assert {event.seq for event in events if event.at >= begin} <= set(told)
+    told = [each for each in found if each.kind is not K.CLEAR]
+    for cell in {each.cell for each in told}:
+        seqs = [each.seq for each in told if each.cell == cell]
+        assert seqs == sorted(set(seqs))
+    assert {event.seq for event in events if event.at >= begin} <= {each.seq for each in told}
+    assert not catching_up.holds
 
 
 def test_what_is_held_of_a_cell_is_bounded() -> None:

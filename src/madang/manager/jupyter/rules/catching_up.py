@@ -23,6 +23,11 @@ class CatchingUp:
         self._held: Final[dict[str, list[CellEvent]]] = {}
         self._told: Final[set[str]] = set()
 
+    @property
+    def holds(self) -> bool:
+        """Whether there is something that may still have to be told."""
+        return bool(self._held)
+
     def take(self, event: CellEvent) -> list[CellEvent]:
         """The events to tell now."""
         cell, late = event.cell, event.at >= self._since

@@ -36,7 +36,7 @@ from madang.manager.jupyter.rules.messages import (
 from madang.manager.jupyter.service.kernels import Kernels, Memory
 from madang.manager.jupyter.types import INTERPRETER
 from madang.manager.session.types import SessionRow
-from madang.wire.cells import CellRequest, EventKind, Interpreter, InterpreterStatus
+from madang.wire.cells import CellEvent, CellRequest, EventKind, Interpreter, InterpreterStatus
 from madang.wire.errors import InvalidRequest, PlatformError
 
 Send = Callable[[Message], Awaitable[None]]
@@ -136,7 +136,7 @@ class Connection:
                 for each in catching_up.take(event):
                     if each.name != InterpreterStatus.ENDED:
                         await self.send(*self._translator.messages(each))
-                self._note(event.seq, event.at)
+                self._note(event, told=not catching_up.holds)
         return useful
 
     def _where(self) -> tuple[int | None, float]:
@@ -148,10 +148,10 @@ class Connection:
         young = older and self._kernels.age_s() < YOUNG_S
         return (0, self._kernels.began_at - OVERLAP_S) if young else (None, 0.0)
 
-    def _note(self, seq: int, at: float) -> None:
-        self._memory.active_at = at
-        if self._client:
-            self._memory.seen[self._client] = seq
+    def _note(self, event: CellEvent, *, told: bool) -> None:
+        self._memory.active_at = event.at
+        if self._client and told:
+            self._memory.seen[self._client] = event.seq
             self._memory.seen.move_to_end(self._client)
             while len(self._memory.seen) > MAX_CLIENTS:
                 self._memory.seen.popitem(last=False)
