@@ -58,8 +58,8 @@ class PolicyUnkept(PlatformError):
     help_text = (
         "No machine where the session may run can keep a rule of its sandbox policy, so it was not "
         "made, or not started. Take the rule out, choose another runtime or group, or let an "
-        "administrator do without: `accept_unenforced` of the group, `sandbox.accept_unkept` of the "
-        "machine; then it runs with a warning."
+        "administrator do without it, with a warning: `accept_unenforced` of the group, "
+        "`sandbox.accept_unkept` of the machine."
     )
 
 
