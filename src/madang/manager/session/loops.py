@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -133,7 +133,7 @@ class Scheduler(Loop):
             row = await store.find(tx, place.session)
             if row is None:
                 continue
-            if await self._limits.find_over(tx, accounts_of(row), asdict(row.slots)) is not None:
+            if await self._limits.find_over(tx, accounts_of(row), row.slots.amounts) is not None:
                 continue  # a limit was changed meanwhile, which has woken us
             if await moves.assign(tx, row, place.node, at=at) is None:
                 self.wake()  # another was faster, or the room is gone: plan again

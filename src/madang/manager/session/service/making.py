@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from madang.kit.clock import Clock
@@ -140,7 +140,7 @@ class Maker:
         wishes = wishes_for(asking, accounts, tuple(after))
         await self._check_place(tx, asking, wishes, rules)
         priority = priority_of(spec.priority, group, rules, administers=caller.administers)
-        asked = Asked(slots=asdict(asking.slots), time_s=ready.size.time_s)
+        asked = Asked(slots=asking.slots.amounts, time_s=ready.size.time_s)
         time_s = await self._limits.check_create(tx, accounts, asked, at=ready.at)
         return _row(caller, ready, asking, wishes, name=name, priority=priority, time_s=time_s)
 

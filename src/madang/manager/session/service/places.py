@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from madang.manager.db import seconds
 from madang.manager.fleet.types import NodeRow, Slots
@@ -128,8 +128,8 @@ def _is(offer: str, kind: str) -> bool:
 
 
 def _too_large(slots: Slots, group: str, capacities: Sequence[Slots]) -> SizeImpossible:
-    asked = asdict(slots)
-    slot, most = lacking(asked, [asdict(capacity) for capacity in capacities])
+    asked = slots.amounts
+    slot, most = lacking(asked, [capacity.amounts for capacity in capacities])
     name = slot_name(slot)
     text = (
         f"{name}: asks {show(slot, asked[slot])}, but the largest machine has "

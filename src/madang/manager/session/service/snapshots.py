@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from madang.manager.db import Reader, seconds
@@ -130,7 +130,7 @@ def _names(accounts: Iterable[str], rows: Sequence[Any], groups: Groups) -> dict
 
 
 def _room(node: NodeRow, groups: Groups) -> Room:
-    capacity, used = asdict(node.capacity), asdict(node.used)
+    capacity, used = node.capacity.amounts, node.used.amounts
     labels, arch = offers(node.facts, _rules(groups, node.group).labels)
     return Room(
         node=node.name,
