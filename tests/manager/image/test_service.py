@@ -28,6 +28,7 @@ from madang.wire.errors import (
     SizeImpossible,
 )
 from madang.wire.image import BuildRequest, ImageStatus
+from madang.wire.kernel import ImageMount
 from madang.wire.session import Ended, Reason, Result, Session, SessionSpec, SessionStatus
 
 ANN = Owner(user_id="u-ann", user="ann", project_id="default")
@@ -90,7 +91,12 @@ class Sessions:
     crash: bool = False
 
     async def start_build(
-        self, owner: Owner, spec: SessionSpec, key: str, offers: tuple[str, ...] = ()
+        self,
+        owner: Owner,
+        spec: SessionSpec,
+        key: str,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
     ) -> Session:
         self.offers[key] = offers
         if self.crash:
