@@ -26,6 +26,7 @@ from aiohttp import WSMsgType, web
 
 from madang.kit.codec import from_json, to_json
 from madang.kit.ids import new_id, new_name
+from madang.kit.languages import Languages
 from madang.wire.api import (
     ClientMessage,
     ClientOp,
@@ -174,6 +175,7 @@ class FakeServer:
             [
                 web.get("/v1/health", self._health),
                 web.get("/v1/info", self._info),
+                web.get("/v1/languages", self._languages),
                 web.get("/v1/whoami", self._whoami),
                 web.get("/v1/sessions", self._list),
                 web.post("/v1/sessions", self._create),
@@ -269,6 +271,9 @@ class FakeServer:
 
     async def _health(self, _: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
+
+    async def _languages(self, request: web.Request) -> web.Response:
+        return _json(Languages().all())
 
     async def _info(self, _: web.Request) -> web.Response:
         defaults = Defaults(

@@ -172,6 +172,12 @@ async def remove(sock: socket.socket, path: str) -> None:
         await worker.receive()
 
 
+async def move(sock: socket.socket, path: str, target: str) -> None:
+    """Another path for a file, link or folder. Raises FileFailed where something is there."""
+    async with _request(sock, "move", path, target=target) as worker:
+        await worker.receive()
+
+
 async def materialise(
     sock: socket.socket, manifest: WorkspaceManifest, fetch: Fetch, *, path: str = "."
 ) -> FilesWritten:

@@ -107,7 +107,7 @@ class Streams:
             case ReadRefusals():
                 for refusal in await asyncio.to_thread(read_refusals, kernel.folder()):
                     await stream.send(refusal)
-            case ReadLog(follow=True):
+            case ReadLog(follow=True, visit=True):
                 with kernel.visited():
                     await _while_open(stream, self._read_log(kernel, request, stream))
             case ReadLog():

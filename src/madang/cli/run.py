@@ -11,6 +11,7 @@ import click
 from madang.cli.config import load
 from madang.cli.context import connect, print_json
 from madang.cli.follow import Follower, feeds_stdin
+from madang.cli.languages import SET_OFF, LanguageOrCommand, command_of
 from madang.cli.options import (
     environment,
     parse_environment,
@@ -24,7 +25,7 @@ from madang.cli.printable import printable
 from madang.cli.syncing import Syncing
 from madang.cli.terminal import Notes, is_terminal, window
 from madang.cli.wishes import wishes, with_wishes
-from madang.client.requests import network_request, session_spec, size_request
+from madang.client.requests import encode_argv, network_request, session_spec, size_request
 from madang.client.sync import Client
 from madang.kit.codec import to_json
 from madang.wire import exits
@@ -32,7 +33,10 @@ from madang.wire.errors import InvalidRequest, WorkspaceIncomplete
 from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec
 
 
-@click.command(context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
+@click.command(
+    cls=LanguageOrCommand,
+    context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
+)
 @click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run from.")
 @click.option("--preset", metavar="NAME", help="A size by name, like small; see `preset ls`.")
 @click.option("--cpu", metavar="N", help="Cores, like 0.5 or 2.")
@@ -109,8 +113,14 @@ def run(
     the command's, and what it leaves in $MADANG_OUTPUTS comes back to runs/NAME. Without a
     command the session is idle: use exec, shell, put and get.
 
+    LANGUAGE -c CODE runs a piece of code, LANGUAGE FILE… [-- ARGUMENT…] builds and runs files, with
+    --build-options and --run-options before them; `madang languages` lists them. After `--` stands
+    a command.
+
     \b
     madang run -- python3 train.py
+    madang run r -c 'print(1+1)'
+    madang run c --build-options '-O2 -lm' main.c util.c -- 10
     madang run --preset small --time 2h -- python3 train.py
     madang run --cpu 2 --mem 4g --image torch -- python3 train.py --epochs 3
     madang run -t -- bash
@@ -120,7 +130,6 @@ def run(
     config = load()
     grace_s = parse_grace(grace)
     spec = session_spec(
-        command,
         name=name,
         project=project or "",
         image=image,
@@ -139,7 +148,11 @@ def run(
     spec = replace(with_wishes(spec, **asked), root=_root(writable=writable, root=root))
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
+    set_off = click.get_current_context().meta[SET_OFF]
     with connect(config) as client:
+        argv, source = command_of(client, command, set_off=set_off, sync=sync is not False)
+        words, encoding = encode_argv(argv)
+        spec = replace(spec, argv=words, argv_encoding=encoding)
         if entry:
             spec = _with_entry(client, spec)
         if dry_run:
@@ -152,7 +165,7 @@ def run(
             return _follow(client, spec, notes, output=where, as_json=as_json)
 
         try:
-            return go(syncing.apply(client, spec))
+            return go(_with_source(syncing.apply(client, spec), source, asked=sync))
         except WorkspaceIncomplete:  # not there any more, or this is another server
             return go(syncing.apply(client, spec, again=True))
 
@@ -174,6 +187,13 @@ def _root(*, writable: bool, root: bool) -> RootMode:
     if root:
         return RootMode.FAKE
     return RootMode.WRITABLE if writable else RootMode.READ_ONLY
+
+
+def _with_source(spec: SessionSpec, source: str, *, asked: bool | None) -> SessionSpec:
+    """Refuses to run a source file that was not sent along."""
+    if source and asked is None and spec.workspace is None:
+        raise InvalidRequest(f"{source} was not sent. Put it into a folder of its own, or --sync.")
+    return spec
 
 
 def _policy(path: str | None, *, learn: bool) -> str:

@@ -21,24 +21,38 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from madang.client.aio import AsyncClient as AsyncClient
+    from madang.client.aiocells import AsyncCells as AsyncCells
     from madang.client.aiostreams import AsyncExec as AsyncExec
     from madang.client.aiostreams import AsyncRun as AsyncRun
+    from madang.client.cells import Cells as Cells
     from madang.client.proof import KeyPair as KeyPair
     from madang.client.streams import Exec as Exec
     from madang.client.streams import Run as Run
     from madang.client.sync import Client as Client
 
 _HOMES = {
+    "AsyncCells": "aiocells",
     "AsyncClient": "aio",
     "AsyncExec": "aiostreams",
     "AsyncRun": "aiostreams",
+    "Cells": "cells",
     "Client": "sync",
     "Exec": "streams",
     "KeyPair": "proof",
     "Run": "streams",
 }
 
-__all__ = ["AsyncClient", "AsyncExec", "AsyncRun", "Client", "Exec", "KeyPair", "Run"]
+__all__ = [
+    "AsyncCells",
+    "AsyncClient",
+    "AsyncExec",
+    "AsyncRun",
+    "Cells",
+    "Client",
+    "Exec",
+    "KeyPair",
+    "Run",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -14,7 +14,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import asynccontextmanager
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import aiohttp
 from yarl import URL
@@ -56,6 +56,7 @@ from madang.wire.audit import AuditHead, AuditPage
 from madang.wire.errors import PlatformError, RateLimited, ServerUnreachable, Shutdown
 from madang.wire.image import BuildRequest, Image
 from madang.wire.kernel import WORK_DIR, ExecSpec
+from madang.wire.languages import Language
 from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
 from madang.wire.link import FileEntry
 from madang.wire.paths import to_wire
@@ -82,6 +83,9 @@ from madang.wire.queue import (
 )
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 from madang.wire.usage import Bill, Correction, Interval, IntervalPage, Price, UsageReport
+
+if TYPE_CHECKING:
+    from madang.client.aiocells import AsyncCells
 
 T = TypeVar("T")
 _READ_SIZE = 256 * 1024
@@ -471,6 +475,35 @@ class AsyncClient:
         following = Following(calls.session_path(ref, "/attach"), first)
         return await AsyncRun(self._transport, following).open()
 
+    async def cells(
+        self,
+        ref: str,
+        language: str = "python",
+        *,
+        driver: str = "",
+        name: str = "",
+        new: bool = False,
+        after: int | None = None,
+    ) -> AsyncCells:
+        """The channel of an interpreter in a running session, which is started if there is none.
+
+        *new*: of a language alone, start another in any case. *after*: number of the last event
+        that was seen; 0: all that are kept; None: only what comes.
+        """
+        from madang.client import cellcalls
+        from madang.client.aiocells import AsyncCells
+        from madang.wire.cells import InterpreterRequest
+
+        request = InterpreterRequest(language=language, driver=driver, name=name)
+        found = [] if new else await self.call(cellcalls.interpreters(ref))
+        chosen = cellcalls.choose(found, request)
+        if chosen is None:
+            chosen = await self.call(cellcalls.start(ref, request))
+            start = 0 if after is None else after
+        else:
+            start = chosen.events if after is None else after
+        return await AsyncCells(self._transport, chosen, start).open()
+
     async def exec(
         self,
         ref: str,
@@ -660,6 +693,10 @@ class AsyncClient:
     async def assign_limits(self, target: str, name: str | None) -> LimitsOf:
         """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
         return await self.call(calls.assign_limits(target, name))
+
+    async def list_languages(self) -> list[Language]:
+        """Languages by name, with the commands that run code in them."""
+        return await self.call(calls.languages())
 
     async def list_presets(self) -> list[Preset]:
         return await self.call(calls.presets())

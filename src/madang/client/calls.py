@@ -28,6 +28,7 @@ from madang.wire.session import HistoryEntry, Session, SessionSpec, SessionStatu
 
 if TYPE_CHECKING:  # 10 ms, and not of use to a run
     from madang.wire.image import BuildRequest, Image
+    from madang.wire.languages import Language
     from madang.wire.limits import (
         LimitsDraft,
         LimitsOf,
@@ -415,6 +416,12 @@ def _limits_path(name: str) -> str:
 
 def _limits_of_path(target: str) -> str:
     return f"/v1/limits-of/{quote(target, safe='')}"
+
+
+def languages() -> Call[list[Language]]:
+    from madang.wire.languages import Language
+
+    return Call(method="GET", path="/v1/languages", decode=read_as(list[Language]))
 
 
 def presets() -> Call[list[Preset]]:

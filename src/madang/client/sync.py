@@ -40,12 +40,14 @@ from madang.wire.paths import to_wire
 from madang.wire.people import WhoAmI
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
-if TYPE_CHECKING:  # not of use to a run
+if TYPE_CHECKING:
     from madang.client.archive import Unpacked
+    from madang.client.cells import Cells  # not of use to a run
     from madang.client.tree import Limits
     from madang.client.workspace import Progress, Synced
     from madang.wire.audit import AuditHead, AuditPage
     from madang.wire.image import Image
+    from madang.wire.languages import Language
     from madang.wire.limits import LimitsDraft, LimitsOf, LimitsText, Preset, PresetDraft
     from madang.wire.link import FileEntry
     from madang.wire.policies import (
@@ -322,6 +324,35 @@ class Client:
         first = ClientMessage(op=ClientOp.ATTACH, offset=offset, tail_bytes=tail_bytes)
         return Run(self._transport, Following(calls.session_path(ref, "/attach"), first))
 
+    def cells(
+        self,
+        ref: str,
+        language: str = "python",
+        *,
+        driver: str = "",
+        name: str = "",
+        new: bool = False,
+        after: int | None = None,
+    ) -> Cells:
+        """The channel of an interpreter in a running session, which is started if there is none.
+
+        *new*: of a language alone, start another in any case. *after*: number of the last event
+        that was seen; 0: all that are kept; None: only what comes.
+        """
+        from madang.client import cellcalls
+        from madang.client.cells import Cells
+        from madang.wire.cells import InterpreterRequest
+
+        request = InterpreterRequest(language=language, driver=driver, name=name)
+        found = [] if new else self.call(cellcalls.interpreters(ref))
+        chosen = cellcalls.choose(found, request)
+        if chosen is None:
+            chosen = self.call(cellcalls.start(ref, request))
+            start = 0 if after is None else after
+        else:
+            start = chosen.events if after is None else after
+        return Cells(self._transport, chosen, start)
+
     def exec(
         self,
         ref: str,
@@ -516,6 +547,10 @@ class Client:
     def assign_limits(self, target: str, name: str | None) -> LimitsOf:
         """Give *target* (``project:lab``, ``user:*`` …) limits; None: none of its own."""
         return self.call(calls.assign_limits(target, name))
+
+    def list_languages(self) -> list[Language]:
+        """Languages by name, with the commands that run code in them."""
+        return self.call(calls.languages())
 
     def list_presets(self) -> list[Preset]:
         return self.call(calls.presets())

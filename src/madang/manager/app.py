@@ -6,6 +6,7 @@ Stop: the runner's clean-up tells all streams (``server.stopping``), then ``clos
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -15,12 +16,17 @@ from aiohttp import web
 import madang
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json
+from madang.kit.languages import Languages
 from madang.kit.loop import Loop
 from madang.kit.secret import Secret
 from madang.manager.audit.api import AuditApi
 from madang.manager.audit.loops import AuditKeeper
 from madang.manager.audit.service import AuditLog
 from madang.manager.audit.types import AuditSettings
+from madang.manager.cells.api import CellApi, ChannelApi
+from madang.manager.cells.loops import CellKeeper
+from madang.manager.cells.service import CellService
+from madang.manager.cells.types import CellSettings
 from madang.manager.db import open_database
 from madang.manager.db.events import EventFeed, last_event
 from madang.manager.db.loops import Checkpointer
@@ -46,6 +52,11 @@ from madang.manager.image.api import ImageApi, RecipeApi
 from madang.manager.image.loops import BuildWatcher, Collector, Refresher
 from madang.manager.image.service import Commits, ImageService, Recipes, Transfers, Versions
 from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.jupyter.api import ContentsApi, KernelApi, KernelChannelApi
+from madang.manager.jupyter.loops import AloneWatch
+from madang.manager.jupyter.service import Contents, Kernels
+from madang.manager.jupyter.types import JupyterSettings
+from madang.manager.languages import LanguageApi
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
 from madang.manager.metrics import Metrics
@@ -108,6 +119,8 @@ class ManagerSettings:
     """The state folder, for showing."""
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
+    cells: CellSettings = field(default_factory=CellSettings)
+    jupyter: JupyterSettings = field(default_factory=JupyterSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
@@ -127,6 +140,8 @@ class Manager:
         self.database: Final = open_database(settings.database_url, durable=settings.durable)
         self.feed: Final = EventFeed(self.database, clock)
         self.metrics: Final = Metrics()
+        folder = os.path.join(settings.state, "languages") if settings.state else ""
+        self.languages: Final = Languages(folder)
         self.audit: Final = AuditLog(self.database, clock)
         vault = Vault(settings.secret_key_file)
         journal = Journal(self.audit, self.feed, clock)
@@ -176,7 +191,7 @@ class Manager:
             self.database, self.feed, self.groups, self.audit, clock
         )
         memory = Memory()
-        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
+        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits, self.policies)
         self.sessions: Final = SessionService(
             self.database,
             self.feed,
@@ -188,6 +203,7 @@ class Manager:
             self.limits,
             self.presets,
             self.groups,
+            self.policies,
             reader,
             memory,
             Records(self.database, self.audit),
@@ -196,6 +212,21 @@ class Manager:
         )
         self.queue: Final = QueueService(self.database, self.sessions, reader, memory, clock)
         self.kernels: Final = KernelService(self.fleet, self.policies)
+        self.cells: Final = CellService(
+            self.database, self.sessions, self.kernels, self.languages, clock, settings.cells
+        )
+        self._cell_keeper: Final = CellKeeper(self.cells, clock)
+        self.jupyter: Final = Kernels(
+            self.sessions,
+            self.cells,
+            self.images,
+            self.presets,
+            self.languages,
+            clock,
+            limits,
+            settings.jupyter,
+        )
+        self._notebooks: Final = KernelChannelApi(self.jupyter)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
         )
@@ -220,11 +251,14 @@ class Manager:
             self._builds,
             Collector(self.images, clock),
             Refresher(self.versions, clock),
+            self._cell_keeper,
+            AloneWatch(self.database, self.feed, self.jupyter, clock),
         )
         self.feed.listen(self.identity.heard)
         self.feed.listen(self._doorkeeper.heard)
         self.feed.listen(self._wake)
         self.feed.listen(self._builds.listen)
+        self.feed.listen(self._cell_keeper.listen)
         self.feed.listen(self.metrics.event)
 
     async def open(self) -> None:
@@ -236,6 +270,8 @@ class Manager:
     async def close(self) -> None:
         """Sessions and agents go on."""
         self.feed.release()
+        self.cells.release()
+        await self.jupyter.close()
         await self.fleet.close()
         for loop in reversed(self._loops):
             await loop.stop()
@@ -272,6 +308,7 @@ class Manager:
                 AuditApi(self.audit),
                 UsageApi(self.usage),
                 ImageApi(self.images, self.versions, self.transfers),
+                LanguageApi(self.languages),
                 RecipeApi(self.recipes, self.commits),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
@@ -280,6 +317,14 @@ class Manager:
                 SessionPolicyApi(self.sessions, self.kernels, self.session_policies),
                 StreamApi(self.sessions, self.kernels, self.feed, self._clock),
                 FileApi(self.sessions, self.kernels, self._clock),
+                CellApi(self.cells),
+                ChannelApi(self.cells),
+                KernelApi(self.jupyter),
+                self._notebooks,
+                ContentsApi(
+                    Contents(self.sessions, self.kernels, self._settings.jupyter),
+                    self._settings.jupyter,
+                ),
                 WorkspaceApi(self._blobs, self._settings.sessions),
                 EventApi(self.database, self.feed, self._clock),
             ],
@@ -292,6 +337,8 @@ class Manager:
 
         async def release(_app: web.Application) -> None:
             self.feed.release()
+            self.cells.release()
+            await self._notebooks.close()
 
         app.on_shutdown.append(release)
         return app

@@ -117,7 +117,7 @@ class EventKind(StrEnum):
     STATUS = "status"
     """Of the interpreter: *name* is an ``InterpreterStatus``; *text* why it ended."""
     GAP = "gap"
-    """Events up to here are no longer kept."""
+    """Events up to here are no longer kept, or nobody can tell them any more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +161,22 @@ class Cell:
     took_s: float | None = None
     cpu_s: float | None = None
     mem_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CellQuestion:
+    """Ask what may stand at a place in some code, or what is known of it."""
+
+    code: str
+    cursor: int | None = None
+    """In code points; None: at the end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputAnswer:
+    """What somebody typed, without its line break."""
+
+    text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

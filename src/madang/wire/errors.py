@@ -250,6 +250,21 @@ class PresetUnknown(PlatformError):
     help_text = "There is no preset of that name. `madang preset ls` lists them with their sizes."
 
 
+class LanguageUnknown(PlatformError):
+    code = "language.unknown"
+    http_status = 404
+    help_text = "No language of that name or alias. `madang languages` lists them."
+
+
+class LanguageInvalid(PlatformError):
+    code = "language.invalid"
+    http_status = 400
+    help_text = (
+        "A language's manifest can't be read. The message names the key and what it takes; see "
+        "the page on adding a language."
+    )
+
+
 class ImageUnknown(PlatformError):
     code = "image.unknown"
     http_status = 404
@@ -309,6 +324,25 @@ class SessionNotRunning(PlatformError):
     code = "session.not_running"
     http_status = 409
     help_text = "The session has not started yet or has ended. `madang show NAME` says which."
+
+
+class InterpreterBusy(PlatformError):
+    code = "interpreter.busy"
+    http_status = 409
+    retry = Retry.LATER
+    help_text = (
+        "A cell runs, and the interpreter can do one thing at a time. Wait for its end, interrupt "
+        "it, or restart the interpreter."
+    )
+
+
+class InterpreterEnded(PlatformError):
+    code = "interpreter.ended"
+    http_status = 409
+    help_text = (
+        "The interpreter has ended; the message says why. Restart it, if its session still runs, "
+        "or start another."
+    )
 
 
 class LogGone(PlatformError):

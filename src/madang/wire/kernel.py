@@ -32,6 +32,8 @@ PROXY_PORT: Final = 3128
 NATIVE: Final = "native"
 """The runtime that every machine offers: no program but ours."""
 RUNSC: Final = "runsc"
+WITHOUT_NETWORK: Final = frozenset({RUNSC})
+"""Runtimes whose sessions can have none."""
 """The runtime whose sessions have a kernel of their own: gVisor."""
 
 

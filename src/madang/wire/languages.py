@@ -10,8 +10,9 @@ class Language:
     """A manifest: ``runner/languages/NAME.toml``.
 
     Commands are texts for ``/bin/sh -c``; the program's arguments are ``"$@"``. In *code* the code
-    is ``"$CODE"``; in *build* and *run* the sources are ``$FILES`` (quoted for the shell), the
-    first of them ``"$FILE"``, a place for what is built ``"$BUILT"``, options ``$OPTIONS``.
+    is ``"$CODE"``; in *build* and *run* the first source is ``"$FILE"``, and ``$FILES`` and
+    ``$OPTIONS`` are put in as words that are quoted already. ``"$PROGRAM"`` is the first of *needs*
+    where it was found, ``"$DIR"`` a fresh folder for what is built.
     """
 
     name: str
@@ -42,3 +43,5 @@ class Language:
     """Whether cells can ask for input."""
     state: bool = True
     """Whether what a cell defines is there in the next."""
+    needs: tuple[str, ...] = ()
+    """Programs that an image must have; one of several: ``lua5.4|lua``."""

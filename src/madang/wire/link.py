@@ -34,6 +34,8 @@ class ReadLog:
     refusals: bool = False
     """With ``follow``, of the main program: also a Refusal as soon as a rule refuses anything new.
     """
+    visit: bool = True
+    """With ``follow``, whether somebody is there: a session that is visited is not idle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +121,39 @@ class WriteFile:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StatFile:
+    """What a path leads to, links followed. Answer: FileEntry."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeFolder:
+    """A folder with its parents; no error if it is there. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFile:
+    """Give a file, link or folder another path, which must be free. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveFile:
+    """A file, a link, or a folder with all that is in it. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SaveLayer:
     """Keep what a kernel changed in its root as a layer; the answer is a LayerSaved.
 
@@ -141,6 +176,10 @@ StreamRequest = (
     | WriteTar
     | ReadFile
     | WriteFile
+    | StatFile
+    | MakeFolder
+    | MoveFile
+    | RemoveFile
     | SaveLayer
 )
 

@@ -97,7 +97,7 @@ def _ask(method: str, url: str, data: bytes = b"", kind: str = "application/octe
 class Answers(http.server.BaseHTTPRequestHandler):
     """Serves ``server.things``: path → bytes, or a function that is given the request."""
 
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.0"
 
     def do_GET(self) -> None:
         self.server.asked.append((self.path, dict(self.headers)))  # type: ignore[attr-defined]

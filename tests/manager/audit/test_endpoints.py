@@ -17,6 +17,7 @@ from madang.manager.http.endpoint import Endpoint
 from madang.manager.identity.rules import totp
 from madang.manager.identity.tables import users
 from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.testing.patience import PATIENCE_S
 from madang.wire.audit import verify
 from madang.wire.kernel import Assignment
 from madang.wire.link import FilesWritten, StreamRequest
@@ -64,7 +65,7 @@ class World:
         """The first message of a WebSocket, and what answers it."""
         async with self.box.http.ws_connect(path, headers=HEADERS) as socket:
             await socket.send_json(first)
-            await socket.receive(timeout=10)
+            await socket.receive(timeout=PATIENCE_S)
 
 
 Act = Callable[[World], Awaitable[object]]

@@ -107,7 +107,7 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
 def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
     """Do everything that needs no session; whether it could be done."""
     for number in CHANGED_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        syscalls.handle(number, syscalls.DEFAULT)
     syscalls.set_process_name("madang-init")
     gc.disable()
     try:
@@ -171,7 +171,7 @@ def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: lis
 def settle_in(order: Order) -> None:
     """What is left to be done in a box, where Docker has done the rest. Raises OSError."""
     for number in CHANGED_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        syscalls.handle(number, syscalls.DEFAULT)
     syscalls.set_process_name("madang-init")
     gc.disable()
     os.chdir("/")
@@ -295,7 +295,7 @@ class _Init:
         self._wake_writer = wake_writer
 
     def serve(self) -> None:
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        syscalls.handle(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._selector.register(self._link, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)

@@ -680,6 +680,8 @@ class Kernels:
         elif "started" in message and not begin.done:
             if message.get("missed"):
                 begin.slot.missed()
+            elif begin.slot.warm:
+                begin.slot.became()
             self._started(begin)
 
     def _started(self, begin: _Begin) -> None:

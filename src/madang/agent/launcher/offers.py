@@ -15,7 +15,7 @@ from typing import Any, Final
 from madang.agent.launcher import engine, guests, profile
 from madang.wire.errors import NetworkRefused, PolicyInvalid, RuntimeNotOffered, SizeInvalid
 from madang.wire.image import ImageKind
-from madang.wire.kernel import NATIVE, RUNSC, KernelSpec
+from madang.wire.kernel import NATIVE, RUNSC, WITHOUT_NETWORK, KernelSpec
 from madang.wire.policy import Sandbox
 from madang.wire.size import MIB, Size, format_bytes
 
@@ -151,7 +151,7 @@ class Offers:
         if name == DOCKER:  # For the start alone: its init installs the session's own.
             found = profile.profile(Sandbox(widen=spec.sandbox.widen))
             return Offer(name, self.programs[name], json.dumps(found))
-        if name == RUNSC and spec.network:
+        if name in WITHOUT_NETWORK and spec.network:
             raise NetworkRefused(_NO_NETWORK)
         if name in {"crun", RUNSC}:  # They take the filter as it is.
             return Offer(name, self.programs[name])

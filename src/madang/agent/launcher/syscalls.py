@@ -5,6 +5,7 @@ Each raises OSError like ``os`` does. Kernel 5.12 or newer.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import errno
 import fcntl
@@ -12,8 +13,9 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any, Final
 
 CLONE_NEWTIME: Final = 0x80
 CLONE_PARENT: Final = 0x8000
@@ -239,11 +241,8 @@ def no_new_privileges() -> None:
 
 def install_filter(program: bytes) -> None:
     """Install a seccomp program, an array of ``sock_filter``; needs no_new_privileges."""
-    code = ctypes.create_string_buffer(program, len(program))
-    header = ctypes.create_string_buffer(
-        struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    )
-    prctl(PR_SET_SECCOMP, 2, ctypes.addressof(header))
+    header = struct.pack("HxxxxxxQ", len(program) // 8, _address(program))
+    prctl(PR_SET_SECCOMP, 2, _address(header))
 
 
 def close_on_exec_from(first: int) -> None:
@@ -278,15 +277,34 @@ def set_process_name(name: str) -> None:
     The command line that we were started with goes: every session sees its init's, and it tells
     paths and settings of the platform.
     """
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    text = name.encode()
+    short = text[:15]
+    prctl(PR_SET_NAME, _address(short))
+    start, end = _arguments()
+    if start:
+        ctypes.memmove(start, text[: end - start - 1].ljust(end - start, b"\0"), end - start)
+
+
+@cache
+def _arguments() -> tuple[int, int]:
+    """Where our command line lies; in forks it is the same."""
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
-    if start:
-        ctypes.memmove(
-            start, name.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start
-        )
+    return int(fields[_ARG_START]), int(fields[_ARG_END])
+
+
+def _address(text: bytes) -> int:
+    """Of its bytes, while it lives. ``create_string_buffer`` would make a type for each length."""
+    return ctypes.c_void_p.from_buffer(ctypes.c_char_p(text)).value or 0
+
+
+DEFAULT: Final = int(signal.SIG_DFL)
+IGNORE: Final = int(signal.SIG_IGN)
+
+
+def handle(number: int, action: Callable[[int, Any], object] | int) -> None:
+    """``signal.signal`` without its enumerations: a fork copies a quarter of a MiB for those."""
+    _signal.signal(number, action)
 
 
 RESOLVE_NO_MAGICLINKS: Final = 0x2

@@ -61,7 +61,8 @@ class NativeRuntime:
             capacity=convert(Capacity, facts["capacity"]),
             runtimes=tuple(facts["runtimes"]),
             networks=tuple(facts["networks"]),
-            keeps=tuple(facts["keeps"]),
+            keeps={name: tuple(kinds) for name, kinds in facts["keeps"].items()},
+            accepts_unkept=facts["accepts_unkept"],
         )
 
     async def close(self) -> None:

@@ -76,34 +76,43 @@ class Fragments:
 
     def row(self, shape: int) -> Floats:
         book = self._book
-        found = np.empty(len(book.rooms))
-        for node in range(len(book.rooms)):
-            found[node] = self._growth(node)[shape]
+        steps = np.array([self._steps(node).item(shape) for node in range(len(book.rooms))])
         cpus, devices = book.amounts[self._cpu], book.amounts[-1]
         starved = self._starved(cpus - self._need_cpu[shape], devices - book.need[shape, -1])
         starved -= self._starved(cpus, devices)
-        return _coarse(found) + STARVED * starved + TIE * self._pack.row(shape)
+        return steps + STARVED * starved + TIE * self._pack.row(shape)
 
-    def column(self, node: int, slack: Floats) -> Floats:
+    def block(self, nodes: Sequence[int], shapes: Ints, slack: Floats) -> Floats:
         amounts = self._book.amounts
         starved = self._starved(slack[self._cpu], slack[-1])
-        starved -= self._starved(amounts[self._cpu, node], amounts[-1, node])
-        pack = self._pack.column(node, slack)
-        return _coarse(self._growth(node)) + STARVED * starved + TIE * pack
+        starved -= self._starved(amounts[self._cpu, nodes, None], amounts[-1, nodes, None])
+        steps = np.array([self._steps(node) for node in nodes])[:, shapes]
+        pack = self._pack.block(nodes, shapes, slack)
+        found: Floats = steps + STARVED * starved + TIE * pack
+        return found
+
+    def score(self, node: int, shape: int) -> float:
+        amounts, needs = self._book.state(node).amounts, self._book.needs[shape]
+        cpus, devices = amounts[self._cpu], amounts[-1]
+        starved = max(
+            (devices - needs[-1]) / WHOLE - (cpus - needs[self._cpu]) / self._cpu_beside, 0.0
+        )
+        starved -= max(devices / WHOLE - cpus / self._cpu_beside, 0.0)
+        pack = self._pack.score(node, shape)
+        return self._steps(node).item(shape) + STARVED * starved + TIE * pack
 
     def _starved(self, cpus: Ints | Floats, devices: Ints | Floats) -> Floats:
         """How many of the free devices would lack CPUs."""
         found: Floats = np.maximum(devices / WHOLE - cpus / self._cpu_beside, 0.0)
         return found
 
-    def _growth(self, node: int) -> Floats:
-        """By shape; remembered, since machines that are equal grow equally."""
-        left = self._book.devices[node]
-        key = (self._model[node], int(self._book.amounts[self._cpu, node]), *sorted(left.tolist()))
+    def _steps(self, node: int) -> Floats:
+        """Growth by shape, coarse; remembered, since machines that are equal grow equally."""
+        state = self._book.state(node)
+        key = (self._model[node], state.amounts[self._cpu], *sorted(state.devices))
         found = self._known.get(key)
         if found is None:
-            found = self._options(node).min(1)
-            self._known[key] = found
+            found = self._known[key] = _coarse(self._options(node).min(1))
         return found
 
     def _options(self, node: int) -> Floats:
@@ -111,8 +120,9 @@ class Fragments:
 
         What needs no share is in the first column.
         """
-        left = np.maximum(self._book.devices[node], 0)
-        cpu = int(self._book.amounts[self._cpu, node])
+        state = self._book.state(node)
+        left = np.maximum(np.array(state.devices, np.int64), 0)
+        cpu = state.amounts[self._cpu]
         weights = self._weights[self._model[node]]
         mine = weights[np.searchsorted(self._cpus, cpu - self._need_cpu, side="right")]
         now = weights[int(np.searchsorted(self._cpus, cpu, side="right"))]

@@ -19,6 +19,7 @@ from madang.manager.http import Caller
 from madang.manager.identity.service import People
 from madang.manager.limits.service import LimitService, PresetService
 from madang.manager.limits.types import Asked
+from madang.manager.policy.service import PolicyService
 from madang.manager.scheduling.planner import plan
 from madang.manager.scheduling.rules import priority_of
 from madang.manager.scheduling.service import GroupService, Memory
@@ -30,7 +31,6 @@ from madang.manager.session.rules import (
     check_spec,
     next_phases,
     resolve_size,
-    size_of,
     view,
 )
 from madang.manager.session.service import moves
@@ -96,6 +96,7 @@ class SessionService:
         limits: LimitService,
         presets: PresetService,
         groups: GroupService,
+        policies: PolicyService,
         reader: SnapshotReader,
         memory: Memory,
         records: Records,
@@ -113,6 +114,7 @@ class SessionService:
         self._limits: Final = limits
         self._presets: Final = presets
         self._groups: Final = groups
+        self._policies: Final = policies
         self._reader: Final = reader
         self._memory: Final = memory
         self._clock: Final = clock
@@ -213,17 +215,17 @@ class SessionService:
             rules = groups.rules[name]
             if spec.reservation:
                 await check_use(tx, spec.reservation, name, row.project_id)
+            demands = await self._policies.demands(tx)
             after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
             accounts = await self._limits.accounts(
                 tx, user=row.owner_id, project=row.project_id, token=row.token_id
             )
             wishes = wishes_for(spec, row, accounts, tuple(after))
-        refuse_impossible(
-            Slots.of(size_of(row)), wishes, spec, name, rules, await self._fleet.nodes()
-        )
+        row = replace(row, group_name=name)
+        refuse_impossible(row, wishes, spec, rules, demands, await self._fleet.nodes())
         priority = priority_of(spec.priority, name, rules, administers=caller.administers)
         text = to_json(wishes).decode()
-        return replace(row, group_name=name, priority=priority, wishes=text)
+        return replace(row, priority=priority, wishes=text)
 
     def _row(
         self,

@@ -1,0 +1,1 @@
+"""What an interpreter's output means; pure."""
