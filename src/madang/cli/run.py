@@ -58,6 +58,7 @@ from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec, Sess
 @click.option("--bandwidth", metavar="RATE", help="Bits/s of the network each way, like 100mbit.")
 @wishes
 @click.option("--learn", is_flag=True, help="Write down what it uses, for `policy learn`.")
+@click.option("--entry", is_flag=True, help="Run the image's own program; ours are arguments.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
     "-i/ ",
@@ -95,6 +96,7 @@ def run(
     allow: tuple[str, ...],
     bandwidth: str | None,
     learn: bool,
+    entry: bool,
     tty: bool,
     stdin: bool | None,
     detach: bool,
@@ -127,6 +129,7 @@ def run(
     madang run --preset small --time 2h -- python3 train.py
     madang run --cpu 2 --mem 4g --image torch -- python3 train.py --epochs 3
     madang run -t -- bash
+    madang run --image tool --entry -- --help
     madang run --allow data.example.org:443 --allow files.example.org:443 -- python fetch.py
     """
     config = load()
@@ -158,6 +161,8 @@ def run(
         argv, source = command_of(client, command, set_off=set_off, sync=sync is not False)
         words, encoding = encode_argv(argv)
         spec = replace(spec, argv=words, argv_encoding=encoding)
+        if entry:
+            spec = _with_entry(client, spec)
         if dry_run:
             return _dry_run(client, spec, as_json=as_json)
         where = None if no_output else (output or "")
@@ -165,7 +170,7 @@ def run(
         def go(spec: SessionSpec) -> int:
             if language is not None:
                 return _converse(client, spec, language, notes, output=where)
-            if detach or not command:
+            if detach or not spec.argv:
                 return _start(client, spec, notes, as_json=as_json)
             return _follow(client, spec, notes, output=where, as_json=as_json)
 
@@ -173,6 +178,19 @@ def run(
             return go(_with_source(syncing.apply(client, spec), source, asked=sync))
         except WorkspaceIncomplete:  # not there any more, or this is another server
             return go(syncing.apply(client, spec, again=True))
+
+
+def _with_entry(client: Client, spec: SessionSpec) -> SessionSpec:
+    """Run what the image says: its entry point, with our arguments or else its own."""
+    said = client.get_image(spec.image).config
+    entry, usual = (
+        tuple(text.encode().decode(spec.argv_encoding) for text in texts)
+        for texts in (said.entrypoint, said.cmd)
+    )
+    argv = (*entry, *(spec.argv or usual))
+    if not argv:
+        raise InvalidRequest(f"image {spec.image} says no program to run; give one after --.")
+    return replace(spec, argv=argv)
 
 
 def _root(*, writable: bool, root: bool) -> RootMode:

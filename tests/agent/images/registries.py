@@ -97,7 +97,7 @@ def _ask(method: str, url: str, data: bytes = b"", kind: str = "application/octe
 class Answers(http.server.BaseHTTPRequestHandler):
     """Serves ``server.things``: path → bytes, or a function that is given the request."""
 
-    protocol_version = "HTTP/1.1"
+    protocol_version = "HTTP/1.0"
 
     def do_GET(self) -> None:
         self.server.asked.append((self.path, dict(self.headers)))  # type: ignore[attr-defined]
@@ -131,7 +131,8 @@ class Told:
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers)
         self.server.daemon_threads = True
         self.server.things = self.things  # type: ignore[attr-defined]
-        self.server.asked = self.asked = []  # type: ignore[attr-defined]
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.server.asked = self.asked  # type: ignore[attr-defined]
         self.address = f"127.0.0.1:{self.server.server_port}"
 
     def offer(self, built: Built, name: str = "library/tool", tag: str = "latest") -> None:
@@ -149,7 +150,7 @@ class Told:
                     thing(request) if callable(thing) else request.say(200, thing)
                     return
                 realm = f'Bearer realm="http://{self.address}/token",service="here",scope="x"'
-                request.say(401, **{"WWW-Authenticate": realm})
+                request.say(401, WWW_Authenticate=realm)
 
             return answer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.manager.image.test_service import ADMIN, ANN, BOB, Box
@@ -28,11 +29,11 @@ class Whole(Box):
     versions: Versions
     transfers: Transfers
 
-    async def pull(self, name: str = "tool", **values: object) -> Session:
-        request = PullRequest(name=name, reference=REFERENCE, **values)  # type: ignore[arg-type]
+    async def pull(self, **values: Any) -> Session:
+        request = PullRequest(name="tool", reference=REFERENCE, **values)
         return await self.transfers.pull(ANN, request, key=None)
 
-    def end_root(self, session: Session, *names: str, digest: str = "1", **config: object) -> None:
+    def end_root(self, session: Session, *names: str, digest: str = "1", **config: Any) -> None:
         self.sessions.end(session, *names)
         made = json.loads(self.sessions.files[session.id])
         made |= {
@@ -43,7 +44,7 @@ class Whole(Box):
         }
         self.sessions.files[session.id] = json.dumps(made).encode()
 
-    async def pulled(self, *names: str, **values: object) -> str:
+    async def pulled(self, *names: str, **values: Any) -> str:
         self.end_root(await self.pull(**values), *names)
         await self.service.settle_builds()
         return (await self.service.get(ANN, "tool")).digest
@@ -305,13 +306,14 @@ async def test_references_are_read_as_everybody_reads_them(
 
 
 async def test_hostile_manifests_of_roots_are_refused(box: Whole) -> None:
-    for config in (
+    hostile: tuple[dict[str, Any], ...] = (
         {"env": {"A\0": "x"}},
         {"env": {"": "x"}},
         {"env": {"A=B": "x"}},
         {"env": {"A": "x" * 100_000}},
         {"labels": {"a": "b" * 70_000}},
-    ):
+    )
+    for config in hostile:
         box.end_root(await box.pull(), "a", **config)
         await box.service.settle_builds()
         image = await box.service.get(ANN, "tool")
