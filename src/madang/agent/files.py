@@ -147,6 +147,13 @@ async def read_tar(sock: socket.socket, path: str) -> AsyncGenerator[bytes, None
             yield frame[1]
 
 
+async def read_changes(sock: socket.socket) -> AsyncGenerator[bytes, None]:
+    """A layer as a tar stream; *sock* is that of ``Runtime.changes``."""
+    async with _request(sock, "changes", "") as worker:
+        while (frame := await worker.receive())[0] != Frame.DONE:
+            yield frame[1]
+
+
 async def write_tar(sock: socket.socket, path: str, chunks: AsyncIterator[bytes]) -> FilesWritten:
     """Unpack a tar stream below *path*, each file replaced atomically."""
     async with _request(sock, "untar", path) as worker:
@@ -162,6 +169,12 @@ async def make_folder(sock: socket.socket, path: str, *, mode: int = 0o755) -> N
 async def remove(sock: socket.socket, path: str) -> None:
     """A file, a link, or a folder with all that is in it."""
     async with _request(sock, "remove", path) as worker:
+        await worker.receive()
+
+
+async def move(sock: socket.socket, path: str, target: str) -> None:
+    """Another path for a file, link or folder. Raises FileFailed where something is there."""
+    async with _request(sock, "move", path, target=target) as worker:
         await worker.receive()
 
 

@@ -5,20 +5,47 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from typing import Final
 
-from madang.agent.files import list_files, read_file, read_tar, write_file, write_tar
+from madang.agent.files import (
+    list_files,
+    make_folder,
+    move,
+    read_file,
+    read_tar,
+    remove,
+    stat_file,
+    write_file,
+    write_tar,
+)
 from madang.wire.errors import InvalidRequest
 from madang.wire.link import (
     BulkStream,
     FileEntry,
+    FilesWritten,
     ListFiles,
+    MakeFolder,
+    MoveFile,
     ReadFile,
     ReadTar,
+    RemoveFile,
+    StatFile,
     WriteFile,
     WriteTar,
 )
 
-FileRequest = ListFiles | ReadTar | WriteTar | ReadFile | WriteFile
+FileRequest = (
+    ListFiles
+    | ReadTar
+    | WriteTar
+    | ReadFile
+    | WriteFile
+    | StatFile
+    | MakeFolder
+    | MoveFile
+    | RemoveFile
+)
+_ONE: Final = FilesWritten(files=1, bytes=0)
 
 
 async def serve_files(sock: socket.socket, request: FileRequest, stream: BulkStream) -> None:
@@ -36,6 +63,17 @@ async def serve_files(sock: socket.socket, request: FileRequest, stream: BulkStr
         case WriteFile():
             chunks = _chunks(stream)
             await stream.send(await write_file(sock, request.path, chunks, mode=request.mode))
+        case StatFile():
+            await stream.send(await stat_file(sock, request.path))
+        case MakeFolder():
+            await make_folder(sock, request.path)
+            await stream.send(_ONE)
+        case MoveFile():
+            await move(sock, request.path, request.target)
+            await stream.send(_ONE)
+        case RemoveFile():
+            await remove(sock, request.path)
+            await stream.send(_ONE)
 
 
 async def _send(

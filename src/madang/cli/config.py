@@ -34,6 +34,8 @@ class ClientConfig:
     path: str
     """The configuration file, whether it exists or not."""
     cache_dir: str
+    jupyter_dir: str
+    """Where Jupyter looks for a user's kernelspecs and more: ``JUPYTER_DATA_DIR``."""
     home: str | None
     plain: bool
     """No colours and no live lines: ``NO_COLOR`` or ``TERM=dumb``."""
@@ -48,6 +50,7 @@ def load(environ: Mapping[str, str] | None = None) -> ClientConfig:
     file = _read_file(path)
     home = env.get("HOME")
     cache = env.get("XDG_CACHE_HOME") or os.path.join(home or "/tmp", ".cache")
+    data = env.get("XDG_DATA_HOME") or os.path.join(home or "/tmp", ".local", "share")
     return ClientConfig(
         url=env.get("MADANG_URL") or file.get("url") or DEFAULT_URL,
         token=_token(env, file, path),
@@ -55,6 +58,7 @@ def load(environ: Mapping[str, str] | None = None) -> ClientConfig:
         key=None if env.get("MADANG_TOKEN") else _key(env),
         path=path,
         cache_dir=os.path.join(cache, "madang"),
+        jupyter_dir=env.get("JUPYTER_DATA_DIR") or os.path.join(data, "jupyter"),
         home=home,
         plain=bool(env.get("NO_COLOR")) or env.get("TERM") == "dumb",
         terminal=env.get("TERM") or "xterm",

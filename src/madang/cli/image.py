@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 import click
 
 from madang.cli.config import load
 from madang.cli.context import connect, json_option, print_json, print_table
-from madang.cli.follow import Follower
+from madang.cli.imagebuild import watch
+from madang.cli.imagemoves import MOVES
 from madang.cli.options import parse_labels, read_policy
-from madang.cli.phases import show_end
 from madang.cli.printable import print_error_text, printable
-from madang.cli.terminal import Notes, count
-from madang.client.sync import Client
+from madang.cli.recipes import build_file, find, lock, recipes
+from madang.cli.terminal import Notes
 from madang.wire import exits
-from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
-from madang.wire.image import WARM, Image, ImageStatus
-from madang.wire.session import Result
-from madang.wire.size import format_bytes
-
-_SETTLE_S = 60.0
-"""For the server to take the layers of a finished build over."""
+from madang.wire.errors import InvalidRequest, PlatformError
+from madang.wire.image import WARM, Image, ImageKind
+from madang.wire.size import format_bytes, format_duration
 
 
 @click.group()
 def image() -> None:
-    """List, build and remove images."""
+    """List, build, fetch, save, version and remove images."""
+
+
+for _command in (*MOVES, lock, recipes):
+    image.add_command(_command)
 
 
 @image.command("ls")
@@ -44,11 +45,18 @@ def list_images(as_json: bool) -> None:
             image.status.value.lower(),
             format_bytes(image.size_bytes) if image.size_bytes else "-",
             str(image.used_by),
-            ", ".join(image.requirements) or "(this machine's own system)",
+            _content(image),
         )
         for image in images
     ]
-    print_table(("NAME", "STATUS", "SIZE", "SESSIONS", "REQUIREMENTS"), rows)
+    print_table(("NAME", "STATUS", "SIZE", "SESSIONS", "CONTENT"), rows)
+
+
+def _content(image: Image) -> str:
+    """What it was made of, in a few words."""
+    if image.kind is ImageKind.HOST:
+        return "(this machine's own system)"
+    return ", ".join(image.requirements) or image.source.reference or "(a root of its own)"
 
 
 @image.command()
@@ -79,6 +87,13 @@ def _facts(image: Image) -> list[tuple[str, str]]:
         ("python", image.python),
         ("size", format_bytes(image.size_bytes) if image.size_bytes else ""),
         ("asked for", ", ".join(image.requirements)),
+        ("from", " ".join(filter(None, (image.source.reference, image.source.digest)))),
+        ("platform", image.source.platform),
+        ("runs", shlex.join((*image.config.entrypoint, *image.config.cmd))),
+        ("in", image.config.cwd),
+        ("user", image.config.user),
+        ("variables", " ".join(f"{k}={v}" for k, v in sorted(image.config.env.items()))),
+        ("follows", f"every {format_duration(image.refresh_s)}" if image.refresh_s else ""),
         ("built by", image.build or ""),
         ("made", made if image.created_at else ""),
         ("sessions", str(image.used_by)),
@@ -115,6 +130,10 @@ def rm(names: tuple[str, ...], force: bool) -> int:
 @click.option("--warm", multiple=True, metavar="MODULE",
               help="Keep it imported, for sessions to start at once; may be repeated.")  # fmt: skip
 @click.option("--policy", metavar="FILE", help="Sandbox policy of all sessions from this image.")
+@click.option("--name", "image_name", help="Of a recipe's image. Default: the recipe's.")
+@click.option("--locked", is_flag=True, help="Take what the recipe's .lock says, nothing newer.")
+@click.option("--fresh", is_flag=True, help="Make steps of the recipe again that were made before.")
+@click.option("--disk", metavar="SIZE", help="Disk of each step of a recipe, like 40g.")
 @click.option("-d", "--detach", is_flag=True, help="Start the build and print its session's name.")
 def build(
     name: str,
@@ -122,20 +141,36 @@ def build(
     files: tuple[str, ...],
     labels: tuple[str, ...],
     warm: tuple[str, ...],
+    image_name: str | None,
+    locked: bool,
+    fresh: bool,
+    disk: str | None,
     policy: str | None,
     detach: bool,
 ) -> int:
-    """Build an image from Python packages, one shared layer for each.
+    """Build an image: from Python packages, one shared layer for each, or by a recipe.
 
-    The build is a session: its log comes live, Ctrl-C cancels it.
+    A recipe is a file NAME.toml, or one of ours (see `image recipes`). Builds are sessions: their
+    log comes live, Ctrl-C cancels.
 
     \b
     madang image build digits --pip numpy --pip scikit-learn==1.5.2
     madang image build torch --pip torch --pip numpy --warm torch --warm numpy
+    madang image build tools.toml
+    madang image build r
     """
     wanted = [*requirements, *(line for file in files for line in read_requirements(file))]
     if not wanted:
-        raise InvalidRequest("nothing to install: give --pip REQUIREMENT or -r FILE.")
+        return build_file(
+            find(name),
+            name=image_name,
+            locked=locked,
+            fresh=fresh,
+            labels=labels,
+            policy=policy,
+            disk=disk,
+            detach=detach,
+        )
     marks = parse_labels(labels) | ({WARM: ",".join(warm)} if warm else {})
     config = load()
     notes = Notes(plain=config.plain)
@@ -145,42 +180,7 @@ def build(
         if detach:
             print(session.name)
             return 0
-        try:
-            notes.line("build", f"{name} in session {session.name}; Ctrl-C cancels")
-            with client.attach(session.id) as stream:
-                follower = Follower(stream, notes, stdin=False, tty=False, stop_on_interrupt=True)
-                left = follower.follow()
-                if left is not None:
-                    return left
-                session = stream.wait()
-        except KeyboardInterrupt:  # before the follower took the signal
-            client.stop(session.id)
-            notes.line("stop", f"{session.name} is being stopped")
-            return exits.INTERRUPTED
-        if session.result is not Result.SUCCESS:
-            show_end(notes, session)
-            raise BuildFailed(
-                f"image {name} was not built; madang logs {session.name} has its log."
-            )
-        done = _settled(client, name, session.name)
-    size = format_bytes(done.size_bytes)
-    notes.line(
-        "done",
-        f"image {name}: {count(len(done.layers), 'layer')}, {size}. madang run --image {name} …",
-    )
-    return 0
-
-
-def _settled(client: Client, name: str, build: str) -> Image:
-    """The image once the server has taken it over. Raises BuildFailed."""
-    give_up = time.monotonic() + _SETTLE_S
-    while (found := client.get_image(name)).status is ImageStatus.BUILDING:
-        if time.monotonic() > give_up:
-            raise BuildFailed(f"image {name} is not ready though its build {build} ended well.")
-        time.sleep(0.05)
-    if found.status is not ImageStatus.READY:
-        raise BuildFailed(f"image {name} was not taken over; madang show {build} says more.")
-    return found
+        return watch(client, notes, session, name)
 
 
 def read_requirements(path: str) -> list[str]:

@@ -20,6 +20,7 @@ SECTIONS: Final = {
         "run": ("madang.cli.run:run", "Run a program in a session of its own."),
         "languages": ("madang.cli.languages:languages", "List languages that `run` knows."),
         "exec": ("madang.cli.attach:exec_command", "Run one more program in a session."),
+        "console": ("madang.cli.console:console", "Type cells into an interpreter of a session."),
         "shell": ("madang.cli.attach:shell", "Open a shell in a session."),
         "attach": ("madang.cli.attach:attach", "Follow a session: output, input, window."),
     },
@@ -41,6 +42,8 @@ SECTIONS: Final = {
         "get": ("madang.cli.files:get", "Copy files out of a session."),
         "ls": ("madang.cli.files:ls", "List files of a session."),
         "image": ("madang.cli.image:image", "List, build and remove images."),
+        "commit": ("madang.cli.recipes:commit", "Save what a session changed as an image."),
+        "jupyter": ("madang.cli.jupyter:jupyter", "Sessions as kernels of Jupyter clients."),
     },
     "Administration": {
         "user": ("madang.cli.people:user", "List, invite, change and disable users."),

@@ -34,7 +34,7 @@ from madang.manager.fleet.api import FleetApi
 from madang.manager.fleet.loops import NodeWatch
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import FleetSettings
-from madang.manager.http import OpenCalls, build_app
+from madang.manager.http import Caller, OpenCalls, build_app
 from madang.manager.identity.api import AccountApi, LoginApi, PeopleApi
 from madang.manager.identity.loops import Doorkeeper
 from madang.manager.identity.service import (
@@ -48,10 +48,14 @@ from madang.manager.identity.service import (
 )
 from madang.manager.identity.service.journal import Journal
 from madang.manager.identity.types import IdentitySettings, Principal, Role
-from madang.manager.image.api import ImageApi
-from madang.manager.image.loops import BuildWatcher, Collector
-from madang.manager.image.service import ImageService
+from madang.manager.image.api import ImageApi, RecipeApi
+from madang.manager.image.loops import BuildWatcher, Collector, Refresher
+from madang.manager.image.service import Commits, ImageService, Recipes, Transfers, Versions
 from madang.manager.image.types import ImageSettings, Owner
+from madang.manager.jupyter.api import ContentsApi, KernelApi, KernelChannelApi
+from madang.manager.jupyter.loops import AloneWatch
+from madang.manager.jupyter.service import Contents, Kernels
+from madang.manager.jupyter.types import JupyterSettings
 from madang.manager.languages import LanguageApi
 from madang.manager.limits.api import LimitApi, PresetApi
 from madang.manager.limits.service import LimitService, LimitTexts, PresetService
@@ -79,18 +83,19 @@ from madang.manager.session.loops import IdleWatch, Reaper, Retention, Scheduler
 from madang.manager.session.service import AgentService, SessionService
 from madang.manager.session.service.accounts import SessionLedger
 from madang.manager.session.service.kernels import KernelService, kernel_of
+from madang.manager.session.service.making import Maker
 from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
 from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader
-from madang.manager.session.types import Blobs, SessionSettings
+from madang.manager.session.types import Blobs, SessionRow, SessionSettings
 from madang.manager.system import SystemApi
 from madang.manager.usage.api import UsageApi
 from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
-from madang.wire.errors import NotFound, TooLarge
+from madang.wire.errors import NodeUnavailable, NotFound, TooLarge
 from madang.wire.kernel import ImageMount
-from madang.wire.link import ManagerEnd, ReadFile
+from madang.wire.link import LayerSaved, ManagerEnd, ReadFile, SaveLayer
 from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
@@ -116,6 +121,7 @@ class ManagerSettings:
     sessions: SessionSettings = field(default_factory=SessionSettings)
     images: ImageSettings = field(default_factory=ImageSettings)
     cells: CellSettings = field(default_factory=CellSettings)
+    jupyter: JupyterSettings = field(default_factory=JupyterSettings)
     fleet: FleetSettings = field(default_factory=FleetSettings)
     audit: AuditSettings = field(default_factory=AuditSettings)
     identity: IdentitySettings = field(default_factory=IdentitySettings)
@@ -162,6 +168,10 @@ class Manager:
         self.images: Final = ImageService(
             self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
+        self.versions: Final = Versions(self.images, self.database, clock)
+        self.recipes: Final = Recipes(self.database, self.images, clock, settings.images)
+        self.commits: Final = Commits(self.database, self.images, clock)
+        self.transfers: Final = Transfers(self.images, self.database, settings.images)
         limits = settings.sessions
         self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
         self.agents: Final = AgentService(
@@ -182,23 +192,30 @@ class Manager:
             self.database, self.feed, self.groups, self.audit, clock
         )
         memory = Memory()
-        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
-        self.sessions: Final = SessionService(
-            self.database,
-            self.feed,
+        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits, self.policies)
+        maker = Maker(
             self.fleet,
-            self.agents,
             self.images,
             self.people,
             blobs,
             self.limits,
             self.presets,
             self.groups,
+            self.policies,
+            clock,
+            limits,
+        )
+        self.sessions: Final = SessionService(
+            self.database,
+            self.feed,
+            self.fleet,
+            self.agents,
+            maker,
+            self.limits,
             reader,
             memory,
             Records(self.database, self.audit),
             clock,
-            limits,
         )
         self.queue: Final = QueueService(self.database, self.sessions, reader, memory, clock)
         self.kernels: Final = KernelService(self.fleet, self.policies)
@@ -206,6 +223,17 @@ class Manager:
             self.database, self.sessions, self.kernels, self.languages, clock, settings.cells
         )
         self._cell_keeper: Final = CellKeeper(self.cells, clock)
+        self.jupyter: Final = Kernels(
+            self.sessions,
+            self.cells,
+            self.images,
+            self.presets,
+            self.languages,
+            clock,
+            limits,
+            settings.jupyter,
+        )
+        self._notebooks: Final = KernelChannelApi(self.jupyter)
         self.session_policies: Final = SessionPolicies(
             self.database, self.feed, self.fleet, self.agents, self.sessions, self.policies, clock
         )
@@ -229,7 +257,9 @@ class Manager:
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
+            Refresher(self.versions, clock),
             self._cell_keeper,
+            AloneWatch(self.database, self.feed, self.jupyter, clock),
         )
         self.feed.listen(self.identity.heard)
         self.feed.listen(self._doorkeeper.heard)
@@ -248,6 +278,7 @@ class Manager:
         """Sessions and agents go on."""
         self.feed.release()
         self.cells.release()
+        await self.jupyter.close()
         await self.fleet.close()
         for loop in reversed(self._loops):
             await loop.stop()
@@ -283,8 +314,9 @@ class Manager:
                 QueueApi(self.queue),
                 AuditApi(self.audit),
                 UsageApi(self.usage),
-                ImageApi(self.images),
+                ImageApi(self.images, self.versions, self.transfers),
                 LanguageApi(self.languages),
+                RecipeApi(self.recipes, self.commits),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
                 PresetApi(self.presets),
@@ -294,6 +326,12 @@ class Manager:
                 FileApi(self.sessions, self.kernels, self._clock),
                 CellApi(self.cells),
                 ChannelApi(self.cells),
+                KernelApi(self.jupyter),
+                self._notebooks,
+                ContentsApi(
+                    Contents(self.sessions, self.kernels, self._settings.jupyter),
+                    self._settings.jupyter,
+                ),
                 WorkspaceApi(self._blobs, self._settings.sessions),
                 EventApi(self.database, self.feed, self._clock),
             ],
@@ -307,6 +345,7 @@ class Manager:
         async def release(_app: web.Application) -> None:
             self.feed.release()
             self.cells.release()
+            await self._notebooks.close()
 
         app.on_shutdown.append(release)
         return app
@@ -365,7 +404,14 @@ class _Builds:
     def __init__(self, manager: Manager) -> None:
         self._manager: Final = manager
 
-    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
+    async def start_build(
+        self,
+        owner: Owner,
+        spec: SessionSpec,
+        key: str,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
+    ) -> Session:
         caller = Principal(
             user_id=owner.user_id,
             user=owner.user,
@@ -375,7 +421,9 @@ class _Builds:
             project_id=owner.project_id,
         )
         sessions = self._manager.sessions
-        created = await sessions.create(caller, spec, key=key, kind=SessionKind.BUILD)
+        created = await sessions.create(
+            caller, spec, key=key, kind=SessionKind.BUILD, offers=offers, mount=mount
+        )
         return sessions.view(created.row)
 
     async def find(self, session_id: str) -> Session | None:
@@ -384,10 +432,7 @@ class _Builds:
         return None if row is None else self._manager.sessions.view(row)
 
     async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
-        async with self._manager.database.read() as tx:
-            row = await session_store.find(tx, session_id)
-        if row is None:
-            raise NotFound(f"session {session_id} was removed.")
+        row = await self._row(session_id)
         request = ReadFile(kernel=kernel_of(row), path=path, length=limit_bytes + 1)
         found = b""
         async with self._manager.kernels.open(row, request) as stream:
@@ -396,6 +441,28 @@ class _Builds:
         if len(found) > limit_bytes:
             raise TooLarge(f"{path} has more than {limit_bytes} bytes.")
         return found
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        return self._manager.sessions.view(await self._manager.sessions.get(caller, ref))
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        return from_json(ImageMount, (await self._row(session_id)).image_mount)
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        row = await self._row(session_id)
+        request = SaveLayer(kernel=kernel_of(row), limit_bytes=row.disk_bytes)
+        async with self._manager.kernels.open(row, request) as stream:
+            async for item in stream:
+                if isinstance(item, LayerSaved):
+                    return item
+        raise NodeUnavailable("the machine that has the session's files did not answer.")
+
+    async def _row(self, session_id: str) -> SessionRow:
+        async with self._manager.database.read() as tx:
+            row = await session_store.find(tx, session_id)
+        if row is None:
+            raise NotFound(f"session {session_id} was removed.")
+        return row
 
     async def live_images(self) -> Mapping[str, int]:
         counts: dict[str, int] = {}

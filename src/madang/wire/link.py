@@ -120,6 +120,51 @@ class WriteFile:
     mode: int = 0o644
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StatFile:
+    """What a path leads to, links followed. Answer: FileEntry."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MakeFolder:
+    """A folder with its parents; no error if it is there. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MoveFile:
+    """Give a file, link or folder another path, which must be free. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveFile:
+    """A file, a link, or a folder with all that is in it. Answer: FilesWritten."""
+
+    kernel: KernelId
+    path: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveLayer:
+    """Keep what a kernel changed in its root as a layer; the answer is a LayerSaved.
+
+    Also of one that has ended. Conflict if it has no root of its own, BuildFailed if it is no
+    layer: too large, for one.
+    """
+
+    kernel: KernelId
+    limit_bytes: int
+
+
 StreamRequest = (
     ReadLog
     | ReadRefusals
@@ -131,6 +176,11 @@ StreamRequest = (
     | WriteTar
     | ReadFile
     | WriteFile
+    | StatFile
+    | MakeFolder
+    | MoveFile
+    | RemoveFile
+    | SaveLayer
 )
 
 
@@ -156,6 +206,14 @@ class FilesWritten:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecStarted:
     exec_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSaved:
+    """It lies on the node."""
+
+    digest: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -186,6 +244,7 @@ StreamItem = (
     | Signal
     | StdinEnd
     | Refusal
+    | LayerSaved
 )
 
 

@@ -14,7 +14,7 @@ ERROR       last, from the worker: JSON with ``code`` and ``text`` (``wire.error
 ==========  ===========================================================
 
 Operations: ``list stat read tar`` answer with ENTRIES and DATA; ``write untar place`` take them;
-``mkdir remove`` do neither.
+``mkdir move remove`` do neither.
 """
 
 from __future__ import annotations
@@ -139,11 +139,11 @@ def serve(sock: socket.socket, root: str, view: Mapping[str, str] = SCRATCH_VIEW
         except Gone:
             raise
         except Exception as exc:  # The request boundary of this process.
-            channel.send_json(Frame.ERROR, _problem(exc))
+            channel.send_json(Frame.ERROR, problem(exc))
         channel.drain()
 
 
-def _problem(exc: Exception) -> dict[str, str]:
+def problem(exc: Exception) -> dict[str, str]:
     if isinstance(exc, PlatformError):
         return {"code": exc.code, "text": exc.text}
     if isinstance(exc, MemoryError):
@@ -274,6 +274,23 @@ def _remove(channel: Channel, files: Tree, path: bytes, request: Request) -> dic
     return {"files": 1}
 
 
+def _move(channel: Channel, files: Tree, path: bytes, request: Request) -> dict[str, int]:
+    """To ``target``, a path like the other, where nothing may be."""
+    del channel
+    target = from_wire(str(request["target"]))
+    with contextlib.ExitStack() as folders:
+        parent, name = files.open_parent(path)
+        folders.callback(os.close, parent)
+        os.stat(name, dir_fd=parent, follow_symlinks=False)  # before folders are made for it
+        into, new = files.open_parent(target)
+        folders.callback(os.close, into)
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(new, dir_fd=into, follow_symlinks=False)
+            raise FileFailed(f"{os.fsdecode(target)} is there already.")
+        os.rename(name, new, src_dir_fd=parent, dst_dir_fd=into)
+    return {"files": 1}
+
+
 def _tar(channel: Channel, files: Tree, path: bytes, request: Request) -> dict[str, int]:
     del request
     fd = files.open(path)
@@ -332,6 +349,7 @@ _OPERATIONS: Final[Mapping[str, Callable[[Channel, Tree, bytes, Request], dict[s
     "read": _read,
     "write": _write,
     "mkdir": _mkdir,
+    "move": _move,
     "remove": _remove,
     "tar": _tar,
     "untar": _untar,

@@ -21,8 +21,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import cgroups, channel, seccomp
+from madang.agent.launcher import channel, pressure, seccomp
 from madang.agent.launcher.cgroups import Group, Hierarchies
+from madang.agent.launcher.failures import Failures
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.nest import OWN_UIDS
 from madang.agent.launcher.order import Berth, Order, View
@@ -32,6 +33,7 @@ from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.agent.launcher.workers import Workers
 from madang.wire.errors import PlatformError
+from madang.wire.image import ImageKind
 from madang.wire.kernel import NATIVE, KernelSpec
 from madang.wire.policy import Sandbox
 from madang.wire.size import MIB, Size
@@ -48,8 +50,6 @@ FOREIGN: Final = (
 session that sets one starts cold."""
 IDLE_S: Final = 600.0
 """Who was not used for so long ends."""
-FORGIVEN_S: Final = 600.0
-"""So long after one failed no other is made in its place."""
 IMPORT_S: Final = 60.0
 """Who has not imported everything by then is ended."""
 MOST_READY: Final = 4
@@ -59,14 +59,13 @@ _RECENT_S: Final = 20.0
 _REFILL_S: Final = 0.03
 _LOOK_S: Final = 5.0
 _STRIKES: Final = 2
+"""So many forks in a row that did not become programs, and the interpreter ends."""
 _LEAST_BYTES: Final = 16 * MIB
 """What an interpreter of unknown size is taken to need."""
 _PIDS: Final = 64
 _BLOCKS: Final = 100
 """Into so many the uids are cut; half of them may be nests'."""
 LEAST_UIDS: Final = 40
-_LEAST_FREE: Final = 0.05
-"""Of the machine's memory; where less is left, interpreters end."""
 
 Key = tuple[str, str, tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...], int, Any]
 
@@ -75,6 +74,8 @@ def key_of(spec: KernelSpec) -> Key | None:
     """Which interpreter can become the session's program; None: none can."""
     argv, policy = spec.argv, spec.sandbox
     if spec.runtime not in {"", NATIVE} or spec.network or policy.live or policy.writes:
+        return None
+    if spec.image.kind == ImageKind.ROOT:
         return None
     if spec.build or policy.widen or len(argv) < 2 or argv[0] not in PROGRAMS:
         return None
@@ -136,11 +137,11 @@ class Nest:
         now = time.monotonic()
         return max(1, sum(now - at < _RECENT_S for at in self.starts))
 
-    def offer(self, fds: Sequence[int]) -> None:
+    def offer(self, hurry: bool, fds: Sequence[int]) -> None:
         """A slot's seat. Lost where it does not read: then the slot's init waits in vain."""
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
-            socket.send_fds(self.link, [b"s"], list(fds), flags)
+            socket.send_fds(self.link, [b"h" if hurry else b"s"], list(fds), flags)
         except OSError:
             pass
 
@@ -176,7 +177,7 @@ class Warmth:
         self._nests: dict[Key, Nest] = {}
         self._sessions: Counter[str] = Counter()
         """Name of a nest → sessions that live in it, so that its holder must."""
-        self._failed: dict[Key, float] = {}
+        self._failures: Failures[Key] = Failures()
         self._sizes: dict[Key, int] = {}
         self._starts = 0
         self._looking = False
@@ -200,7 +201,7 @@ class Warmth:
         if nest is None or not nest.ready or uid not in nest.block:
             return None
         try:
-            slot = nest.slots.pop(0) if nest.slots else self._make(nest)
+            slot = nest.slots.pop(0) if nest.slots else self._make(nest, hurry=True)
         except PlatformError as exc:
             say(f"launcher: {exc.text}")
             return None
@@ -257,7 +258,7 @@ class Warmth:
         """Make an interpreter, if there is room and none failed lately."""
         if key in self._nests or self._uids is None:
             return
-        if time.monotonic() - self._failed.get(key, -math.inf) < FORGIVEN_S:
+        if self._failures.holds(key) or pressure.is_short():
             return
         if not self._make_room(self._sizes.get(key, _LEAST_BYTES)):
             return
@@ -268,7 +269,7 @@ class Warmth:
         try:
             self._nests[key] = self._found(key, spec, block)
         except (OSError, PlatformError) as exc:
-            self._failed[key] = time.monotonic()
+            self._failures.note(key)
             self._uids.give_back(block)
             say(f"launcher: no interpreter can be kept warm: {exc}")
         self._look_later()
@@ -317,13 +318,12 @@ class Warmth:
         size = Size(cpu=count, mem_bytes=self._budget_bytes, pids=_PIDS, disk_bytes=16 * MIB)
         group.limit(size, cpus)
         mounts = f"{self._state}/mounts"
-        view = self._templates.view(
-            spec.image.kind, spec.image.layers, f"{mounts}/empty", build=False
-        )
+        shown = KernelSpec(argv=(), image=spec.image, size=size)
+        view = self._templates.view(shown, f"{mounts}/empty")
         rules = Sandbox(rules=spec.sandbox.rules, widen=("enter-namespaces",))
         return Order(
             kernel="warm",
-            spec=KernelSpec(argv=(), image=spec.image, size=size),
+            spec=shown,
             io="",
             scratch="../mounts/warm",
             scratch_enforced="watch",
@@ -385,13 +385,13 @@ class Warmth:
             self._retire(nest, f"it has not imported everything after {IMPORT_S:.0f} s")
 
     def _retire(self, nest: Nest, why: str = "") -> None:
-        """Sessions in it go on; *why*: it failed, and is not made again soon."""
+        """Sessions in it go on; *why*: it failed, and is not made again at once."""
         if nest.over:
             return
         nest.over, nest.ready = True, False
         if why:
-            self._failed[nest.key] = time.monotonic()
-            say(f"launcher: starts of image {nest.key[1]} are not warm for a while: {why}")
+            wait_s = self._failures.note(nest.key)
+            say(f"launcher: image {nest.key[1]}: no warm starts for {wait_s:.0f} s: {why}")
         del self._nests[nest.key]
         for sock in (nest.holder_link, nest.link):
             self._selector.unregister(sock)
@@ -419,12 +419,20 @@ class Warmth:
 
     # -- forks made ahead --------------------------------------------------------------------
 
-    def _make(self, nest: Nest) -> Slot:
+    def _make(self, nest: Nest, *, hurry: bool = False) -> Slot:
+        """*hurry*: a session waits for it."""
         assert nest.namespaces is not None
-        berth = Berth(*nest.namespaces, nest.view)
-        slot = self._slots.make(nest.slots, berth, nest.offer, partial(self._miss, nest))
+        berth = Berth(*nest.namespaces, nest.view, hurry)
+        offer, miss = partial(nest.offer, hurry), partial(self._miss, nest)
+        slot = self._slots.make(nest.slots, berth, offer, miss)
         slot.nest = nest.name
+        slot.became = partial(self._trust, nest)
         return slot
+
+    def _trust(self, nest: Nest) -> None:
+        """One of its forks has become a program: what failed before was a slow machine's fault."""
+        nest.strikes = 0
+        self._failures.forgive(nest.key)
 
     def _miss(self, nest: Nest) -> None:
         nest.strikes += 1
@@ -469,7 +477,7 @@ class Warmth:
                 self._retire(nest)
             elif len(nest.slots) > nest.wanted:
                 self._slots.drop(nest.slots.pop())
-        if is_short():
+        if pressure.is_short():
             self._end_oldest()
         self._measure()
         self._look_later()
@@ -505,13 +513,3 @@ class Warmth:
         if oldest is not None:
             self._retire(oldest)
         return oldest is not None
-
-
-def is_short() -> bool:
-    """Whether the machine's memory is."""
-    found = dict.fromkeys(("MemTotal", "MemAvailable"), 0)
-    for line in cgroups.read("/proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        if name in found:
-            found[name] = int(value.split()[0])
-    return found["MemAvailable"] < found["MemTotal"] * _LEAST_FREE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
@@ -24,6 +24,20 @@ class Credentials:
     fetch_site: str | None = None
     upgrade: bool = False
     """It asks for a WebSocket, which browsers send from any page."""
+
+    def as_bearer(self, query_token: str | None) -> Credentials:
+        """With the token where clients of other systems put it: ``Authorization: token T``, or
+        ``?token=T`` where a header can't be set; a header counts for more.
+        """
+        shown = self.authorization or ((f"token {query_token}",) if query_token else ())
+        told = (header.partition(" ") for header in shown)
+        return replace(
+            self,
+            authorization=tuple(
+                f"Bearer {rest}" if scheme.lower() == "token" else f"{scheme} {rest}"
+                for scheme, _, rest in told
+            ),
+        )
 
     def cookie(self, name: str) -> str | None:
         return next((value for key, value in self.cookies if key == name), None)

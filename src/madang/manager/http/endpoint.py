@@ -69,6 +69,9 @@ class Endpoint:
     """Request headers that matter, by name."""
     websocket: tuple[Any, Any] | None
     """Types of the text messages of client and server."""
+    foreign: bool = False
+    """Others say how it looks: it is not in our description, takes any query parameters, and also
+    the token as others' clients send it."""
 
 
 @dataclass(slots=True)
@@ -127,6 +130,7 @@ def endpoint(
     streams: str = "",
     headers: tuple[str, ...] = (),
     websocket: tuple[Any, Any] | None = None,
+    foreign: bool = False,
 ) -> Callable[[H], H]:
     """Declare a handler; the first line of its docstring is the summary.
 
@@ -153,6 +157,7 @@ def endpoint(
             streams=streams,
             headers=headers,
             websocket=websocket,
+            foreign=foreign,
         )
         handler.__endpoint__ = described  # type: ignore[attr-defined]
         return handler

@@ -52,7 +52,8 @@ def build_app(
     declared: list[Endpoint] = []
     for api in apis:
         for endpoint, handler in endpoints_of(api):
-            declared.append(endpoint)
+            if not endpoint.foreign:
+                declared.append(endpoint)
             serve = _server(endpoint, handler, authenticate, observe)
             app.router.add_route(endpoint.method, endpoint.path, serve)
     description = to_json(describe(declared, title=title, version=version))
@@ -127,6 +128,8 @@ def _server(
 async def _admit(endpoint: Endpoint, call: Call[Any, Any], authenticate: Authenticate) -> None:
     """Who it is, and whether their token is for such calls."""
     shown = credentials_of(call.request)
+    if endpoint.foreign:
+        shown = shown.as_bearer(call.request.query.get("token"))
     caller = await authenticate(shown)
     call.request.app[STRANGERS].welcome(call.request)
     if not caller.allows(endpoint.scope):
@@ -156,6 +159,8 @@ def _failure(call: Call[Any, Any], error: PlatformError) -> web.Response:
 
 def _query(endpoint: Endpoint, request: web.Request) -> Any:
     given = request.query
+    if endpoint.foreign:
+        return dict(given)
     if endpoint.query is None:
         if given:
             raise InvalidRequest(f"no query parameter is known here: {next(iter(given))!r}.")
