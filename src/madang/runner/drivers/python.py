@@ -264,7 +264,6 @@ class Driver:
 
     def _interrupted(self, number: int, frame: Any) -> None:
         if self.busy and os.getpid() == self.pid:
-            self.busy = False
             raise KeyboardInterrupt
 
     # Cells
@@ -462,6 +461,9 @@ def evaluate_async(driver: Driver, codes: list[Any]) -> Any:
     if driver.loop is None or driver.loop.is_closed():
         driver.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(driver.loop)
+        if (wakes := getattr(driver.loop, "_csock", None)) is not None:
+            # An interrupt that comes just before the loop waits must not wait with it.
+            _signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     task = driver.loop.create_task(evaluate())
     try:
         return driver.loop.run_until_complete(task)
