@@ -30,7 +30,7 @@ from madang.client.sync import Client
 from madang.kit.codec import to_json
 from madang.wire import exits
 from madang.wire.errors import InvalidRequest, WorkspaceIncomplete
-from madang.wire.session import HOST_IMAGE, Session, SessionSpec, SessionStatus
+from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec, SessionStatus
 
 
 @click.command(
@@ -51,6 +51,8 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec, SessionStatus
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("--policy", metavar="FILE", help="Sandbox policy that makes it stricter.")
 @click.option("--runtime", metavar="NAME", help="What starts its programs, like crun.")
+@click.option("--writable", is_flag=True, help="Let it change its image's root, for itself.")
+@click.option("--root", is_flag=True, help="The same, and programs believe they are root.")
 @click.option("--network", type=click.Choice(["none", "full"]), help="Network. Default: none.")
 @click.option("--allow", multiple=True, metavar="HOST[:PORT]", help="Network: only this; repeat.")
 @click.option("--bandwidth", metavar="RATE", help="Bits/s of the network each way, like 100mbit.")
@@ -87,6 +89,8 @@ def run(
     labels: tuple[str, ...],
     policy: str | None,
     runtime: str | None,
+    writable: bool,
+    root: bool,
     network: str | None,
     allow: tuple[str, ...],
     bandwidth: str | None,
@@ -143,7 +147,7 @@ def run(
         runtime=runtime or "",
         network=network_request(network, allow, bandwidth),
     )
-    spec = with_wishes(spec, **asked)
+    spec = replace(with_wishes(spec, **asked), root=_root(writable=writable, root=root))
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
     set_off = click.get_current_context().meta[SET_OFF]
@@ -169,6 +173,12 @@ def run(
             return go(_with_source(syncing.apply(client, spec), source, asked=sync))
         except WorkspaceIncomplete:  # not there any more, or this is another server
             return go(syncing.apply(client, spec, again=True))
+
+
+def _root(*, writable: bool, root: bool) -> RootMode:
+    if root:
+        return RootMode.FAKE
+    return RootMode.WRITABLE if writable else RootMode.READ_ONLY
 
 
 def _with_source(spec: SessionSpec, source: str, *, asked: bool | None) -> SessionSpec:

@@ -84,11 +84,15 @@ class Sessions:
     keys: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     live: dict[str, int] = field(default_factory=dict)
+    offers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     refuse: PlatformError | None = None
     away: bool = False
     crash: bool = False
 
-    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
+    async def start_build(
+        self, owner: Owner, spec: SessionSpec, key: str, offers: tuple[str, ...] = ()
+    ) -> Session:
+        self.offers[key] = offers
         if self.crash:
             raise asyncio.CancelledError
         if self.refuse is not None:
