@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from madang.testing.nodes import PATIENCE_S, NodeFolder, NodeUnderTest, node
+from madang.testing.nodes import NodeFolder, NodeUnderTest, node
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import spec
 from madang.testing.simulation import NoBlobs, assignment
 from madang.wire.kernel import Assignment, ExecSpec, KernelId, KernelReport

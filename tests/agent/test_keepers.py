@@ -14,6 +14,7 @@ from madang.agent import keepers
 from madang.agent.keepers import KeeperNews, SocketKeepers
 from madang.agent.watch import Watch, read_ended
 from madang.kit.clock import SystemClock
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import InvalidRequest, SessionNotRunning
 from madang.wire.link import Resize, Signal, StdinEnd
 
@@ -78,7 +79,7 @@ async def test_a_socket_in_a_deep_folder_is_reached(tmp_path: Path) -> None:
 async def test_a_keeper_that_says_garbage_is_taken_for_gone(tmp_path: Path, line: bytes) -> None:
     async with keeper(tmp_path, saying(b'{"end": 5}\n', line)) as io:
         watch = Watch(io, SocketKeepers(), SystemClock())
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(PATIENCE_S):
             await watch.run()
 
         assert watch.gone

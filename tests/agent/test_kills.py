@@ -20,7 +20,8 @@ from madang.agent.runtime.native import NativeRuntime
 from madang.agent.settings import AgentSettings
 from madang.kit.clock import SystemClock
 from madang.storage import BlobStore
-from madang.testing.nodes import PATIENCE_S, NodeUnderTest, node
+from madang.testing.nodes import NodeUnderTest, node
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import Launcher, open_launcher, spec
 from madang.testing.simulation import assignment
 from madang.wire.kernel import Assignment, KernelId, KernelState

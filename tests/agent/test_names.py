@@ -13,6 +13,7 @@ import pytest
 from madang.agent import names
 from madang.agent.names import KEPT_S, REFRESH_S, Names, addresses_in
 from madang.testing.clock import FakeClock
+from madang.testing.patience import PATIENCE_S
 from madang.testing.simulation import SPEC, assignment
 from madang.wire.kernel import Assignment, KernelSpec
 from madang.wire.policy import MAX_ADDRESSES, Act, NetRule, Sandbox
@@ -213,5 +214,5 @@ async def test_a_resolver_that_does_not_answer_is_ended(
     monkeypatch.setattr(names, "_PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr(names, "_PATIENCE_S", 0.1)
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         assert await names.ask_the_machine("a.test") == []

@@ -15,6 +15,7 @@ import pytest
 
 from madang.storage import BlobStore
 from madang.testing.nodes import NodeFolder, NodeUnderTest, node
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import spec
 from madang.testing.simulation import assignment
 from madang.wire.api import WorkspaceFile, WorkspaceManifest
@@ -454,7 +455,7 @@ async def test_a_follower_that_goes_away_is_let_go(it: NodeUnderTest) -> None:
     for stream in streams:
         await stream.close()
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while len(asyncio.all_tasks()) > before:
             await asyncio.sleep(0.01)
 

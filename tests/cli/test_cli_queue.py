@@ -16,6 +16,7 @@ from madang.cli.replay import parse_nodes
 from madang.cli.wishes import parse_time
 from madang.manager.app import ManagerSettings
 from madang.testing.manager import ManagerBox, manager_box
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import InvalidRequest
 from madang.wire.exits import REFUSED
 
@@ -51,7 +52,7 @@ async def shell(tmp_path: Path) -> AsyncIterator[Shell]:
 
 async def waiting(shell: Shell, name: str, cpu: str) -> None:
     await shell("run", "-d", "--name", name, "--cpu", cpu, "--no-sync", "--", "sleep", "9")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await shell.box.call("GET", f"/v1/sessions/{name}"))["pending"] is None:
             await asyncio.sleep(0.02)
 

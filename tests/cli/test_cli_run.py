@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import COMMAND, Cli
 
 from madang.cli.root import print_error
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import BuildFailed
 from madang.wire.session import SessionStatus
 
@@ -198,7 +199,7 @@ def test_without_a_terminal_signals_detach_and_say_so(cli: Cli, number: signal.S
     assert process.stdout.read(3) == b"up\n"
 
     process.send_signal(number)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == (119 if number == signal.SIGINT else 128 + number)
     assert b"calm-otter goes on" in err
@@ -208,12 +209,12 @@ def test_without_a_terminal_signals_detach_and_say_so(cli: Cli, number: signal.S
 def test_who_leaves_before_the_first_word_is_told_the_session_s_name(cli: Cli) -> None:
     cli.server.thinks_s = 1.0
     process = cli.start("run", "--name", "calm-otter", "--", "sleep", "30")
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + PATIENCE_S
     while not cli.server.jobs and time.monotonic() < deadline:
         time.sleep(0.01)
 
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=PATIENCE_S)
 
     assert process.returncode == 119
     assert b"calm-otter goes on" in err
@@ -225,7 +226,7 @@ def test_a_reader_that_leaves_ends_the_command_but_not_the_session(cli: Cli) -> 
     process.stdout.read(10)
     process.stdout.close()
 
-    assert process.wait(10) == 141
+    assert process.wait(PATIENCE_S) == 141
     assert process.stderr is not None
     with process.stderr:
         assert b"calm-otter goes on" in process.stderr.read()
@@ -238,7 +239,7 @@ def test_a_restart_of_the_server_is_told_and_survived(cli: Cli) -> None:
 
     cli.server.stop()
     cli.server.start()
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=PATIENCE_S)
 
     assert (process.returncode, out) == (0, b"end\n")
     assert b"Trying again" in err
@@ -251,7 +252,7 @@ def test_the_session_that_waits_says_for_what_and_can_be_stopped(cli: Cli) -> No
         assert process.poll() is None
 
     stopped = cli.run("stop", "calm-otter")
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=PATIENCE_S)
 
     assert stopped.returncode == 0
     assert process.returncode == 143
@@ -375,7 +376,7 @@ def test_a_failed_build_and_ctrl_c_in_one_are_told(cli: Cli) -> None:
     assert process.stdout is not None
     assert process.stdout.readline() == b"resolve\n"
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=15)
+    _, err = process.communicate(timeout=PATIENCE_S)
 
     assert failed.returncode == 122
     assert b"was not built" in failed.stderr
@@ -453,7 +454,7 @@ def test_a_closed_stdout_gives_no_traceback(cli: Cli) -> None:
     assert process.stdout is not None
     process.stdout.close()
 
-    assert process.wait(10) == 141
+    assert process.wait(PATIENCE_S) == 141
     assert process.stderr is not None
     with process.stderr:
         assert process.stderr.read() == b""

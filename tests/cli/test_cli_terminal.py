@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import pytest
 from tests.cli.conftest import COMMAND, Cli
 
+from madang.testing.patience import PATIENCE_S
 from madang.wire.api import ClientOp
 from madang.wire.session import SessionStatus
 
@@ -29,7 +30,7 @@ class Terminal:
     process: subprocess.Popen[bytes]
     seen: bytearray = field(default_factory=bytearray)
 
-    def until(self, text: bytes, timeout_s: float = 15.0) -> bytes:
+    def until(self, text: bytes, timeout_s: float = PATIENCE_S) -> bytes:
         """Read until *text* was seen."""
         give_up = time.monotonic() + timeout_s
         while text not in self.seen:
@@ -42,12 +43,12 @@ class Terminal:
 
     def end(self) -> int:
         """Read to the end; the exit code."""
-        while self._read(10.0):
+        while self._read(PATIENCE_S):
             pass
-        return self.process.wait(10)
+        return self.process.wait(PATIENCE_S)
 
     def read_more(self) -> None:
-        assert self._read(15.0), bytes(self.seen)
+        assert self._read(PATIENCE_S), bytes(self.seen)
 
     def _read(self, timeout_s: float) -> bool:
         if not select.select([self.fd], [], [], max(0.0, timeout_s))[0]:
@@ -92,7 +93,7 @@ def test_a_program_with_a_terminal_sees_it_and_gets_every_key(cli: Cli) -> None:
         term.until(b"33 101\r\nyes")
         term.type(b"word\r")
         code_seen = term.until(b"got word")
-        assert term.process.wait(10) == 0
+        assert term.process.wait(PATIENCE_S) == 0
         assert termios.tcgetattr(term.fd) == before
 
     assert b"got word" in code_seen
@@ -104,7 +105,7 @@ def test_ctrl_c_goes_to_a_program_that_has_the_terminal(cli: Cli) -> None:
         term.until(b"ready")
         term.type(b"\x03")
         term.until(b"caught")
-        assert term.process.wait(10) == 5
+        assert term.process.wait(PATIENCE_S) == 5
 
 
 def test_a_new_window_size_reaches_the_program(cli: Cli) -> None:
@@ -114,7 +115,7 @@ def test_a_new_window_size_reaches_the_program(cli: Cli) -> None:
         termios.tcsetwinsize(term.fd, (40, 120))
         os.kill(term.process.pid, signal.SIGWINCH)
         term.until(b"40 120")
-        assert term.process.wait(10) == 0
+        assert term.process.wait(PATIENCE_S) == 0
 
 
 def test_detach_keys_leave_the_program_and_attach_finds_it(cli: Cli) -> None:
@@ -124,13 +125,13 @@ def test_detach_keys_leave_the_program_and_attach_finds_it(cli: Cli) -> None:
         term.until(b"ready")
         term.type(b"\x10\x11")
         term.until(b"calm-otter goes on")
-        assert term.process.wait(10) == 119
+        assert term.process.wait(PATIENCE_S) == 119
         assert termios.tcgetattr(term.fd) == before
     with terminal(cli, "attach", "--all", "calm-otter") as term:
         term.until(b"ready")
         term.type(b"word\r")
         term.until(b"got word")
-        assert term.process.wait(10) == 0
+        assert term.process.wait(PATIENCE_S) == 0
 
 
 def test_a_killed_command_gives_the_terminal_back(cli: Cli) -> None:
@@ -138,7 +139,7 @@ def test_a_killed_command_gives_the_terminal_back(cli: Cli) -> None:
         before = termios.tcgetattr(term.fd)
         term.until(b"ready")
         os.kill(term.process.pid, signal.SIGTERM)
-        assert term.process.wait(10) == 143
+        assert term.process.wait(PATIENCE_S) == 143
         assert termios.tcgetattr(term.fd) == before
 
 
@@ -156,7 +157,7 @@ def test_the_first_ctrl_c_asks_and_can_be_answered(cli: Cli) -> None:
         term.type(b"s\n")
         term.until(b"asked for")
         term.until(b"ended")
-        assert term.process.wait(10) == 143
+        assert term.process.wait(PATIENCE_S) == 143
 
     assert cli.server.session("calm-otter").status is SessionStatus.TERMINATED
 
@@ -169,7 +170,7 @@ def test_the_second_ctrl_c_detaches(cli: Cli) -> None:
         term.until(b"keep waiting?")
         os.kill(term.process.pid, signal.SIGINT)
         term.until(b"calm-otter goes on")
-        assert term.process.wait(10) == 119
+        assert term.process.wait(PATIENCE_S) == 119
 
     assert cli.server.session("calm-otter").status is SessionStatus.RUNNING
 
@@ -180,7 +181,7 @@ def test_the_live_line_never_eats_output(cli: Cli) -> None:
         term.until(b"waits")
         cli.server.hold.set()
         seen = term.until(b"done")
-        assert term.process.wait(10) == 0
+        assert term.process.wait(PATIENCE_S) == 0
 
     assert b"partial" in seen.split(b"\x1b[2K")[-1]
     assert b"partial\r\n" in seen
@@ -197,7 +198,7 @@ def test_top_ends_with_q_and_ctrl_c_and_gives_the_terminal_back(
         term.until(b"q quits")
         term.type(key)
         term.until(b"\x1b[?1049l")
-        assert term.process.wait(10) == code
+        assert term.process.wait(PATIENCE_S) == code
         assert termios.tcgetattr(term.fd) == before
 
 
@@ -207,7 +208,7 @@ def test_a_killed_top_gives_the_terminal_back(cli: Cli) -> None:
         term.until(b"No session is running")
         os.kill(term.process.pid, signal.SIGTERM)
         term.until(b"\x1b[?1049l")
-        assert term.process.wait(10) == 143
+        assert term.process.wait(PATIENCE_S) == 143
         assert termios.tcgetattr(term.fd) == before
 
 
@@ -217,7 +218,7 @@ def test_top_stays_within_a_small_window(cli: Cli) -> None:
     with terminal(cli, "top", size=(5, 24)) as term:
         seen = term.until(b"more").split(b"\x1b[H")[-1]
         term.type(b"q")
-        assert term.process.wait(10) == 0
+        assert term.process.wait(PATIENCE_S) == 0
     rows = re.sub(rb"\x1b\[[?0-9]*[A-Za-z]", b"", seen).split(b"\r\n")
     assert len(rows) <= 5
     assert max(map(len, rows)) <= 24
@@ -227,7 +228,7 @@ def test_top_asks_no_terminal_for_what_it_can_not(cli: Cli) -> None:
     cli.env["TERM"] = "dumb"
     with terminal(cli, "top") as term:
         seen = term.until(b"No session is running")
-        assert term.process.wait(10) == 0
+        assert term.process.wait(PATIENCE_S) == 0
     assert b"\x1b" not in seen
 
 
@@ -236,6 +237,6 @@ def test_a_shell_has_the_terminal(cli: Cli) -> None:
     with terminal(cli, "shell", "host-owl") as term:
         term.type(b"tty >/dev/null && echo is-a-$((1+1))-tty; exit 6\r")
         term.until(b"is-a-2-tty")
-        assert term.process.wait(10) == 6
+        assert term.process.wait(PATIENCE_S) == 6
 
     assert ClientOp.EXEC in [m.op for m in cli.server.messages]

@@ -15,6 +15,7 @@ import pytest
 
 from madang.daemon import confine
 from madang.daemon.state import born
+from madang.testing.patience import PATIENCE_S
 
 USER = 2_000_000_000
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
@@ -102,7 +103,7 @@ def test_a_child_ends_with_its_parent() -> None:
     parent.send_signal(signal.SIGKILL)
     parent.wait()
     parent.stdout.close()
-    late = time.monotonic() + 5
+    late = time.monotonic() + PATIENCE_S
     while born(child) is not None and time.monotonic() < late:
         time.sleep(0.01)
     assert born(child) is None, "the child outlived its parent"

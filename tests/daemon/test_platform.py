@@ -20,6 +20,7 @@ from madang.client import Client
 from madang.daemon import confine
 from madang.daemon.state import born, read_running
 from madang.testing import docker
+from madang.testing.patience import PATIENCE_S
 from madang.testing.platform import MADANG, Platform, begin, launch, start
 from madang.wire import exits
 from madang.wire.session import SessionStatus
@@ -30,10 +31,10 @@ pytestmark = [
 ]
 
 USER = 54321
-COUNT = "i=0; while [ $i -lt 1000 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
+COUNT = "i=0; while [ $i -lt 100000 ]; do echo $i; i=$((i+1)); sleep 0.05; done"
 
 
-def gone(pid: int, within_s: float = 20.0) -> bool:
+def gone(pid: int, within_s: float = PATIENCE_S) -> bool:
     """Whether the process ends in time."""
     try:
         fd = os.pidfd_open(pid)
@@ -68,7 +69,7 @@ def left_over(state: Path) -> list[str]:
 def failed_up(folder: Path, *arguments: str) -> str:
     """The words of an ``up`` that must fail."""
     process = launch(folder, *arguments)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == exits.REFUSED, out + err
     assert out == ""
     return err
@@ -185,7 +186,7 @@ def test_a_signal_stops_it_but_no_session(tmp_path: Path, signum: signal.Signals
     with platform.client() as client:
         session = counting(client)
     platform.process.send_signal(signum)
-    platform.process.communicate(timeout=30)
+    platform.process.communicate(timeout=PATIENCE_S)
     assert platform.process.returncode == 0
     assert alive_kernels(platform.state)
 
@@ -218,7 +219,7 @@ def test_a_state_folder_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 
 def test_it_goes_to_the_background_once_ready(tmp_path: Path) -> None:
     process = launch(tmp_path, "--detach")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, err
     found = re.search(r"is ready: (\S+)", out)
     assert found
@@ -258,7 +259,7 @@ def test_a_server_that_can_not_open_its_database_says_so(tmp_path: Path) -> None
     process = launch(
         tmp_path, environment={"MADANG_DATABASE_URL": "postgresql://nobody@127.0.0.1:1/none"}
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == exits.INTERNAL
     assert out == ""
     assert "database" in err.lower()
@@ -353,7 +354,7 @@ def test_the_server_alone_has_no_node_and_sessions_wait(tmp_path: Path) -> None:
             assert client.get_info().node_count == 0
     finally:
         process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
 
 

@@ -16,6 +16,7 @@ from madang.agent.launcher import registry
 from madang.agent.launcher.processes import ProcessId
 from madang.client import Client
 from madang.testing.books import check_books
+from madang.testing.patience import PATIENCE_S, wait_until
 from madang.testing.platform import Platform, start
 from madang.wire.errors import PlatformError, StorageFull
 from madang.wire.log import LogRecord
@@ -52,17 +53,14 @@ def text(client: Client, ref: str) -> bytes:
 
 def settled(platform: Platform) -> None:
     """Kernels of removed sessions are gone soon after."""
-    deadline = time.monotonic() + 20
-    while (found := left_over(platform.state)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert found == []
+    wait_until(lambda: left_over(platform.state), lambda left: not left)
 
 
 def test_many_in_a_row_and_at_once_leave_nothing(platform: Platform) -> None:
     def one(number: int) -> None:
         with platform.client() as client:
             session = create(client, f"echo {number}")
-            ended = client.wait_session(session.id, timeout_s=60)
+            ended = client.wait_session(session.id, timeout_s=PATIENCE_S)
             assert (ended.result, text(client, session.id)) == (Result.SUCCESS, b"%d\n" % number)
             client.remove(session.id)
 
@@ -98,7 +96,7 @@ def test_killing_our_processes_at_any_moment_loses_no_session(
                 time.sleep(0.05)
         seen = []
         for ref in made:
-            ended = client.wait_session(ref, timeout_s=60)
+            ended = client.wait_session(ref, timeout_s=PATIENCE_S)
             seen.append(ended)
             assert ended.status is SessionStatus.TERMINATED
             assert ended.ended is not None
@@ -114,7 +112,7 @@ def test_a_killed_keeper_or_init_is_told(own_platform: Platform) -> None:
     with own_platform.client() as client:
         for which in ("keeper", "init"):
             session = create(client, "echo on; sleep 1000")
-            client.wait_session(session.id, until=[SessionStatus.RUNNING], timeout_s=20)
+            client.wait_session(session.id, until=[SessionStatus.RUNNING], timeout_s=PATIENCE_S)
             while text(client, session.id) != b"on\n":
                 time.sleep(0.02)
             (folder,) = [f for n, f in registry.folders(str(own_platform.state / "kernels"))
@@ -124,7 +122,7 @@ def test_a_killed_keeper_or_init_is_told(own_platform: Platform) -> None:
             process = record.keeper if which == "keeper" else record.init
             assert process is not None
             os.kill(process.pid, 9)
-            ended = client.wait_session(session.id, timeout_s=20)
+            ended = client.wait_session(session.id, timeout_s=PATIENCE_S)
             assert ended.ended is not None
             assert ended.ended.reason in {Reason.LOST, Reason.SIGNAL}
             assert text(client, session.id) == b"on\n"
@@ -161,7 +159,7 @@ def test_a_full_disk_refuses_in_words_and_running_sessions_go_on(small_disk: Pat
     }
     with start(small_disk, environment=environment) as platform, platform.client() as client:
         running = create(client, "read x < /dev/zero; i=0; while :; do echo $i; sleep 0.05; done")
-        client.wait_session(running.id, until=[SessionStatus.RUNNING], timeout_s=20)
+        client.wait_session(running.id, until=[SessionStatus.RUNNING], timeout_s=PATIENCE_S)
         filler = small_disk / "filler"
         with filler.open("wb") as file:
             try:
@@ -172,7 +170,7 @@ def test_a_full_disk_refuses_in_words_and_running_sessions_go_on(small_disk: Pat
                 pass
         try:
             session = create(client, "true")
-            ended = client.wait_session(session.id, timeout_s=30)
+            ended = client.wait_session(session.id, timeout_s=PATIENCE_S)
             assert ended.result is Result.FAILURE
             assert ended.ended is not None
             assert "disk" in ended.ended.text
@@ -182,10 +180,10 @@ def test_a_full_disk_refuses_in_words_and_running_sessions_go_on(small_disk: Pat
             pytest.fail(f"not said in words: {other!r}")
         assert client.get_session(running.id).status is SessionStatus.RUNNING
         filler.unlink()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             try:
-                again = client.wait_session(create(client, "echo fine").id, timeout_s=30)
+                again = client.wait_session(create(client, "echo fine").id, timeout_s=PATIENCE_S)
             except PlatformError:
                 time.sleep(0.2)
                 continue

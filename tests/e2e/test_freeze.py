@@ -10,6 +10,7 @@ import pytest
 
 from madang.client import Client
 from madang.client.streams import Run
+from madang.testing.patience import PATIENCE_S, wait_until
 from madang.testing.platform import Platform
 from madang.wire.errors import SessionNotRunning
 from madang.wire.log import LogRecord
@@ -30,13 +31,18 @@ print("ready", flush=True)
 for line in sys.stdin: print(n, flush=True)
 os._exit(0)
 """
-PATIENCE_S = 20.0
 
 
 def start(client: Client, *argv: str, **more: object) -> Session:
     size = SizeRequest(cpu=0.5, mem_bytes=64 << 20, time_s=more.pop("time_s", None))  # type: ignore[arg-type]
     made = client.create_session(SessionSpec(argv=argv, size=size, **more))  # type: ignore[arg-type]
     return client.wait_session(made.id, until=[SessionStatus.RUNNING], timeout_s=PATIENCE_S)
+
+
+def freeze(client: Client, ref: str) -> Session:
+    """The answer may come before a busy machine has done it."""
+    client.freeze(ref)
+    return wait_until(lambda: client.get_session(ref), lambda seen: seen.frozen_since is not None)
 
 
 def answer(run: Run) -> bytes:
@@ -58,7 +64,7 @@ def test_a_frozen_program_stands_still_and_input_wakes_it(client: Client) -> Non
     assert answer(run) == b"ready\n"
     ask(run)
 
-    frozen = client.freeze(session.name)
+    frozen = freeze(client, session.name)
     before = client.get_session(session.id)
     time.sleep(1)  # what stands still must be watched for a while
     count, took_s = ask(run)
@@ -71,11 +77,7 @@ def test_a_frozen_program_stands_still_and_input_wakes_it(client: Client) -> Non
     assert before.frozen_since == pytest.approx(frozen.frozen_since, abs=5)
     assert again > count
     assert took_s < PATIENCE_S  # how fast it is on a quiet machine: the figure ``thaw``
-    woken = client.wait_session(session.id, until=[SessionStatus.RUNNING])
-    deadline = time.monotonic() + PATIENCE_S
-    while woken.frozen_since is not None and time.monotonic() < deadline:
-        woken = client.get_session(session.id)
-    assert woken.frozen_since is None
+    wait_until(lambda: client.get_session(session.id), lambda seen: seen.frozen_since is None)
     run.close()
 
 
@@ -84,7 +86,7 @@ def test_a_counter_stands_still_while_it_is_frozen(client: Client) -> None:
     session = start(client, "sh", "-c", script)
     run = client.attach(session.id)
     answer(run)
-    client.freeze(session.id)
+    freeze(client, session.id)
 
     def written() -> list[bytes]:
         return b"".join(r.data for r in client.logs(session.id) if isinstance(r, LogRecord)).split()
@@ -96,9 +98,7 @@ def test_a_counter_stands_still_while_it_is_frozen(client: Client) -> None:
     time.sleep(1)  # a hundred lines, if it ran
     second = written()
     client.thaw(session.id)
-    deadline = time.monotonic() + PATIENCE_S
-    while len(written()) < len(second) + 20:
-        assert time.monotonic() < deadline
+    wait_until(written, lambda lines: len(lines) >= len(second) + 20)
     run.close()
 
     assert second == first
@@ -129,14 +129,10 @@ def test_frozen_sessions_outlive_kills_of_server_and_launcher(
     session = start(
         client, "sh", "-c", "echo ready; while read l; do echo got $l; done", stdin=True
     )
-    since = client.freeze(session.id).frozen_since
-    assert since is not None
+    since = freeze(client, session.id).frozen_since
     for victim in ("launcher", "server"):
         platform.kill(victim)
-        deadline = time.monotonic() + PATIENCE_S
-        while not client.is_healthy():
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(client.is_healthy)
         assert client.get_session(session.id).frozen_since == since
 
     run = client.attach(session.id)

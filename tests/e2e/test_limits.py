@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from madang.client import Client
+from madang.testing.patience import PATIENCE_S
 from madang.testing.platform import Platform
 from madang.wire.errors import LimitExceeded, NotFound
 from madang.wire.limits import LimitsDraft
@@ -31,9 +32,8 @@ after = "2s"
 [[idle]]
 kind = "cpu"
 after = "2s"
-below = "0.1"
+below = "0.02"
 """
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -119,6 +119,7 @@ def test_the_busy_and_the_protected_go_on(platform: Platform, limited: Client) -
     )
     rests = limited.create_session(SessionSpec(argv=("sleep", "600"), size=SMALL))
     kept = limited.create_session(SessionSpec(argv=("sleep", "600"), size=SMALL))
+    limited.protect(kept.id, for_s=60)
     limited.wait_session(kept.id, until=[SessionStatus.RUNNING], timeout_s=PATIENCE_S)
     told = done(platform.madang("protect", kept.name, "--for", "30m"))
     assert told.startswith(f"{kept.name} is protected until ")

@@ -12,6 +12,7 @@ import pytest
 
 from madang.client import Client
 from madang.testing import world as places
+from madang.testing.patience import PATIENCE_S, wait_until
 from madang.testing.platform import Platform, start
 from madang.testing.world import World, open_world
 from madang.wire.network import NetworkMode, NetworkUse
@@ -92,10 +93,9 @@ def test_a_running_session_tells_what_was_refused(client: Client) -> None:
     with client.run(
         [*PYTHON[:-1], GET + "import time; time.sleep(1000)", places.OTHER], allow=["a.example"]
     ) as run:
-        late = time.monotonic() + 30
-        while not (use := use_of(client.get_session(run.session.id))).refused:
-            assert time.monotonic() < late
-            time.sleep(0.1)
+        use = wait_until(
+            lambda: use_of(client.get_session(run.session.id)), lambda seen: seen.refused
+        )
         assert [r.target for r in use.refused] == [f"{places.OTHER}:80/tcp"]
         client.stop(run.session.id, grace_s=0)
 
@@ -145,7 +145,7 @@ def test_a_network_outlives_a_restart_of_everything(platform: Platform, client: 
         run.session  # noqa: B018
         platform.kill("launcher")
         platform.kill("server")
-        late = time.monotonic() + 60
+        late = time.monotonic() + PATIENCE_S
         while True:
             try:
                 done = platform.madang("exec", "keeps", "--", *PYTHON, "other.example")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from madang.agent.launcher.offers import find
 from madang.client import Client
 from madang.testing.platform import Platform
 from madang.wire.policies import PolicyDraft
@@ -88,6 +89,33 @@ def test_a_policy_of_one_machine_counts_there(platform: Platform, tmp_path: Path
     said(platform.madang("policy", "apply", file, "--node", name))
     assert said(platform.madang("run", *TRY)) == "18\n"
     assert f"node:{name}" in said(platform.madang("policy", "show"))
+
+
+@pytest.mark.skipif(bool(find("crun")[1]), reason=find("crun")[1] or "it is there")
+@pytest.mark.usefixtures("no_policy")
+def test_a_rule_that_no_machine_keeps_is_refused_when_it_is_asked_for(
+    platform: Platform, client: Client, tmp_path: Path
+) -> None:
+    own = write(tmp_path, "own.toml", "version = 1\n\n[[files]]\ndeny = ['/etc/hostname']\n")
+    by_crun = ("--runtime", "crun", "--policy", own, *TRY)
+    assert "files" not in client.list_nodes()[0].facts["keeps.crun"]
+
+    for more in ((), ("--dry-run",)):
+        done = platform.madang("run", *more, *by_crun)
+        assert done.returncode not in {0, 1}
+        assert "session line 3 can't be kept by runtime crun: no machine of group" in done.stderr
+        assert "policy.unkept" in done.stderr
+    assert not list(client.list_sessions(ended=True)), "nothing was made"
+
+    group = client.get_group("default")
+    accepts = f'{group.text}\naccept_unenforced = ["files"]\n'
+    changed = client.put_group("default", accepts, version=group.version)
+    try:
+        assert said(platform.madang("run", "--name", "accepted", *by_crun)) == "0\n"
+        warnings = client.get_session("accepted").warnings
+        assert any("session line 3 is not kept" in each for each in warnings), warnings
+    finally:
+        client.put_group("default", group.text, version=changed.version)
 
 
 def test_a_killed_program_is_told_why(platform: Platform, tmp_path: Path) -> None:

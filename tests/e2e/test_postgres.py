@@ -11,6 +11,7 @@ import pytest
 
 from madang.client import Client
 from madang.testing.database import PostgresCluster, postgres_cluster
+from madang.testing.patience import PATIENCE_S
 from madang.testing.platform import Platform, start
 from madang.wire.errors import PlatformError
 from madang.wire.log import LogRecord
@@ -48,11 +49,11 @@ def platform(cluster: PostgresCluster, tmp_path: Path) -> Iterator[Platform]:
 
 def counting(client: Client) -> Session:
     session = client.create_session(SessionSpec(argv=("sh", "-c", COUNT), size=SIZE))
-    return client.wait_session(session.id, until=[SessionStatus.RUNNING], timeout_s=20)
+    return client.wait_session(session.id, until=[SessionStatus.RUNNING], timeout_s=PATIENCE_S)
 
 
 def assert_counted(client: Client, session: Session) -> None:
-    ended = client.wait_session(session.id, timeout_s=40)
+    ended = client.wait_session(session.id, timeout_s=PATIENCE_S)
     assert ended.result is Result.SUCCESS, ended
     records = client.logs(session.id)
     output = b"".join(r.data for r in records if isinstance(r, LogRecord))

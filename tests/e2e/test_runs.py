@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from madang.client import Client
+from madang.testing.patience import PATIENCE_S, wait_until
 from madang.testing.platform import MADANG, Platform
 from madang.wire.errors import (
     Conflict,
@@ -147,7 +148,7 @@ def test_a_run_that_is_refused_fails_at_once_and_a_closed_one_goes_on(client: Cl
     run.close()
     with pytest.raises(Conflict):
         run.wait()
-    ended = client.wait_session(run.session.id, timeout_s=20)
+    ended = client.wait_session(run.session.id, timeout_s=PATIENCE_S)
     assert (ended.result, output(client, ended.id, Stream.STDOUT)) == (Result.SUCCESS, b"done\n")
 
 
@@ -169,15 +170,17 @@ def test_who_does_not_fit_now_waits_and_says_for_what(client: Client) -> None:
     most = node.capacity.mem_bytes
     size = SizeRequest(cpu=0.1, mem_bytes=int(most * 0.7))
     first = client.create_session(SessionSpec(argv=("sleep", "100"), size=size))
-    client.wait_session(first.id, until=[SessionStatus.RUNNING], timeout_s=20)
+    client.wait_session(first.id, until=[SessionStatus.RUNNING], timeout_s=PATIENCE_S)
     second = client.create_session(SessionSpec(argv=("true",), size=size))
-    waiting = client.wait_session(second.id, until=[SessionStatus.RUNNING], timeout_s=0.3)
+    waiting = wait_until(
+        lambda: client.get_session(second.id),
+        lambda seen: seen.pending is not None and seen.pending.code == "capacity.mem",
+    )
     assert waiting.status is SessionStatus.PENDING
     assert waiting.pending is not None
-    assert waiting.pending.code == "capacity.mem"
     assert first.name in waiting.pending.text
     client.stop(first.id, grace_s=0)
-    ended = client.wait_session(second.id, timeout_s=20)
+    ended = client.wait_session(second.id, timeout_s=PATIENCE_S)
     assert (ended.status, ended.result) == (SessionStatus.TERMINATED, Result.SUCCESS)
 
 
@@ -240,7 +243,7 @@ def test_a_flood_of_output_is_bounded_and_the_gap_is_said(client: Client) -> Non
     size = SizeRequest(cpu=1, mem_bytes=64 << 20)
     session = client.create_session(SessionSpec(argv=("python3", "-c", script), size=size))
     # Nobody reads: the program must end all the same.
-    ended = client.wait_session(session.id, timeout_s=60)
+    ended = client.wait_session(session.id, timeout_s=PATIENCE_S)
     assert ended.result is Result.SUCCESS
     kept = output(client, ended.id, Stream.STDOUT)
     assert kept.endswith(b"END")
@@ -251,7 +254,7 @@ def test_a_flood_of_output_is_bounded_and_the_gap_is_said(client: Client) -> Non
 def test_an_idle_session_takes_execs_files_and_a_stop(client: Client, tmp_path: Path) -> None:
     size = SizeRequest(cpu=0.1, mem_bytes=64 << 20)
     name = client.create_session(SessionSpec(size=size)).name
-    client.wait_session(name, until=[SessionStatus.RUNNING], timeout_s=20)
+    client.wait_session(name, until=[SessionStatus.RUNNING], timeout_s=PATIENCE_S)
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a b\n.txt").write_bytes(b"\0content")
     client.put(name, [str(tmp_path / "in")], "/work")
@@ -262,7 +265,7 @@ def test_an_idle_session_takes_execs_files_and_a_stop(client: Client, tmp_path: 
     with pytest.raises(Conflict):
         client.remove(name)
     client.stop(name)
-    ended = client.wait_session(name, timeout_s=20)
+    ended = client.wait_session(name, timeout_s=PATIENCE_S)
     assert ended.ended is not None
     assert ended.ended.reason is Reason.USER
     assert client.read_file(name, "/work/in/a b\n.txt") == b"\0content"

@@ -11,6 +11,7 @@ from madang.kit.broadcast import Broadcast
 from madang.kit.loop import Loop
 from madang.kit.tasks import TaskSet
 from madang.testing.clock import FakeClock, settle
+from madang.testing.patience import PATIENCE_S
 
 
 async def test_closing_ends_all_tasks_and_waits_for_them() -> None:
@@ -144,5 +145,5 @@ async def test_a_loop_ends_even_if_its_clean_up_fails() -> None:
     loop.start()
     await settle()
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(PATIENCE_S):
         await loop.stop()

@@ -16,7 +16,7 @@ import logging
 import os
 import re
 import socket
-from collections.abc import AsyncGenerator, Callable, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -26,6 +26,7 @@ from madang.agent.layers import LayerStore, Staged, byte_compile, remove_tree
 from madang.agent.proxy import Proxy, ProxySettings
 from madang.agent.registry import Registry
 from madang.agent.runtime.contract import Runtime
+from madang.agent.tarreader import CHUNK
 from madang.kit import codec
 from madang.kit.clock import Clock
 from madang.wire.errors import (
@@ -35,9 +36,9 @@ from madang.wire.errors import (
     PlatformError,
     RuntimeFailed,
 )
-from madang.wire.image import BUILD_MANIFEST, BuildManifest, Layer
-from madang.wire.kernel import OUTPUT_DIR, KernelId, KernelSpec
-from madang.wire.session import Ended, Reason
+from madang.wire.image import BUILD_MANIFEST, BuildManifest, ImageKind, Layer
+from madang.wire.kernel import OUTPUT_DIR, PROXY_PORT, TOOLS_DIR, KernelId, KernelSpec
+from madang.wire.session import Ended, Reason, RootMode
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,8 @@ MAX_TEXT: Final = 4 * 1024 * 1024
 NOT_TAKEN: Final = 74
 """Exit code of a build whose layers could not be taken over."""
 _PYTHON: Final = re.compile(r"3\.[0-9]{1,2}")
+_CERTIFICATES: Final = ("SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS", "CURL_CA_BUNDLE", "PIP_CERT")
+"""Variables of programs that look for authorities to trust."""
 _KEY: Final = re.compile(r"[0-9a-f]{64}")
 
 Reader = Callable[[KernelId, str], AsyncGenerator[bytes, None]]
@@ -72,6 +75,10 @@ class BuildHook(Protocol):
 
     async def open(self) -> None:
         """Put our tools in place, sweep what a crash left. Before any other call."""
+        ...
+
+    def environment(self) -> Mapping[str, str]:
+        """For programs of a build that finds no interpreter of ours to ask for its orders."""
         ...
 
     async def before_start(self, kernel: KernelId, spec: KernelSpec) -> None:
@@ -134,14 +141,23 @@ class Builds:
 
     async def open(self) -> None:
         await asyncio.to_thread(self._store.open)
+        certificates = self._registry.certificates
         try:
-            await asyncio.to_thread(tools.install, self._tools)
+            await asyncio.to_thread(tools.install, self._tools, certificates)
         except OSError as exc:  # a full disk, no uv: all but builds works
             log.warning("build tools not installed", extra={"error": str(exc)})
 
     async def close(self) -> None:
         for kernel in list(self._proxies):
             await self._close_proxy(kernel)
+
+    def environment(self) -> Mapping[str, str]:
+        found = {name: value.reveal() for name, value in self._registry.environment.items()}
+        proxy = f"http://127.0.0.1:{PROXY_PORT}"
+        found |= dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy)
+        if self._registry.certificates:
+            found |= dict.fromkeys(_CERTIFICATES, f"{TOOLS_DIR}/{tools.CERTIFICATES}")
+        return found
 
     def layers(self) -> tuple[str, ...]:
         """Digests of all layers on the node, as ``Hello.layers`` tells them."""
@@ -152,10 +168,13 @@ class Builds:
             return
         known = await asyncio.to_thread(self._store.known, spec.owner)
         self._told[kernel] = frozenset(layer.digest for layer in known.values())
+        offers = spec.image.offers
+        registry = self._registry
         proxy = Proxy(
             os.path.join(self._service_dir(kernel), PROXY_SOCKET),
-            self._orders(known),
-            ProxySettings(hosts=self._registry.hosts, upstream=self._registry.upstream),
+            self._orders(known, offers),
+            ProxySettings(hosts=registry.hosts, upstream=registry.upstream),
+            layers={digest: self._store.path(digest) for digest in offers},
         )
         try:
             await proxy.open()
@@ -163,7 +182,7 @@ class Builds:
             raise RuntimeFailed(f"the build's registry proxy can't be opened: {exc}") from exc
         self._proxies[kernel] = proxy
 
-    def _orders(self, known: dict[str, Layer]) -> bytes:
+    def _orders(self, known: dict[str, Layer], offers: tuple[str, ...]) -> bytes:
         """What the build script asks for first; never on disk, for its passwords."""
         registry = self._registry
         orders = {
@@ -171,11 +190,16 @@ class Builds:
             "secrets": [secret.reveal() for secret in registry.secrets],
             "certificates": registry.certificates,
             "layers": codec.to_builtins(known),
+            "offers": list(offers),
+            "registries": {place.host: place.told() for place in registry.places},
         }
         return json.dumps(orders).encode()
 
     async def after_end(self, kernel: KernelId, spec: KernelSpec, ended: Ended) -> Ended:
         await self._close_proxy(kernel)
+        if spec.root is not RootMode.READ_ONLY:  # The manager asks for what it changed.
+            self._told.pop(kernel, None)
+            return ended
         if ended.reason is not Reason.EXIT or ended.exit_code != 0:
             self._told.pop(kernel, None)
             return ended
@@ -215,10 +239,11 @@ class Builds:
         try:
             for layer in manifest.layers:
                 if not store.has(layer.digest):
-                    one = await self._stage(kernel, layer.digest, left)
+                    one = await self._stage(kernel, layer.digest, left, manifest.kind)
                     staged.append(one)
                     left -= one.size_bytes
-                    await byte_compile(one.path, manifest.python)
+                    if manifest.kind is ImageKind.LAYERS:
+                        await byte_compile(one.path, manifest.python)
             await asyncio.to_thread(store.commit, tuple(staged))
         finally:
             for path in (one.path for one in staged if os.path.lexists(one.path)):
@@ -238,14 +263,16 @@ class Builds:
                     raise BuildFailed(f"{name} is larger than {MAX_TEXT} bytes")
         return bytes(data)
 
-    async def _stage(self, kernel: KernelId, digest: str, limit_bytes: int) -> Staged:
+    async def _stage(
+        self, kernel: KernelId, digest: str, limit_bytes: int, kind: ImageKind
+    ) -> Staged:
         """Unpack one archive in a thread, fed through a socket; closing it ends the thread."""
         ours, theirs = socket.socketpair()
         ours.setblocking(False)
         path = f"{OUTPUT_DIR}/layers/{digest}.tar"
         poured, staged = await asyncio.gather(
             self._pour(kernel, path, ours),
-            asyncio.to_thread(self._unpack, digest, theirs, limit_bytes),
+            asyncio.to_thread(self._unpack, digest, theirs, limit_bytes, kind),
             return_exceptions=True,
         )
         if isinstance(poured, BaseException):
@@ -266,15 +293,22 @@ class Builds:
                     except (BrokenPipeError, ConnectionResetError):
                         return  # the unpacker has stopped; it says why
 
-    def _unpack(self, digest: str, source: socket.socket, limit_bytes: int) -> Staged:
-        with source, source.makefile("rb") as archive:
+    def _unpack(
+        self, digest: str, source: socket.socket, limit_bytes: int, kind: ImageKind
+    ) -> Staged:
+        with source, source.makefile("rb", buffering=CHUNK) as archive:
+            if kind is ImageKind.ROOT:
+                return self._store.stage_root(cast(BinaryIO, archive), limit_bytes, digest)
             return self._store.stage(digest, cast(BinaryIO, archive), limit_bytes)
 
 
 def _check(manifest: BuildManifest) -> None:
-    if not _PYTHON.fullmatch(manifest.python) or not 0 < len(manifest.layers) <= MAX_LAYERS:
+    if manifest.kind not in {ImageKind.LAYERS, ImageKind.ROOT}:
+        raise BuildFailed(f"no build makes an image of kind {manifest.kind}")
+    good = manifest.kind is ImageKind.ROOT or _PYTHON.fullmatch(manifest.python)
+    if not good or not 0 < len(manifest.layers) <= MAX_LAYERS:
         text = f"{len(manifest.layers)} layers for Python {manifest.python[:20]!r}"
-        raise BuildFailed(f"{text} are no image; it can have {MAX_LAYERS} packages")
+        raise BuildFailed(f"{text} are no image; it can have {MAX_LAYERS} of them")
     for layer in manifest.layers:
         if max(len(layer.name), len(layer.version)) > 200 or layer.size_bytes < 0:
             raise BuildFailed("the build's manifest is damaged")

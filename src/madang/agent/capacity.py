@@ -8,6 +8,7 @@ from typing import Final
 from madang.agent.runtime.contract import RuntimeFacts
 from madang.agent.settings import AgentSettings
 from madang.wire.kernel import Capacity
+from madang.wire.policy_kept import ACCEPTED, KEEPS_FACT, UNKEPT_FACT
 
 _PIDS_FOR_US: Final = 2048
 
@@ -46,10 +47,12 @@ def facts_as_text(facts: RuntimeFacts) -> dict[str, str]:
         "runtime": runtimes[0],
         "runtimes": ", ".join(runtimes),
         "networks": ", ".join(facts.networks),
-        "keeps": ", ".join(facts.keeps),
         "rootless": "yes" if facts.rootless else "no",
         "arch": os.uname().machine,
     }
+    texts |= {KEEPS_FACT + name: ", ".join(facts.keeps.get(name, ())) for name in runtimes}
+    if facts.accepts_unkept:
+        texts[UNKEPT_FACT] = ACCEPTED
     return texts
 
 

@@ -147,6 +147,13 @@ async def read_tar(sock: socket.socket, path: str) -> AsyncGenerator[bytes, None
             yield frame[1]
 
 
+async def read_changes(sock: socket.socket) -> AsyncGenerator[bytes, None]:
+    """A layer as a tar stream; *sock* is that of ``Runtime.changes``."""
+    async with _request(sock, "changes", "") as worker:
+        while (frame := await worker.receive())[0] != Frame.DONE:
+            yield frame[1]
+
+
 async def write_tar(sock: socket.socket, path: str, chunks: AsyncIterator[bytes]) -> FilesWritten:
     """Unpack a tar stream below *path*, each file replaced atomically."""
     async with _request(sock, "untar", path) as worker:

@@ -39,7 +39,16 @@ from madang.wire.errors import (
     SessionNotRunning,
     StorageFull,
 )
-from madang.wire.kernel import Activity, Assignment, Guarded, KernelReport, KernelState, Wanted
+from madang.wire.image import ImageKind
+from madang.wire.kernel import (
+    Activity,
+    Assignment,
+    Guarded,
+    KernelReport,
+    KernelSpec,
+    KernelState,
+    Wanted,
+)
 from madang.wire.link import BlobSource
 from madang.wire.session import Ended, Reason, Usage
 from madang.wire.size import format_bytes
@@ -350,7 +359,7 @@ class Kernel:
             self._reached = True
             ready = None if self._needs_nothing() else await self._make_ready(timings)
             asked = self.assignment
-            spec = await self._around.names.filled(asked.spec)
+            spec = self._equipped(await self._around.names.filled(asked.spec))
             if self._next() is not Step.START:
                 return
             first, self._was_asked = not self._was_asked, True
@@ -404,6 +413,13 @@ class Kernel:
         assert self.assignment is not None
         spec = self.assignment.spec
         return spec.workspace is None and not spec.build
+
+    def _equipped(self, spec: KernelSpec) -> KernelSpec:
+        """With what a build in a root of its own takes from its environment."""
+        hook = self._around.hook
+        if not spec.build or hook is None or spec.image.kind != ImageKind.ROOT:
+            return spec
+        return replace(spec, env={**hook.environment(), **spec.env})
 
     async def _make_ready(self, timings: dict[str, float]) -> Prepared:
         assert self.assignment is not None

@@ -22,6 +22,8 @@ from typing import BinaryIO, Final
 
 from madang.agent.buildscript import compile as compiler
 from madang.agent.buildscript import tree
+from madang.agent.rootlayers import RootUnpacker
+from madang.agent.tarreader import MAX_FILES, TarReader
 from madang.kit import codec
 from madang.kit.clock import Clock
 from madang.wire.errors import BuildFailed, InvalidRequest
@@ -30,10 +32,7 @@ from madang.wire.image import Layer
 log = logging.getLogger(__name__)
 
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
-BLOCK: Final = 512
-CHUNK: Final = 1024 * 1024
 MAX_PATH: Final = 1024
-MAX_FILES: Final = 500_000
 YOUNG_S: Final = 900.0
 """A layer used by a build is kept this long, until the manager's list names it."""
 HOST_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -50,6 +49,8 @@ class Staged:
     digest: str
     path: str
     size_bytes: int
+    root: bool = False
+    """A layer of a root file system, which has its modes already."""
 
 
 class LayerStore:
@@ -97,9 +98,24 @@ class LayerStore:
             raise
         return Staged(digest=digest, path=part, size_bytes=size)
 
+    def stage_root(self, archive: BinaryIO, limit_bytes: int, digest: str | None = None) -> Staged:
+        """Unpack a layer of a root file system (see ``buildscript.rootlayer``).
+
+        *digest*: what it must have. Raises BuildFailed, or OSError as it is.
+        """
+        part = tempfile.mkdtemp(prefix=_PART, dir=self._root)
+        try:
+            found, size = RootUnpacker(archive, part, limit_bytes).run()
+            if digest not in {None, found}:
+                raise BuildFailed(f"layer {str(digest)[:12]} has other content than it says")
+        except BaseException:
+            remove_tree(part)
+            raise
+        return Staged(digest=found, path=part, size_bytes=size, root=True)
+
     def commit(self, staged: Collection[Staged]) -> None:
         """Move complete layers into place, after all their data is on disk."""
-        for one in staged:
+        for one in (one for one in staged if not one.root):
             _seal(one.path)
         os.sync()
         now = self._clock.now()
@@ -151,44 +167,20 @@ class LayerStore:
         return os.path.join(self._root, _KEYS, f"{name}.json")
 
 
-class _Unpacker:
+class _Unpacker(TarReader):
     """Reads the tar dialect that ``tree.pack`` writes into an empty folder of ours."""
 
     def __init__(self, archive: BinaryIO, root: str, limit_bytes: int) -> None:
-        self._archive = archive
+        super().__init__(archive, limit_bytes, max_name=MAX_PATH)
         self._root = os.fsencode(root)
-        self._left = limit_bytes
         self._seen: dict[bytes, bytes] = {b"": b"dir"}
         self._lines: list[bytes] = []
-        self._size = 0
 
     def run(self) -> tuple[str, int]:
         """Digest and bytes of all files."""
-        try:
-            while (info := self._next()) is not None:
-                self._add(info)
-        except tarfile.TarError as exc:
-            raise BuildFailed(f"a layer's archive is damaged: {exc}") from exc
-        while padding := self._archive.read(CHUNK):
-            self._spend(len(padding))  # the writer waits for us to take it
-        return tree.digest(self._lines), self._size
-
-    def _next(self) -> tarfile.TarInfo | None:
-        """The next entry, with long names put in."""
-        long: dict[bytes, str] = {}
-        while True:
-            header = self._read(BLOCK)
-            if not header.strip(b"\0"):
-                return None
-            info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-            if info.type not in {tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK}:
-                info.name = long.get(tarfile.GNUTYPE_LONGNAME, info.name)
-                info.linkname = long.get(tarfile.GNUTYPE_LONGLINK, info.linkname)
-                return info
-            if not 0 < info.size <= MAX_PATH + 1:
-                raise BuildFailed("a layer's archive has a name that is too long")
-            data = self._read(-(-info.size // BLOCK) * BLOCK)[: info.size]
-            long[info.type] = os.fsdecode(data.rstrip(b"\0"))
+        for info in self.entries():
+            self._add(info)
+        return tree.digest(self._lines), self.size_bytes
 
     def _add(self, info: tarfile.TarInfo) -> None:
         path = os.fsencode(info.name).rstrip(b"/")
@@ -206,7 +198,9 @@ class _Unpacker:
             self._lines.append(tree.line(path, kind, hashlib.sha256(target).hexdigest()))
         elif info.type == tarfile.REGTYPE and info.size >= 0:
             kind = b"755" if info.mode & 0o100 else b"644"
-            content = self._copy(full, info.size, int(kind, 8))
+            with open(full, "xb") as file:
+                content = self.copy(file, info.size)
+                os.fchmod(file.fileno(), int(kind, 8))
             self._lines.append(tree.line(path, kind, content))
         else:
             raise BuildFailed(f"{info.name!r} is neither a file, a folder nor a link")
@@ -222,33 +216,6 @@ class _Unpacker:
             raise BuildFailed(f"{name!r} comes twice, or its folder is none")
         if len(self._seen) > MAX_FILES:
             raise BuildFailed(f"a layer has more than {MAX_FILES} files")
-
-    def _copy(self, target: bytes, size: int, mode: int) -> str:
-        """Write one file; the SHA-256 of its bytes."""
-        self._spend(size)
-        sha256 = hashlib.sha256()
-        with open(target, "xb") as file:
-            left = size
-            while left:
-                data = self._read(min(left, CHUNK))
-                sha256.update(data)
-                file.write(data)
-                left -= len(data)
-            os.fchmod(file.fileno(), mode)
-        self._read(-size % BLOCK)
-        self._size += size
-        return sha256.hexdigest()
-
-    def _spend(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
-            raise BuildFailed("the layers are larger than the build's disk")
-
-    def _read(self, size: int) -> bytes:
-        data = self._archive.read(size)
-        if len(data) < size:
-            raise BuildFailed("a layer's archive ends in the middle")
-        return data
 
 
 async def byte_compile(root: str, version: str) -> bool:

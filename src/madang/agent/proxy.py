@@ -4,7 +4,8 @@ CONNECT (for TLS) and absolute-form ``http`` GET and HEAD, nothing else. The pro
 itself and connects to the very address that it has checked: loopback, private, link-local,
 multicast and other special addresses are refused, and the machine's own, so that a build reaches
 neither the machine nor its network. Exempt are the hosts that the operator named as indexes.
-``GET /build`` answers with the build's orders (see ``agent.build``).
+``GET /build`` answers with the build's orders (see ``agent.build``), ``GET /layer/DIGEST`` with the
+tar of a layer that it may read.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ import contextlib
 import ipaddress
 import os
 import socket
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from types import MappingProxyType
+from typing import BinaryIO, Final, cast
 from urllib.parse import urlsplit
 
+from madang.agent.buildscript import rootlayer
 from madang.agent.registry import Upstream
 from madang.wire.size import GIB
 
 MAX_HEAD: Final = 32 * 1024
 CHUNK: Final = 64 * 1024
+LAYER: Final = "/layer/"
+LAYER_CHUNK: Final = 256 * 1024
 PUBLIC_PORTS: Final = frozenset({80, 443})
 
 
@@ -61,8 +67,17 @@ class _Request:
 class Proxy:
     """One build's."""
 
-    def __init__(self, path: str, orders: bytes, settings: ProxySettings) -> None:
+    def __init__(
+        self,
+        path: str,
+        orders: bytes,
+        settings: ProxySettings,
+        *,
+        layers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """*layers*: folders of those that the build may read, by digest."""
         self._path: Final = path
+        self._layers: Final = layers
         self._orders: Final = orders
         self._settings: Final = settings
         self._left = settings.bytes
@@ -118,6 +133,8 @@ class Proxy:
                 request = await _read_head(reader)
             if (request.method, request.target) == ("GET", "/build"):
                 writer.write(_answer("200 OK", self._orders))
+            elif request.method == "GET" and request.target.startswith(LAYER):
+                await self._layer(request.target.removeprefix(LAYER), writer)
             elif request.method == "CONNECT":
                 await self._tunnel(request, reader, writer)
             elif request.method in {"GET", "HEAD"}:
@@ -127,6 +144,25 @@ class Proxy:
         except Refused as exc:
             writer.write(_answer(exc.status, f"madang: {exc}\n".encode()))
         await writer.drain()
+
+    async def _layer(self, digest: str, writer: asyncio.StreamWriter) -> None:
+        """Its tar, until the connection closes; one that breaks off is not whole."""
+        folder = self._layers.get(digest)
+        if folder is None or not os.path.isdir(folder):
+            raise Refused("404 Not Found", "this build is offered no such layer")
+        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n")
+        ours, theirs = socket.socketpair()
+        reader, pipe = await asyncio.open_connection(sock=ours)
+        packed = asyncio.create_task(asyncio.to_thread(_pack, folder, theirs))
+        try:
+            while data := await reader.read(LAYER_CHUNK):
+                writer.write(b"%x\r\n%b\r\n" % (len(data), data))
+                await writer.drain()
+            await packed
+            writer.write(b"0\r\n\r\n")
+        finally:
+            pipe.close()  # the thread ends by it
+            await asyncio.gather(packed, return_exceptions=True)
 
     async def _tunnel(
         self, request: _Request, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -214,6 +250,11 @@ class Proxy:
             await target.drain()
         if target.can_write_eof():
             target.write_eof()
+
+
+def _pack(folder: str, target: socket.socket) -> None:
+    with target, target.makefile("wb", buffering=LAYER_CHUNK) as file:
+        rootlayer.write(folder, cast(BinaryIO, file))
 
 
 async def _connect_through(

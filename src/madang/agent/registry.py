@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote, urlsplit
 
+from madang.agent import debian
+from madang.agent.imageregistries import ImageRegistry
 from madang.kit.secret import Secret
 
 PASSED: Final = (
@@ -60,9 +62,11 @@ class Registry:
     """The site's own proxy, if indexes are reached through it."""
     certificates: str = field(default="", repr=False)
     """Authorities to trust (PEM); empty: those that uv brings."""
+    places: tuple[ImageRegistry, ...] = ()
+    """Image registries that were set up."""
 
 
-def registry(environment: Mapping[str, str]) -> Registry:
+def registry(environment: Mapping[str, str], places: tuple[ImageRegistry, ...] = ()) -> Registry:
     """From the server's own *environment* and the pip configuration that it leads to."""
     pip = _pip_config(environment)
     default = (
@@ -75,16 +79,21 @@ def registry(environment: Mapping[str, str]) -> Registry:
         filter(None, (environment.get("UV_INDEX"), environment.get("UV_EXTRA_INDEX_URL")))
     ) or (environment.get("PIP_EXTRA_INDEX_URL") or pip.get("extra-index-url", ""))
     defaults, extras = _remote(default.split()[:1]), _remote(extra.split())
+    debian_mirror = debian.mirror(environment)
     chosen = {
+        debian.VARIABLE: debian_mirror,
+        "NPM_CONFIG_REGISTRY": environment.get("NPM_CONFIG_REGISTRY", ""),
         "UV_DEFAULT_INDEX": " ".join(defaults),
         "UV_INDEX": " ".join(extras),
         **{name: value for name, value in environment.items() if _is_passed(name)},
     }
     urls = [_address(index) for index in (*defaults, *extras)]
+    urls += filter(None, (debian_mirror, chosen["NPM_CONFIG_REGISTRY"]))
     return Registry(
         environment={name: Secret(value) for name, value in chosen.items() if value},
-        hosts=frozenset(_host(url) for url in urls),
+        hosts=frozenset(_host(url) for url in urls).union(*(place.hosts() for place in places)),
         secrets=tuple(_passwords(urls, environment)),
+        places=places,
         upstream=_upstream(environment),
         certificates=_certificates(environment, pip),
     )

@@ -22,10 +22,12 @@ from madang.agent.host import HostMeter
 from madang.agent.journal import Journal, Record, boot_id, ensure_folder
 from madang.agent.keepers import Keepers, SocketKeepers
 from madang.agent.kernel import Kernel, Surroundings, found_record, new_record
+from madang.agent.layers import LayerStore
 from madang.agent.meter import Meter
 from madang.agent.names import Names
 from madang.agent.reconcile import Phase
 from madang.agent.runtime.contract import Found, Runtime, RuntimeFacts
+from madang.agent.saving import Saver
 from madang.agent.settings import AgentSettings
 from madang.agent.streams import Streams
 from madang.agent.warmth import WarmMeter
@@ -78,7 +80,8 @@ class Agent:
         self._names = Names(clock, self._kernels.values)
         self._host = HostMeter()
         self._warm = WarmMeter(runtime, clock, settings.heartbeat_s)
-        self._streams = Streams(self._find, runtime, self._keepers, clock, self._tasks)
+        saver = Saver(runtime, LayerStore(settings.layers, clock))
+        self._streams = Streams(self._find, runtime, self._keepers, clock, self._tasks, saver)
 
     @property
     def kernels(self) -> Mapping[KernelId, Kernel]:
@@ -292,7 +295,8 @@ class Agent:
         wanted = set(keep)
         for kernel in self._kernels.values():
             if kernel.assignment is not None:
-                wanted.update(kernel.assignment.spec.image.layers)
+                image = kernel.assignment.spec.image
+                wanted.update(image.layers, image.offers)
         self._tasks.spawn(self._hook.collect(wanted), "collect layers")
 
     def _meet(self, found: Found) -> None:

@@ -18,6 +18,7 @@ from madang.agent.logs import LOG, LogReader, find_start
 from madang.agent.reconcile import Phase
 from madang.agent.refusals import Key, Reading, key_of, read_refusals
 from madang.agent.runtime.contract import Runtime
+from madang.agent.saving import Saver
 from madang.agent.watch import Watch, read_ended
 from madang.kit.clock import Clock
 from madang.kit.ids import new_id
@@ -37,6 +38,7 @@ from madang.wire.link import (
     ReadLog,
     ReadRefusals,
     Resize,
+    SaveLayer,
     SendSignal,
     Signal,
     StartExec,
@@ -70,6 +72,7 @@ class Streams:
         keepers: Keepers,
         clock: Clock,
         tasks: TaskSet,
+        saver: Saver,
     ) -> None:
         """*find* raises LogGone for a kernel that is not on this node."""
         self._find = find
@@ -77,6 +80,7 @@ class Streams:
         self._keepers = keepers
         self._clock = clock
         self._tasks = tasks
+        self._saver = saver
         self._execs: dict[str, _ExecWatch] = {}
 
     async def serve(self, request: StreamRequest, stream: BulkStream) -> None:
@@ -115,6 +119,8 @@ class Streams:
                 await self._start_exec(kernel, request, stream)
             case SendSignal():
                 await self._signal(kernel, request)
+            case SaveLayer():
+                await stream.send(await self._saver.save(kernel.id, request.limit_bytes))
             case _:
                 await self._files(request, stream)
 

@@ -13,18 +13,26 @@ import madang
 from madang.agent import buildscript
 
 SCRIPT: Final = "build.pyz"
+CERTIFICATES: Final = "certificates.pem"
 EXECUTABLE: Final = 0o555
 _START: Final = """\
 import sys
-from madang.agent.buildscript.main import run
+from madang.agent.buildscript.words import run
 sys.exit(run(sys.argv[1:]))
 """
 
 
-def install(folder: str) -> None:
-    """Make *folder* hold this version's tools; each file is replaced at once, or left alone."""
+def install(folder: str, certificates: str = "") -> None:
+    """Make *folder* hold this version's tools; each file is replaced at once, or left alone.
+
+    *certificates*: authorities that builds shall trust (PEM).
+    """
     os.makedirs(folder, mode=0o755, exist_ok=True)
     _install_uv(folder)
+    with open(os.path.join(folder, CERTIFICATES + ".part"), "w", encoding="utf-8") as file:
+        file.write(certificates)
+    os.chmod(file.name, 0o444)
+    os.rename(file.name, os.path.join(folder, CERTIFICATES))
     script = os.path.join(folder, SCRIPT)
     part = script + ".part"
     _write_script(part)
@@ -52,13 +60,14 @@ def _install_uv(folder: str) -> None:
 
 
 def _write_script(path: str) -> None:
-    """The package ``buildscript`` under its full name; the same bytes from the same sources."""
+    """``buildscript`` and what it shares under their full names; the same bytes each time."""
     root = os.path.dirname(os.path.dirname(madang.__file__))
     base = os.path.dirname(buildscript.__file__)
     sources = [os.path.join(base, n) for n in sorted(os.listdir(base)) if n.endswith(".py")]
+    sources.append(os.path.join(root, "madang", "wire", "reference.py"))
     with zipfile.ZipFile(path, "w") as archive:
-        for name in ("madang/__init__.py", "madang/agent/__init__.py"):
-            archive.writestr(zipfile.ZipInfo(name), "")
+        for name in ("madang", "madang/agent", "madang/wire"):
+            archive.writestr(zipfile.ZipInfo(f"{name}/__init__.py"), "")
         for source in sources:
             with open(source, "rb") as file:
                 archive.writestr(zipfile.ZipInfo(os.path.relpath(source, root)), file.read())

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 
 import click
 
 from madang.cli.config import load
 from madang.cli.context import connect, json_option, print_json, print_table
-from madang.cli.follow import Follower
+from madang.cli.imagebuild import watch
+from madang.cli.imagemoves import MOVES
 from madang.cli.options import parse_labels, read_policy
-from madang.cli.phases import show_end
 from madang.cli.printable import print_error_text, printable
-from madang.cli.terminal import Notes, count
-from madang.client.sync import Client
+from madang.cli.terminal import Notes
 from madang.wire import exits
-from madang.wire.errors import BuildFailed, InvalidRequest, PlatformError
-from madang.wire.image import WARM, Image, ImageStatus
-from madang.wire.session import Result
-from madang.wire.size import format_bytes
-
-_SETTLE_S = 60.0
-"""For the server to take the layers of a finished build over."""
+from madang.wire.errors import InvalidRequest, PlatformError
+from madang.wire.image import WARM, Image, ImageKind
+from madang.wire.size import format_bytes, format_duration
 
 
 @click.group()
 def image() -> None:
-    """List, build and remove images."""
+    """List, build, fetch, save, version and remove images."""
+
+
+for _command in MOVES:
+    image.add_command(_command)
 
 
 @image.command("ls")
@@ -44,11 +44,18 @@ def list_images(as_json: bool) -> None:
             image.status.value.lower(),
             format_bytes(image.size_bytes) if image.size_bytes else "-",
             str(image.used_by),
-            ", ".join(image.requirements) or "(this machine's own system)",
+            _content(image),
         )
         for image in images
     ]
-    print_table(("NAME", "STATUS", "SIZE", "SESSIONS", "REQUIREMENTS"), rows)
+    print_table(("NAME", "STATUS", "SIZE", "SESSIONS", "CONTENT"), rows)
+
+
+def _content(image: Image) -> str:
+    """What it was made of, in a few words."""
+    if image.kind is ImageKind.HOST:
+        return "(this machine's own system)"
+    return ", ".join(image.requirements) or image.source.reference or "(a root of its own)"
 
 
 @image.command()
@@ -79,6 +86,13 @@ def _facts(image: Image) -> list[tuple[str, str]]:
         ("python", image.python),
         ("size", format_bytes(image.size_bytes) if image.size_bytes else ""),
         ("asked for", ", ".join(image.requirements)),
+        ("from", " ".join(filter(None, (image.source.reference, image.source.digest)))),
+        ("platform", image.source.platform),
+        ("runs", shlex.join((*image.config.entrypoint, *image.config.cmd))),
+        ("in", image.config.cwd),
+        ("user", image.config.user),
+        ("variables", " ".join(f"{k}={v}" for k, v in sorted(image.config.env.items()))),
+        ("follows", f"every {format_duration(image.refresh_s)}" if image.refresh_s else ""),
         ("built by", image.build or ""),
         ("made", made if image.created_at else ""),
         ("sessions", str(image.used_by)),
@@ -145,42 +159,7 @@ def build(
         if detach:
             print(session.name)
             return 0
-        try:
-            notes.line("build", f"{name} in session {session.name}; Ctrl-C cancels")
-            with client.attach(session.id) as stream:
-                follower = Follower(stream, notes, stdin=False, tty=False, stop_on_interrupt=True)
-                left = follower.follow()
-                if left is not None:
-                    return left
-                session = stream.wait()
-        except KeyboardInterrupt:  # before the follower took the signal
-            client.stop(session.id)
-            notes.line("stop", f"{session.name} is being stopped")
-            return exits.INTERRUPTED
-        if session.result is not Result.SUCCESS:
-            show_end(notes, session)
-            raise BuildFailed(
-                f"image {name} was not built; madang logs {session.name} has its log."
-            )
-        done = _settled(client, name, session.name)
-    size = format_bytes(done.size_bytes)
-    notes.line(
-        "done",
-        f"image {name}: {count(len(done.layers), 'layer')}, {size}. madang run --image {name} …",
-    )
-    return 0
-
-
-def _settled(client: Client, name: str, build: str) -> Image:
-    """The image once the server has taken it over. Raises BuildFailed."""
-    give_up = time.monotonic() + _SETTLE_S
-    while (found := client.get_image(name)).status is ImageStatus.BUILDING:
-        if time.monotonic() > give_up:
-            raise BuildFailed(f"image {name} is not ready though its build {build} ended well.")
-        time.sleep(0.05)
-    if found.status is not ImageStatus.READY:
-        raise BuildFailed(f"image {name} was not taken over; madang show {build} says more.")
-    return found
+        return watch(client, notes, session, name)
 
 
 def read_requirements(path: str) -> list[str]:

@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
+from madang.agent import imageregistries
 from madang.agent.build import Builds
 from madang.agent.registry import registry
 from madang.agent.runtime.contract import Runtime
@@ -42,7 +43,8 @@ def build(settings: Settings, clock: Clock) -> Parts:
     blobs = BlobStore(os.path.join(state, "server", "blobs"))
     manager = Manager(manager_settings(settings), blobs, clock)
     runtime = make_runtime(settings, clock)
-    hook = Builds.on(runtime, state, registry(os.environ), clock)
+    found = registry(os.environ, imageregistries.read(settings.images.registries))
+    hook = Builds.on(runtime, state, found, clock)
     agent = Agent(agent_settings(settings), runtime, blobs, clock, hook=hook)
     return Parts(blobs, manager, agent)
 
@@ -90,6 +92,7 @@ def manager_settings(settings: Settings) -> ManagerSettings:
         images=ImageSettings(
             mem_bytes=min(BUILD_MEM_BYTES, half),
             cpu=min(BUILD_CPU, os.cpu_count() or 1),
+            versions=settings.images.versions,
         ),
     )
 

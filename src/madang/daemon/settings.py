@@ -175,6 +175,17 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ImagesSettings:
+    """Where images come from and what is kept of them."""
+
+    registries: str = ""
+    """A TOML file of image registries that need a word: private addresses, ``http``, mirrors,
+    logins; see «Build and use images». Read at the start, by the server's user. Empty: none."""
+    versions: int = 3
+    """Older versions of each image that are kept to go back to."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All of it."""
 
@@ -188,3 +199,4 @@ class Settings:
     node: NodeSettings = field(default_factory=NodeSettings)
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
     network: NetworkSettings = field(default_factory=NetworkSettings)
+    images: ImagesSettings = field(default_factory=ImagesSettings)

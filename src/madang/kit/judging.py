@@ -60,6 +60,8 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def _name(part: str) -> str:
+    if not part.strip("*"):
+        return "[^/]+"
     return "[^/]*".join(map(re.escape, part.split("*")))
 
 

@@ -220,7 +220,10 @@ def file_command(
 
 def cells_command(language: Language) -> str:
     """Starts its driver, for ``/bin/sh -c``; see docs/reference/drivers.md."""
-    return f"{_guard(language)}{_folder(language.cells)}{language.cells}"
+    text = f"{_guard(language)}{_folder(language.cells)}"
+    if "$CODE_COMMAND" in language.cells:
+        text += f"CODE_COMMAND={shlex.quote(code_command(language, '')[2])}\n"
+    return text + language.cells
 
 
 def version_command(languages: Iterable[Language]) -> tuple[str, ...]:

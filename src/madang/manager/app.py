@@ -34,7 +34,7 @@ from madang.manager.fleet.api import FleetApi
 from madang.manager.fleet.loops import NodeWatch
 from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.types import FleetSettings
-from madang.manager.http import OpenCalls, build_app
+from madang.manager.http import Caller, OpenCalls, build_app
 from madang.manager.identity.api import AccountApi, LoginApi, PeopleApi
 from madang.manager.identity.loops import Doorkeeper
 from madang.manager.identity.service import (
@@ -48,9 +48,9 @@ from madang.manager.identity.service import (
 )
 from madang.manager.identity.service.journal import Journal
 from madang.manager.identity.types import IdentitySettings, Principal, Role
-from madang.manager.image.api import ImageApi
-from madang.manager.image.loops import BuildWatcher, Collector
-from madang.manager.image.service import ImageService
+from madang.manager.image.api import ImageApi, RecipeApi
+from madang.manager.image.loops import BuildWatcher, Collector, Refresher
+from madang.manager.image.service import Commits, ImageService, Recipes, Transfers, Versions
 from madang.manager.image.types import ImageSettings, Owner
 from madang.manager.jupyter.api import ContentsApi, KernelApi, KernelChannelApi
 from madang.manager.jupyter.loops import AloneWatch
@@ -87,14 +87,14 @@ from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
 from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader
-from madang.manager.session.types import Blobs, SessionSettings
+from madang.manager.session.types import Blobs, SessionRow, SessionSettings
 from madang.manager.system import SystemApi
 from madang.manager.usage.api import UsageApi
 from madang.manager.usage.service import UsageService
 from madang.wire.api import Defaults, Event, ServerInfo
-from madang.wire.errors import NotFound, TooLarge
+from madang.wire.errors import NodeUnavailable, NotFound, TooLarge
 from madang.wire.kernel import ImageMount
-from madang.wire.link import ManagerEnd, ReadFile
+from madang.wire.link import LayerSaved, ManagerEnd, ReadFile, SaveLayer
 from madang.wire.session import Session, SessionKind, SessionSpec, SessionStatus
 
 _ASKS_OR_FREES: Final = frozenset({SessionStatus.PENDING, SessionStatus.TERMINATED})
@@ -167,6 +167,10 @@ class Manager:
         self.images: Final = ImageService(
             self.database, self.audit, clock, settings.images, layers_changed=self.fleet.send_all
         )
+        self.versions: Final = Versions(self.images, self.database, clock)
+        self.recipes: Final = Recipes(self.database, self.images, clock, settings.images)
+        self.commits: Final = Commits(self.database, self.images, clock)
+        self.transfers: Final = Transfers(self.images, self.database, settings.images)
         limits = settings.sessions
         self.policies: Final = PolicyService(self.database, self.audit, clock, settings.widen)
         self.agents: Final = AgentService(
@@ -187,7 +191,7 @@ class Manager:
             self.database, self.feed, self.groups, self.audit, clock
         )
         memory = Memory()
-        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits)
+        reader = SnapshotReader(self.fleet, self.groups, memory, self.limits, self.policies)
         self.sessions: Final = SessionService(
             self.database,
             self.feed,
@@ -199,6 +203,7 @@ class Manager:
             self.limits,
             self.presets,
             self.groups,
+            self.policies,
             reader,
             memory,
             Records(self.database, self.audit),
@@ -245,6 +250,7 @@ class Manager:
             NodeWatch(self.fleet, clock),
             self._builds,
             Collector(self.images, clock),
+            Refresher(self.versions, clock),
             self._cell_keeper,
             AloneWatch(self.database, self.feed, self.jupyter, clock),
         )
@@ -301,8 +307,9 @@ class Manager:
                 QueueApi(self.queue),
                 AuditApi(self.audit),
                 UsageApi(self.usage),
-                ImageApi(self.images),
+                ImageApi(self.images, self.versions, self.transfers),
                 LanguageApi(self.languages),
+                RecipeApi(self.recipes, self.commits),
                 PolicyApi(self.policies),
                 LimitApi(self.limit_texts),
                 PresetApi(self.presets),
@@ -390,7 +397,14 @@ class _Builds:
     def __init__(self, manager: Manager) -> None:
         self._manager: Final = manager
 
-    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
+    async def start_build(
+        self,
+        owner: Owner,
+        spec: SessionSpec,
+        key: str,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
+    ) -> Session:
         caller = Principal(
             user_id=owner.user_id,
             user=owner.user,
@@ -400,7 +414,9 @@ class _Builds:
             project_id=owner.project_id,
         )
         sessions = self._manager.sessions
-        created = await sessions.create(caller, spec, key=key, kind=SessionKind.BUILD)
+        created = await sessions.create(
+            caller, spec, key=key, kind=SessionKind.BUILD, offers=offers, mount=mount
+        )
         return sessions.view(created.row)
 
     async def find(self, session_id: str) -> Session | None:
@@ -409,10 +425,7 @@ class _Builds:
         return None if row is None else self._manager.sessions.view(row)
 
     async def read_file(self, session_id: str, path: str, limit_bytes: int) -> bytes:
-        async with self._manager.database.read() as tx:
-            row = await session_store.find(tx, session_id)
-        if row is None:
-            raise NotFound(f"session {session_id} was removed.")
+        row = await self._row(session_id)
         request = ReadFile(kernel=kernel_of(row), path=path, length=limit_bytes + 1)
         found = b""
         async with self._manager.kernels.open(row, request) as stream:
@@ -421,6 +434,28 @@ class _Builds:
         if len(found) > limit_bytes:
             raise TooLarge(f"{path} has more than {limit_bytes} bytes.")
         return found
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        return self._manager.sessions.view(await self._manager.sessions.get(caller, ref))
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        return from_json(ImageMount, (await self._row(session_id)).image_mount)
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        row = await self._row(session_id)
+        request = SaveLayer(kernel=kernel_of(row), limit_bytes=row.disk_bytes)
+        async with self._manager.kernels.open(row, request) as stream:
+            async for item in stream:
+                if isinstance(item, LayerSaved):
+                    return item
+        raise NodeUnavailable("the machine that has the session's files did not answer.")
+
+    async def _row(self, session_id: str) -> SessionRow:
+        async with self._manager.database.read() as tx:
+            row = await session_store.find(tx, session_id)
+        if row is None:
+            raise NotFound(f"session {session_id} was removed.")
+        return row
 
     async def live_images(self) -> Mapping[str, int]:
         counts: dict[str, int] = {}

@@ -143,9 +143,9 @@ class Driver:
         return f"c{self._ids}"
 
     def run(
-        self, code: str, *answers: str, when: Callable[[Outcome], Any] | None = None
+        self, code: str, *answers: str | None, when: Callable[[Outcome], Any] | None = None
     ) -> Outcome:
-        """A cell to its end. *answers*: to its requests, in turn. *when* is called, until it
+        """A cell to its end. *answers*: to its requests, in turn; None: nobody answers. *when* is called, until it
         returns something true, each time something came.
         """
         outcome = Outcome(id=self.new_id())
@@ -162,8 +162,12 @@ class Driver:
             elif item.id == outcome.id:
                 outcome.frames.append(item)
                 waiting.discard(item.kind)
-                if item.kind == "input":
-                    self.send("input", outcome.id, left.pop(0))
+                if item.kind == "input" and left:
+                    answer = left.pop(0)
+                    if answer is None:
+                        self.send("eof", outcome.id)
+                    else:
+                        self.send("input", outcome.id, answer)
             if when is not None and when(outcome):
                 when = None
         return outcome

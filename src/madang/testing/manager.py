@@ -22,6 +22,7 @@ from madang.manager.app import Manager, ManagerSettings
 from madang.manager.http import Site
 from madang.manager.identity import store as identity
 from madang.manager.session.types import Blobs
+from madang.testing.patience import PATIENCE_S
 from madang.wire.api import WorkspaceManifest
 from madang.wire.errors import NotFound, PlatformError
 from madang.wire.kernel import (
@@ -155,7 +156,7 @@ class ScriptedAgent:
         elif assignment.wanted is Wanted.STOP:
             await self.ended(assignment, Ended(reason=Reason.USER, exit_code=143))
 
-    async def until(self, ready: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    async def until(self, ready: Callable[[], bool], timeout_s: float = PATIENCE_S) -> None:
         """Wait for messages until *ready*."""
         async with asyncio.timeout(timeout_s):
             while not ready():
@@ -296,7 +297,7 @@ class ManagerBox:
                 return await response.json(content_type=None)
             return data
 
-    async def until(self, ref: str, status: str, timeout_s: float = 10.0) -> dict[str, Any]:
+    async def until(self, ref: str, status: str, timeout_s: float = PATIENCE_S) -> dict[str, Any]:
         """The session once it has *status*."""
         async with asyncio.timeout(timeout_s):
             found: dict[str, Any] = await self.call("GET", f"/v1/sessions/{ref}")

@@ -18,6 +18,7 @@ from madang.agent.settings import AgentSettings
 from madang.kit.broadcast import Broadcast
 from madang.kit.clock import Clock, SystemClock
 from madang.kit.link import MemoryManagerEnd, memory_link
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import Launcher
 from madang.wire.kernel import (
     Assignment,
@@ -32,7 +33,6 @@ from madang.wire.link import BlobSource, BulkStream, ReadLog, StreamItem, Stream
 from madang.wire.log import LogRecord
 from madang.wire.session import Ended
 
-PATIENCE_S: Final = 20.0
 _LATER: Final = 1_000_000
 """A revision after all that the manager of an earlier agent used."""
 

@@ -205,6 +205,9 @@ class FakeRuntime:
     async def files(self, kernel: KernelId) -> socket.socket:
         raise RuntimeFailed("a fake machine has no files")
 
+    async def changes(self, kernel: KernelId) -> socket.socket:
+        raise RuntimeFailed("a fake machine has no files")
+
     async def warmth(self) -> WarmLoad | None:
         return None
 

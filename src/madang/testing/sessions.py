@@ -32,6 +32,7 @@ from madang.agent.runtime.contract import Prepared, Runtime, RuntimeFacts, Start
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.clock import SystemClock
 from madang.testing import docker
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import NATIVE, ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.log import unpack
 from madang.wire.session import Ended
@@ -40,7 +41,6 @@ from madang.wire.size import MIB, Size
 SMALL: Final = Size(cpu=1.0, mem_bytes=256 * MIB, pids=64, disk_bytes=16 * MIB)
 HOST: Final = ImageMount(name="host", digest="", kind="host")
 PYTHON: Final = ("/usr/bin/python3", "-I", "-S", "-c")
-PATIENCE_S: Final = 30.0
 UIDS_EACH: Final = 100
 WARM_UIDS_EACH: Final = 1000
 _ranges: Final = itertools.count()

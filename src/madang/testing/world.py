@@ -26,6 +26,7 @@ from typing import Final, NoReturn
 from madang.agent.launcher import syscalls
 from madang.agent.launcher.network import links, packets, rules
 from madang.agent.launcher.network.netlink import CREATE, ROUTE, Netlink, attribute
+from madang.testing.patience import PATIENCE_S
 from madang.wire.network import Net
 
 MACHINE: Final = "192.0.2.2"
@@ -50,7 +51,6 @@ NAMES: Final = {
 ALIASES: Final = {"alias.example": "good.example"}
 SILENT: Final = "silent.example"
 """Nobody answers for it."""
-_PATIENCE_S: Final = 20.0
 
 
 def missing() -> str:
@@ -171,7 +171,7 @@ def _listen(port: int, serve: Callable[[socket.socket], None]) -> None:
 
 def _served(serve: Callable[[socket.socket], None], link: socket.socket) -> None:
     with link, contextlib.suppress(OSError):
-        link.settimeout(_PATIENCE_S)
+        link.settimeout(PATIENCE_S)
         serve(link)
 
 
@@ -181,7 +181,7 @@ def _hello(link: socket.socket) -> None:
 
 
 def _give(link: socket.socket) -> None:
-    data, late = bytes(1 << 16), time.monotonic() + _PATIENCE_S
+    data, late = bytes(1 << 16), time.monotonic() + PATIENCE_S
     while time.monotonic() < late:
         link.sendall(data)
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from madang.wire.network import NO_NETWORK, Network
 from madang.wire.policy import NO_SANDBOX, Sandbox
-from madang.wire.session import Ended, Usage
+from madang.wire.session import Ended, RootMode, Usage
 from madang.wire.size import Size
 
 DEFAULT_PATH: Final = (
@@ -27,9 +27,13 @@ TOOLS_DIR: Final = "/madang/tools"
 """Read-only programs of ours, bound into build sessions only."""
 SERVICE_DIR: Final = "/madang/run"
 """Sockets that the agent offers to this session alone."""
+PROXY_PORT: Final = 3128
+"""Where a build session whose image is a whole root finds the agent's proxy, on its loopback."""
 NATIVE: Final = "native"
 """The runtime that every machine offers: no program but ours."""
 RUNSC: Final = "runsc"
+WITHOUT_NETWORK: Final = frozenset({RUNSC})
+"""Runtimes whose sessions can have none."""
 """The runtime whose sessions have a kernel of their own: gVisor."""
 
 
@@ -60,12 +64,14 @@ class ImageMount:
     digest: str
     """Content address: same digest, same files."""
     kind: str
-    """``host`` or ``layers``"""
+    """``host``, ``layers`` or ``root``: see ``wire.image.ImageKind``"""
     layers: tuple[str, ...] = ()
-    """Layer digests, topmost first, that together are ``/env``."""
+    """Layer digests, topmost first, that together are ``/env`` or the whole root."""
     env: dict[str, str] = field(default_factory=dict)
     warm: tuple[str, ...] = ()
     """Modules that its interpreters import ahead; see ``agent.launcher.warm``."""
+    offers: tuple[str, ...] = ()
+    """Layers that a build may read through its proxy, topmost first; no part of the root."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +104,7 @@ class KernelSpec:
     network: Network = NO_NETWORK
     owner: str = ""
     """Whose session it is. What one owner's builds claim is never believed for another's."""
+    root: RootMode = RootMode.READ_ONLY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

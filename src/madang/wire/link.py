@@ -153,6 +153,18 @@ class RemoveFile:
     path: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaveLayer:
+    """Keep what a kernel changed in its root as a layer; the answer is a LayerSaved.
+
+    Also of one that has ended. Conflict if it has no root of its own, BuildFailed if it is no
+    layer: too large, for one.
+    """
+
+    kernel: KernelId
+    limit_bytes: int
+
+
 StreamRequest = (
     ReadLog
     | ReadRefusals
@@ -168,6 +180,7 @@ StreamRequest = (
     | MakeFolder
     | MoveFile
     | RemoveFile
+    | SaveLayer
 )
 
 
@@ -193,6 +206,14 @@ class FilesWritten:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecStarted:
     exec_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerSaved:
+    """It lies on the node."""
+
+    digest: str
+    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,6 +244,7 @@ StreamItem = (
     | Signal
     | StdinEnd
     | Refusal
+    | LayerSaved
 )
 
 

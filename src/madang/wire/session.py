@@ -115,6 +115,16 @@ class SizeRequest:
     time_s: float | None = None
 
 
+class RootMode(StrEnum):
+    """What a session may do to the root of its image, which has to be a whole one to be changed."""
+
+    READ_ONLY = "read-only"
+    WRITABLE = "writable"
+    """It has a copy of its own, laid over the image's; all files seem to be its user's."""
+    FAKE = "fake"
+    """Writable, and programs find that they are root; see ``agent.launcher.fakeroot``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSpec:
     """What a user asks for. Everything has a default."""
@@ -170,6 +180,7 @@ class SessionSpec:
     """Whether it may be ended for one of higher priority."""
     reservation: str = ""
     """Name of a reservation whose machines it uses."""
+    root: RootMode = RootMode.READ_ONLY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

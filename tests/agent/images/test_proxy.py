@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from madang.agent.proxy import Proxy, ProxySettings, is_public
 from madang.agent.registry import Upstream
 from madang.kit.secret import Secret
+from madang.testing.patience import PATIENCE_S
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -59,7 +60,7 @@ async def _client(tmp_path: Path) -> AsyncGenerator[Streams, None]:
 async def _ask(tmp_path: Path, request: bytes) -> bytes:
     async with _client(tmp_path) as (reader, writer):
         writer.write(request)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             return await reader.read()
 
 
@@ -240,7 +241,7 @@ async def test_a_build_can_transfer_so_much_and_no_more(tmp_path: Path) -> None:
     ):
         writer.write(f"CONNECT localhost:{port} HTTP/1.1\r\n\r\n".encode() + bytes(200_000))
         writer.write_eof()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             with contextlib.suppress(ConnectionError):
                 assert len(await reader.read()) < 200_000
 
@@ -252,7 +253,7 @@ async def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
         _client(tmp_path) as (reader, writer),
     ):
         writer.write(f"CONNECT localhost:{port} HTTP/1.1\r\n\r\n".encode())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await reader.read()).startswith(b"HTTP/1.1 200 ")
 
 
@@ -265,7 +266,7 @@ async def test_closing_cuts_all_connections_and_removes_the_socket(tmp_path: Pat
     async with _serving(_echo) as port:
         async with _client_of_open_proxy(tmp_path, port) as (proxy, reader):
             await proxy.close()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 assert await reader.read() == b""
         assert not (tmp_path / "proxy.sock").exists()
 

@@ -22,7 +22,8 @@ from madang.agent.launcher import registry
 from madang.agent.launcher.processes import ProcessId
 from madang.agent.runtime import layout
 from madang.kit.ids import new_id
-from madang.testing.sessions import PATIENCE_S, Launcher, Sessions, spec
+from madang.testing.patience import PATIENCE_S
+from madang.testing.sessions import Launcher, Sessions, spec
 from madang.wire.errors import RuntimeFailed
 from madang.wire.kernel import KernelId
 from madang.wire.session import Reason

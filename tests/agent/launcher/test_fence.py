@@ -18,6 +18,7 @@ import pytest
 
 from madang.agent.launcher import bpf, cgroups, syscalls
 from madang.agent.launcher.fence import Fence
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import PolicyUnkept
 from madang.wire.policy import Act, Answer, NetRule, Resolved
 
@@ -142,7 +143,7 @@ def test_a_refused_address_gets_the_rules_error_and_is_told(cage: Cage, port: in
     cage.fence.replace([deny(f"127.0.0.0/8:{port}", code=errno.ECONNREFUSED, line=7)])
 
     assert cage.run(connect, "127.0.0.1", port) == "ECONNREFUSED"
-    assert select.select([cage.fence], [], [], 5)[0]
+    assert select.select([cage.fence], [], [], PATIENCE_S)[0]
     [met] = cage.fence.read()
     assert (met.rule.line, met.what, met.object) == (7, "connect", f"127.0.0.1:{port}")
     assert met.pid > 0

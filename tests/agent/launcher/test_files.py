@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from madang.agent import files
 from madang.agent.launcher import scratch, syscalls
 from madang.agent.launcher.files import FRAME, Frame
+from madang.testing.patience import PATIENCE_S
 from madang.wire.api import WorkspaceFile, WorkspaceManifest
 from madang.wire.errors import (
     FileFailed,
@@ -107,7 +108,7 @@ def kernel(folder: Path) -> Iterator[Kernel]:
         made.own(made.root / name, make=True).chmod(mode)
     yield made
     for worker in made.workers:
-        worker.wait(10)
+        worker.wait(PATIENCE_S)
         assert worker.returncode == 0
 
 
@@ -409,7 +410,7 @@ async def test_a_write_that_breaks_off_leaves_the_old_file(kernel: Kernel) -> No
 
     with pytest.raises(RuntimeError):
         await files.write_file(kernel.worker(), "model", breaking())
-    kernel.workers[0].wait(10)
+    kernel.workers[0].wait(PATIENCE_S)
 
     assert (kernel / "work/model").read_bytes() == b"old"
     assert os.listdir(kernel / "work") == ["model"]
@@ -431,7 +432,7 @@ async def test_a_cancelled_reader_ends_its_worker(kernel: Kernel) -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
 
-    assert kernel.workers[0].wait(10) == 0
+    assert kernel.workers[0].wait(PATIENCE_S) == 0
 
 
 async def test_writing_where_a_folder_is_says_so(kernel: Kernel) -> None:
@@ -559,7 +560,7 @@ async def test_a_worker_survives_a_client_that_talks_garbage(
         while await loop.sock_recv(sock, 4096):
             pass
 
-    assert kernel.workers[0].wait(10) == 0
+    assert kernel.workers[0].wait(PATIENCE_S) == 0
     assert os.listdir(kernel / "work") == []
 
 

@@ -18,10 +18,12 @@ from madang.agent import files
 from madang.agent.keepers import StdinWriter
 from madang.agent.launcher import fanotify, landlock, watch
 from madang.agent.launcher.keeper_guard import SILENCE_S
+from madang.agent.refusals import read_refusals
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.codec import to_builtins
 from madang.kit.policy import parse
-from madang.testing.sessions import PATIENCE_S, PYTHON, Outcome, Sessions
+from madang.testing.patience import PATIENCE_S, until
+from madang.testing.sessions import PYTHON, Outcome, Sessions
 from madang.wire.errors import Conflict, PlatformError
 from madang.wire.kernel import KernelId
 from madang.wire.policy import SITE, Refusal, Sandbox, merge
@@ -39,13 +41,8 @@ def policy(text: str) -> Sandbox:
 
 
 def refusals(sessions: Sessions, kernel: KernelId) -> list[Refusal]:
-    """The newest word about each."""
-    path = Path(sessions.io(kernel), "refusals")
-    found: dict[tuple[str, str, int], Refusal] = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        refusal = Refusal(**json.loads(line))
-        found[refusal.what, refusal.object, refusal.line] = refusal
-    return list(found.values())
+    """All, once the session has ended; while it runs they come later than the refusal."""
+    return read_refusals(sessions.io(kernel))
 
 
 async def guard(sessions: Sessions, kernel: KernelId, sandbox: Sandbox) -> list[str]:
@@ -332,7 +329,7 @@ for line in sys.stdin:
         assert await guard(sessions, kernel, policy('[[files]]\ndeny = ["/usr/bin/env"]')) == []
         await stdin.write(b"2\n")
         await sessions.until(kernel, b"not permitted\n")
-    assert [r.count for r in refusals(sessions, kernel)] == [1]
+    await until(lambda: [r.count for r in refusals(sessions, kernel)], lambda seen: seen == [1])
 
 
 @needs_fanotify
@@ -389,6 +386,7 @@ for line in sys.stdin:
 
 
 @needs_fanotify
+@pytest.mark.timeout(240)
 async def test_a_session_whose_guard_hangs_is_stopped_and_nothing_passes_meanwhile(
     sessions: Sessions,
 ) -> None:
@@ -411,10 +409,10 @@ open("/outputs/leaked", "w").close()
         began = time.monotonic()
         async with typing_to(sessions, kernel) as stdin:
             await stdin.write(b"1\n")
-        outcome = await sessions.outcome(kernel, patience_s=SILENCE_S + 60)
+        outcome = await sessions.outcome(kernel, patience_s=SILENCE_S + PATIENCE_S)
 
         assert outcome.ended.reason is Reason.GUARD
-        assert SILENCE_S <= time.monotonic() - began <= SILENCE_S + 30
+        assert SILENCE_S <= time.monotonic() - began <= SILENCE_S + PATIENCE_S
         assert not outcome.ended.has_outputs
         assert select.select([hung], [], [], PATIENCE_S)[0], "it is still there"
     finally:

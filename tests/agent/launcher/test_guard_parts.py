@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.agent.launcher.test_seccomp import interpret
 
@@ -81,6 +81,7 @@ def test_a_mount_that_is_not_asked_about_has_nothing_to_judge(
 
 
 @PATIENT
+@example(pattern="/*/*", folder="/", name="z")
 @given(pattern=PATTERNS, folder=st.one_of(st.just("/"), PATHS), name=st.one_of(NAMES, st.just("z")))
 def test_what_is_known_of_a_folder_is_true_of_all_in_it(
     pattern: str, folder: str, name: str

@@ -18,7 +18,8 @@ from madang.agent.keepers import SocketKeepers
 from madang.agent.runtime import layout
 from madang.agent.runtime.process import ProcessRuntime
 from madang.kit.ids import new_id
-from madang.testing.sessions import PATIENCE_S, Sessions, read_output, spec
+from madang.testing.patience import PATIENCE_S
+from madang.testing.sessions import Sessions, read_output, spec
 from madang.wire.errors import Conflict, InvalidRequest, SessionNotRunning
 from madang.wire.kernel import ExecSpec, KernelId
 from madang.wire.log import unpack
@@ -150,7 +151,7 @@ async def test_a_watcher_that_does_not_read_stalls_nobody(sessions: Sessions) ->
 
 async def test_stdin_waits_for_a_program_that_does_not_read(sessions: Sessions) -> None:
     """The writer is held back; the keeper takes in a bounded amount."""
-    kernel = await sessions.start("/bin/sh", "-c", "read go; sleep 0.3; exec wc -c", stdin=True)
+    kernel = await sessions.start("/bin/sh", "-c", "read go; exec sleep 1000", stdin=True)
     link = await Line.open(sessions, kernel)
     await link.say(op="stdin")
     await link.send(b"\0" + struct.pack("<I", 3) + b"go\n")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from madang.agent.launcher.network import names, packets, rules
 from madang.agent.launcher.network.names import Names
+from madang.testing.patience import PATIENCE_S
 from madang.wire.network import Net, NetworkMode, parse_target, show_address
 
 
@@ -197,7 +198,7 @@ def service(mode: NetworkMode, *targets: str, silent: int) -> Service:
     )
     asker = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     asker.connect(plain.getsockname())
-    asker.settimeout(5)
+    asker.settimeout(PATIENCE_S)
     return Service(made, selector, asker, [theirs for _, theirs in pairs], learnt)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.agent.launcher.test_seccomp import interpret
 
 from madang.agent.launcher import checks, seccomp
-from madang.agent.launcher.filters import Filters, deadly
+from madang.agent.launcher.filters import Filters, deadly, keeps
 from madang.agent.launcher.seccomp import ALLOW, AUDIT_ARCH, ERRNO, KILL_PROCESS, LOG
 from madang.kit.codec import to_builtins
 from madang.kit.policy import parse
@@ -34,6 +34,7 @@ from madang.wire.policy import (
     rules_of,
 )
 from madang.wire.policy_base import BASE_RULES, FIXED, NAMES
+from madang.wire.policy_kept import KINDS, kinds_of
 from madang.wire.syscalls import numbers
 
 ARCHES = sorted(AUDIT_ARCH)
@@ -290,6 +291,31 @@ def test_what_a_runtime_can_not_keep_is_refused_unless_the_group_accepts_it(kind
     found = filters.of(replace(asked, accepts=(kind,)), "crun")
     assert getattr(found.kept, kind) == ()
     assert "site line 2 is not kept" in found.warnings[0]
+
+
+RULES_OF = {
+    "rules": "[[deny]]\ncalls = ['kcmp']",
+    "logs": "[[deny]]\ncalls = ['kcmp']\nwith = 'log'",
+    "files": "[[files]]\ndeny = ['/x']",
+    "writes": "[[write]]\nonly = ['/tmp']",
+    "nets": "[[connect]]\ndeny = ['10.0.0.0/8']",
+    "counts": "[[count]]\nof = 'exec'\nlimit = 1",
+    "answers": "[[answer]]\ncall = 'uname'\nnodename = 'x'",
+    "watches": "[[watch]]\nof = 'calls'",
+}
+
+
+@pytest.mark.parametrize("runtime", ["native", "crun", "runc", "runsc", "docker"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_says_of_each_runtime_exactly_what_it_keeps(kind: str, runtime: str) -> None:
+    layer = parse(f"version = 1\n{RULES_OF[kind]}", SITE)
+    assert kinds_of(layer).keys() == {"rules", kind}
+    try:
+        Filters((), accept_unkept=False).of(merge([layer]), runtime)
+    except PolicyUnkept:
+        assert kind not in keeps(runtime)
+    else:
+        assert kind in keeps(runtime)
 
 
 @pytest.mark.parametrize("accepts", [["nonsense"], [1], "files", [["files"]]])

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from madang.agent.launcher import scratch, syscalls
 from madang.agent.launcher.scratch import IMAGE, MOUNT, Pool
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import RuntimeFailed, StorageFull
 from madang.wire.size import GIB, MIB
 
@@ -50,7 +51,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "pool").mkdir()
     yield tmp_path
     assert mounts_under(tmp_path) == []
-    late = time.monotonic() + 10
+    late = time.monotonic() + PATIENCE_S
     while loops_on(tmp_path) and time.monotonic() < late:
         time.sleep(0.01)  # A dead process's mount namespace goes in its own time.
     assert loops_on(tmp_path) == []
@@ -244,7 +245,7 @@ def test_a_disk_that_is_mounted_elsewhere_shares_its_device(
     assert len(loops_on(folder)) == 1
 
     again = pool.mount_again(kernel).path
-    hold.communicate(b"written by the old one\n", timeout=10)
+    hold.communicate(b"written by the old one\n", timeout=PATIENCE_S)
 
     assert len(loops_on(folder)) == 1
     assert Path(again, "work/late").read_text() == "written by the old one\n"

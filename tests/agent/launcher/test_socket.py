@@ -21,6 +21,7 @@ from madang.agent.launcher import checks
 from madang.agent.launcher.protocol import MAX_FRAME, Frames, frame
 from madang.kit.codec import to_builtins
 from madang.kit.ids import new_id
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import Launcher, Sessions, spec
 from madang.wire.errors import PlatformError
 
@@ -35,7 +36,7 @@ class Raw:
     def __init__(self, path: str) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.connect(path)
-        self.sock.settimeout(20)
+        self.sock.settimeout(PATIENCE_S)
         self._frames = Frames()
 
     def send(self, data: bytes) -> None:

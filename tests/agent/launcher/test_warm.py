@@ -18,8 +18,8 @@ from madang.agent.launcher.processes import stat_fields
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.warm import block_of, key_of, name_of
 from madang.agent.runtime.native import NativeRuntime
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import (
-    PATIENCE_S,
     Launcher,
     Outcome,
     Sessions,
@@ -506,6 +506,26 @@ async def test_a_hostile_image_harms_its_own_warmth_alone(sessions: Sessions, na
     process = _of(sessions).process
     assert process is not None
     assert process.poll() is None
+
+
+async def test_a_fork_that_fails_now_and_then_is_no_reason_to_give_up(sessions: Sessions) -> None:
+    """So it looks on a machine with too much to do: two in a row count, not two in all."""
+    lame = (
+        "import os, __main__ as m\n"
+        "count, enter = 0, m.enter\n"
+        "def before():\n"
+        "    global count\n"
+        "    count += 1\n"
+        "os.register_at_fork(before=before)\n"
+        "m.enter = lambda *given: os._exit(1) if count % 3 == 0 else enter(*given)\n"
+    )
+    image = _image(_of(sessions), "lame", {"lame": lame}, "lame")
+    await _until_warm(sessions, image)
+    show = f"import sys; {IN_NEST}; print('lame' in sys.modules)"
+    seen = [(await sessions.run(WARM, "-c", show, image=image)).out for _ in range(9)]
+
+    assert all(out.startswith(b"1\n") for out in seen), "the interpreter was kept"
+    assert seen.count(b"1\nFalse\n") >= 2
 
 
 # -- whoever is killed -----------------------------------------------------------------------------

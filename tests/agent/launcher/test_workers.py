@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from madang.agent.launcher.workers import KEPT, MOST, Workers
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import PlatformError, RuntimeFailed, StorageFull
-
-PATIENCE_S = 20.0
 
 
 class Driven:

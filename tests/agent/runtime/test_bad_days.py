@@ -11,6 +11,7 @@ import pytest
 
 from madang.agent.runtime.native import NativeRuntime
 from madang.kit.clock import SystemClock
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import PYTHON, Launcher, Sessions, open_launcher, spec
 from madang.testing.sessions import sessions as open_sessions
 from madang.wire.errors import PlatformError, StorageFull
@@ -69,7 +70,7 @@ async def test_a_memory_bomb_in_an_exec_is_no_one_else_s(sessions: Sessions) -> 
 async def test_a_fork_bomb_dies_with_one_kill(sessions: Sessions, launcher: Launcher) -> None:
     bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
     kernel = await sessions.start(*PYTHON, bomb, pids=200)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         while (await sessions.runtime.usage(kernel)).pids != 200:
             await asyncio.sleep(0.02)
 
@@ -103,7 +104,7 @@ async def test_frozen_stopped_and_traced_programs_can_be_removed(sessions: Sessi
     frozen = await sessions.start("/bin/sleep", "1000")
     await sessions.runtime.freeze(frozen)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         await sessions.runtime.remove(stopped)
         await sessions.runtime.remove(frozen)
 
@@ -113,7 +114,7 @@ async def test_a_frozen_session_can_be_stopped_in_its_grace(sessions: Sessions) 
     await sessions.runtime.freeze(kernel)
     await sessions.runtime.kill(kernel)
 
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         ended = (await sessions.outcome(kernel)).ended
 
     assert ended.exit_code == 137

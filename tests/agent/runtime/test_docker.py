@@ -23,8 +23,8 @@ from madang.agent.launcher.engine import Engine, EngineFailed
 from madang.agent.launcher.offers import DOCKER, Offers
 from madang.agent.launcher.order import Order
 from madang.testing.docker import Docker, docker_daemon, missing
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import (
-    PATIENCE_S,
     PYTHON,
     ChosenRuntime,
     Launcher,

@@ -18,6 +18,7 @@ from madang.agent.launcher import filters, guests, gvisor, offers, registry, sec
 from madang.agent.launcher.filters import Filters
 from madang.agent.launcher.offers import Offers
 from madang.agent.runtime import layout
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import (
     PYTHON,
     ChosenRuntime,
@@ -381,12 +382,12 @@ def test_process_1_signals_what_it_is_told_and_ends_with_its_input(tmp_path: Pat
         one.stdin.write(guests.order(number, target))
         one.stdin.flush()
 
-    assert [each.wait(20) for each in sleeping] == [-signal.SIGTERM, -signal.SIGINT]
+    assert [each.wait(PATIENCE_S) for each in sleeping] == [-signal.SIGTERM, -signal.SIGINT]
     lines = Path(f"/proc/{one.pid}/status").read_text().splitlines()
     ignored = next(int(line.split()[1], 16) for line in lines if line.startswith("SigIgn"))
     assert ignored >> (signal.SIGCHLD - 1) & 1
     one.stdin.close()
-    assert one.wait(20) == 0
+    assert one.wait(PATIENCE_S) == 0
 
 
 @here

@@ -23,8 +23,8 @@ from madang.agent.runtime.native import NativeRuntime
 from madang.kit.clock import SystemClock
 from madang.testing import world as places
 from madang.testing.docker import missing
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import (
-    PATIENCE_S,
     PYTHON,
     ChosenRuntime,
     Launcher,
@@ -48,7 +48,7 @@ import json, socket, sys
 def connect(to):
     host, _, port = to.rpartition(":")
     with socket.socket() as link:
-        link.settimeout(10)
+        link.settimeout(30)
         try:
             link.connect((host, int(port)))
             return link.recv(100).decode().strip()
@@ -57,7 +57,7 @@ def connect(to):
 def send(to):
     host, _, port = to.rpartition(":")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
-        link.settimeout(10)
+        link.settimeout(30)
         try:
             link.sendto(b"echo", (host, int(port)))
             return link.recv(100).decode()
@@ -190,7 +190,6 @@ async def test_a_full_network_reaches_the_internet_by_the_machines_address(each:
 
 
 async def test_what_no_session_may_reach_is_refused_at_once(each: Sessions) -> None:
-    began = time.monotonic()
     got = await tries(
         each,
         FULL,
@@ -200,8 +199,8 @@ async def test_what_no_session_may_reach_is_refused_at_once(each: Sessions) -> N
         f"send={PRIVATE}:{places.ECHO}",
     )
 
+    # Who waits for an answer gets a TimeoutError.
     assert set(got.values()) == {"ConnectionRefusedError", "PermissionError"}
-    assert time.monotonic() - began < 10, "nothing waited for an answer"
 
 
 async def test_refusals_are_told_with_the_end(net: Sessions) -> None:
@@ -228,10 +227,10 @@ async def test_the_machines_rules_hold_without_the_sessions(each: Sessions, worl
         gateway = f"10.213.0.{2 * connection.number}"
         for host in (MACHINE, gateway, PRIVATE):
             with socket.socket() as link:
-                link.settimeout(10)
+                link.settimeout(30)
                 with pytest.raises(OSError, match=r"refused|unreachable|No route|prohibited"):
                     link.connect((host, places.MACHINE_PORT if host != PRIVATE else 80))
-        with socket.create_connection((GOOD, 80), timeout=10) as link:
+        with socket.create_connection((GOOD, 80), timeout=30) as link:
             assert link.recv(100)
 
 
@@ -251,7 +250,7 @@ async def test_what_the_machine_passes_on_is_as_closed_as_the_machine(
         with world.inside(f"/proc/{init.pid}/ns/net"):
             rules.load(f"delete table inet {rules.OWN_TABLE}\n")
             with socket.socket() as link:
-                link.settimeout(10)
+                link.settimeout(30)
                 with pytest.raises(OSError, match=r"refused|unreachable|No route|prohibited"):
                     link.connect((MACHINE, 8080))
     finally:
@@ -522,7 +521,7 @@ link = socket.create_connection(("good.example", 9000))
 print("connected", flush=True)
 for line in sys.stdin:
     what = "stream " + ("on" if link.recv(1) else "off")
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             name = socket.gethostbyname(line.strip())

@@ -17,8 +17,8 @@ from madang.agent.launcher import containers, gvisor, offers, registry
 from madang.agent.launcher.offers import Offers
 from madang.agent.launcher.processes import ProcessId
 from madang.agent.runtime.process import ProcessRuntime
+from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import (
-    PATIENCE_S,
     PYTHON,
     ChosenRuntime,
     Launcher,

@@ -16,6 +16,7 @@ from madang.manager.db.events import add_event, events, list_events
 from madang.manager.db.sqlite import SqliteDatabase
 from madang.manager.identity.tables import users
 from madang.testing.database import PostgresCluster, postgres_cluster
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import ConfigInvalid, DatabaseUnavailable, StateVersion, StorageFull
 
 ADD: Final = sa.insert(users)
@@ -307,13 +308,14 @@ async def test_postgres_may_crash_and_come_back(tmp_path: Path) -> None:
                 async with database.begin() as tx:
                     await tx.execute(ADD, **user("lost"))
         cluster.start()
-        for _ in range(20):
-            try:
-                async with database.read() as reader:
-                    assert await reader.one(NAMED, b_name="lost") is None
-                break
-            except DatabaseUnavailable:
-                await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE_S):
+            while True:
+                try:
+                    async with database.read() as reader:
+                        assert await reader.one(NAMED, b_name="lost") is None
+                    break
+                except DatabaseUnavailable:
+                    await asyncio.sleep(0.1)
         async with database.begin() as tx:
             await tx.execute(ADD, **user("again"))
         await database.close()

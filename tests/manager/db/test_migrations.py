@@ -27,6 +27,7 @@ from madang.manager.session.tables import sessions
 from madang.testing.books import check_ledger, ledger_rows
 from madang.testing.database import PostgresCluster
 from madang.testing.manager import ScriptedAgent, manager_box
+from madang.testing.patience import PATIENCE_S
 from madang.wire.audit import GENESIS, AuditHead
 from madang.wire.kernel import Guarded, KernelId, KernelReport, KernelState
 from madang.wire.session import SessionStatus
@@ -179,7 +180,7 @@ async def test_policies_of_the_first_version_s_sessions_can_change(old_url: str)
         guarded = Guarded(live=told.live, label="site 1")
         await agent.running(told, guarded=guarded, refused={"site line 2": 3})
         assert (await call)["effect"]["changed"] == 1
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while not (await box.call("GET", "/v1/policies/site"))["refused"]:
                 await asyncio.sleep(0.01)
         assert (await box.call("GET", "/v1/policies/site"))["refused"] == {"2": 3}

@@ -17,6 +17,7 @@ import pytest
 from madang.manager.identity.types import Principal, Role
 from madang.manager.session.rules import check_spec
 from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import NotFound
 from madang.wire.kernel import HostLoad, WarmLoad
 from madang.wire.session import SessionSpec
@@ -197,7 +198,7 @@ async def test_waiting_reads_return_with_the_change(box: ManagerBox) -> None:
     assert (await listing)["items"][0]["status"] == "TERMINATED"
     began = time.monotonic()
     await box.call("GET", f"{path}?wait=0.1&version={(await waiting)['version']}")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
 
 
 async def test_conditions_hold(box: ManagerBox) -> None:
@@ -314,7 +315,7 @@ async def test_what_is_in_use_on_a_machine_is_shown_while_it_is_linked(box: Mana
 
     await agent.send(load=load)
     await agent.send()  # a report between two heartbeats changes nothing
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while box.manager.fleet.loads() != {"n1": load}:
             await asyncio.sleep(0)
     assert (await box.call("GET", "/v1/nodes"))[0]["load"] == asdict(load)
@@ -328,7 +329,7 @@ async def test_what_is_in_use_on_a_machine_is_shown_while_it_is_linked(box: Mana
     assert 'madang_warm_starts_total{node="n1"} 40.0' in text
 
     await agent.disconnect()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while box.manager.fleet.loads():
             await asyncio.sleep(0)
     assert (await box.call("GET", "/v1/nodes"))[0]["load"] is None

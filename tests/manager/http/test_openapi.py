@@ -19,6 +19,7 @@ from schemathesis.specs.openapi.checks import (
 
 from madang.manager.app import ManagerSettings
 from madang.testing.manager import ScriptedAgent, manager_box
+from madang.testing.patience import PATIENCE_S
 
 EXAMPLES = 12
 """For each operation; the whole takes some fifteen seconds."""
@@ -52,7 +53,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
     yield ready.result(30)
     loop, done = stop.result()
     loop.call_soon_threadsafe(done.set)
-    thread.join(30)
+    thread.join(PATIENCE_S)
 
 
 @pytest.mark.slow

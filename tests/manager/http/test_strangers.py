@@ -12,13 +12,13 @@ from aiohttp import web
 
 from madang.manager.http import Call, Credentials, Site, Strangers, build_app, endpoint
 from madang.manager.identity.types import Principal, Role
+from madang.testing.patience import PATIENCE_S
 from madang.wire.errors import Unauthenticated
 
 ADMIN = Principal(
     user_id="u", user="admin", role=Role.ADMIN, token_id="t", token="first", project_id="p"
 )
 FOREVER = 1000.0
-PATIENCE_S = 10.0
 KNOWN = b"GET /v1/who HTTP/1.1\r\nHost: x\r\nAuthorization: yes\r\n\r\n"
 Link = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -101,7 +101,7 @@ async def test_who_shows_no_token_is_cut_off_in_time(said: bytes) -> None:
 
 
 async def test_who_has_shown_a_token_may_be_silent_for_long() -> None:
-    async with served(Strangers(patience_s=0.2)) as port, linked(port, 2) as (known, silent):
+    async with served(Strangers(patience_s=3)) as port, linked(port, 2) as (known, silent):
         assert (await ask(known, KNOWN)).endswith(b"200 OK")
         assert await is_cut(silent)
         assert (await ask(known, KNOWN)).endswith(b"200 OK")
@@ -121,6 +121,6 @@ async def test_a_crowd_of_strangers_keeps_nobody_out() -> None:
 
 
 async def test_a_wrong_token_makes_nobody_known() -> None:
-    async with served(Strangers(patience_s=0.5)) as port, linked(port, 1) as (link,):
+    async with served(Strangers(patience_s=3)) as port, linked(port, 1) as (link,):
         assert b"401" in await ask(link, KNOWN.replace(b"yes", b"no"))
         assert await is_cut(link)

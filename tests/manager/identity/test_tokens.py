@@ -24,6 +24,7 @@ from madang.manager.app import ManagerSettings
 from madang.manager.identity.service.vault import Vault
 from madang.testing.clock import FakeClock
 from madang.testing.manager import ManagerBox, manager_box
+from madang.testing.patience import PATIENCE_S
 from madang.testing.people import OWNER, PROJECT, World, make_world
 from madang.wire import signing
 from madang.wire.errors import ConfigInvalid, SignatureInvalid
@@ -100,7 +101,7 @@ async def test_a_revocation_reaches_other_servers_and_open_streams(either_box: M
             await stream.content.readline()
             await world.ask(OWNER, "DELETE", f"/v1/tokens/{made['token']['id']}")
             other.manager.feed.wake()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 with pytest.raises(aiohttp.ClientError):
                     while await stream.content.readany():
                         pass
@@ -118,7 +119,7 @@ async def test_a_disabled_user_s_streams_end_and_requests_are_refused(world: Wor
         await attached.receive_json()
         path = f"/v1/users/{OWNER}"
         assert (await world.ask("domain_admin", "PATCH", path, {"disabled": True}))[0] == 200
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await attached.receive()).type in ENDED
     assert (await world.ask(OWNER, "GET", "/v1/whoami"))[0] == 401
     assert (await world.ask("domain_admin", "PATCH", path, {"disabled": False}))[0] == 200
@@ -134,7 +135,7 @@ async def test_who_leaves_a_project_follows_nothing_in_it_any_more(world: World)
         await attached.receive_json()
         member = f"/v1/projects/{PROJECT}/members/project_admin"
         assert (await world.ask("project_admin", "DELETE", member))[0] == 204
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             assert (await attached.receive()).type in ENDED
     assert (await world.ask("project_admin", "GET", "/v1/sessions/mine"))[0] == 404
 
@@ -146,7 +147,7 @@ async def test_a_token_that_expires_ends_its_stream(sqlite_url: str) -> None:
         async with box.http.get("/v1/events", headers=bearer(made)) as stream:
             await stream.content.readline()
             await clock.advance(75)
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(PATIENCE_S):
                 with pytest.raises(aiohttp.ClientError):
                     while await stream.content.readany():
                         pass

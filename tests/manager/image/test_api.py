@@ -8,6 +8,7 @@ from typing import Any
 
 from madang.kit.link import MemoryStream
 from madang.testing.manager import ManagerBox
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import Assignment
 from madang.wire.link import FileEntry, ReadFile, StreamRequest
 from madang.wire.session import Ended, Reason
@@ -109,7 +110,7 @@ async def test_an_image_is_made_though_nobody_asks(box: ManagerBox) -> None:
     await agent.running(assignment)
     with box.manager.feed.watch() as changes:
         await agent.ended(assignment)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while await box.manager.images.wanted_layers() != ("a" * 64,):
                 await changes.wait()
 

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import Activity, Assignment, Wanted
 from madang.wire.session import Usage
 
@@ -39,7 +40,7 @@ async def heartbeat(agent: ScriptedAgent, assignment: Assignment, **report: Any)
 
 
 async def until(box: ManagerBox, assignment: Assignment, key: str, *, there: bool) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(PATIENCE_S):
         path = f"/v1/sessions/{assignment.kernel.session}"
         found = await box.call("GET", path)
         while (found[key] is not None) is not there:
@@ -49,7 +50,7 @@ async def until(box: ManagerBox, assignment: Assignment, key: str, *, there: boo
 
 async def test_it_is_warned_then_stopped_with_the_reason(either_box: ManagerBox) -> None:
     box, agent = either_box, await either_box.add_agent()
-    assignment = await start(box, agent)
+    assignment = await start(box, agent, grace="3s")
     beat = asyncio.create_task(heartbeat(agent, assignment))
     warned = await until(box, assignment, "idle", there=True)
     assert warned["idle"]["text"].startswith("no output or input for ")

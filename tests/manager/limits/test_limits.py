@@ -13,6 +13,7 @@ import pytest
 from madang.manager.app import ManagerSettings
 from madang.manager.session import store as session_store
 from madang.testing.manager import ManagerBox, ScriptedAgent, manager_box
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import Capacity, Wanted
 
 SMALL = {"cpu": 1, "mem_bytes": 64 << 20, "disk_bytes": 64 << 20, "pids": 32}
@@ -160,7 +161,7 @@ async def test_slots_at_once_make_a_session_wait_and_say_for_whom(either_box: Ma
     first = await create(box, {"cpu": 1.5}, headers=ann)
     assignment = await agent.assigned(first["id"])
     second = await create(box, {"cpu": 1}, headers=ann)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while second["pending"] is None:
             path = f"/v1/sessions/{second['id']}?wait=5&version={second['version']}"
             second = await box.call("GET", path)

@@ -17,6 +17,7 @@ from madang.manager.policy import rules
 from madang.manager.policy.types import ProjectRow, Seat
 from madang.manager.session.tables import sessions
 from madang.testing.manager import ManagerBox
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import Guarded
 from madang.wire.policy import LAYERS, Refusal
 
@@ -181,7 +182,7 @@ async def test_a_change_concerns_the_sessions_of_its_group_or_project_alone(
 
     guarded = Guarded(live=now.live, label=now.spec.sandbox.label)
     await agent.running(now, guarded=guarded, refused={f"{layer} line 3": 7})
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await box.call("GET", f"/v1/policies/{target}"))["refused"] != {"3": 7}:
             await asyncio.sleep(0)
 

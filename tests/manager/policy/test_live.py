@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import Assignment, Guarded, KernelReport, KernelState
 from madang.wire.policy import Refusal
 
@@ -210,7 +211,7 @@ async def test_what_rules_refuse_is_counted_once(either_box: ManagerBox) -> None
         await agent.running(told, guarded=guarded, enforced=_enforced(told), refused=by_place)
 
     async def seen(total: int) -> dict[str, Any]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(PATIENCE_S):
             while (found := await box.call("GET", f"/v1/sessions/{session}"))["refusals"] != total:
                 await asyncio.sleep(0)
         return dict(found)

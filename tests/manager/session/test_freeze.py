@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import Assignment, KernelReport, KernelState, Wanted
 
 
@@ -46,7 +47,7 @@ async def frozen_since(box: ManagerBox, assignment: Assignment) -> float | None:
 
 
 async def until_frozen(box: ManagerBox, assignment: Assignment, since: float | None) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         ref = assignment.kernel.session
         found = await box.call("GET", f"/v1/sessions/{ref}")
         while found["frozen_since"] != since:
@@ -99,7 +100,7 @@ async def test_a_late_report_does_not_undo_an_order(either_box: ManagerBox) -> N
     await agent.running(assignment, freeze_revision=old, frozen_since=5.0)
     told = agent.wanted[assignment.kernel]
     await agent.running(told, freeze_revision=told.freeze_revision, log_end=77)  # comes after it
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await box.call("GET", f"/v1/sessions/{told.kernel.session}"))["log_end"] != 77:
             await asyncio.sleep(0)
 
@@ -123,7 +124,7 @@ async def test_an_order_outlives_an_agent_that_is_away(either_box: ManagerBox) -
     box, agent = either_box, await either_box.add_agent()
     assignment = await start(box, agent)
     await agent.disconnect()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         while (await box.call("GET", "/v1/nodes"))[0]["status"] != "offline":
             await asyncio.sleep(0)
 

@@ -15,6 +15,7 @@ from madang.manager.scheduling.planner import plan
 from madang.manager.scheduling.service.journal import digest_of, read
 from madang.testing.clock import FakeClock
 from madang.testing.manager import SUCCESS, ManagerBox, ScriptedAgent, manager_box
+from madang.testing.patience import PATIENCE_S
 from madang.wire.kernel import Wanted
 from madang.wire.session import Ended, Reason
 
@@ -58,7 +59,7 @@ async def started(
 
 async def waits(box: ManagerBox, name: str, code: str) -> dict[str, Any]:
     """The session once it waits for this reason."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(PATIENCE_S):
         found: dict[str, Any] = await box.call("GET", f"/v1/sessions/{name}")
         while (found["pending"] or {}).get("code") != code:
             query = f"?wait=5&version={found['version']}"

@@ -1,6 +1,6 @@
 """Build an image: resolve once, install each distribution alone, leave layers in the outputs.
 
-``python3 -I build.pyz REQUIREMENT…``; exits 0, or with a code of ``Exit``. Layers that the node
+``python3 -I build.pyz pip REQUIREMENT…``; exits 0, or with a code of ``Exit``. Layers that the node
 has are named by their *key*, the SHA-256 over everything that decides what is installed.
 """
 
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,14 +29,6 @@ FORMAT = "1"
 PLATFORM = (str(sysconfig.get_config_var("SOABI")), sysconfig.get_platform())
 """Looked up once: ``sysconfig`` gives threads a half-filled table while it fills it."""
 PARALLEL = 4
-NEXT_STEP = {
-    "resolve": "Correct the requirements, then start the build again.",
-    "install": "The build log above has the reason; a package that must be compiled may need "
-    "tools or headers that the machine lacks.",
-    "network": "No package index can be reached. `madang doctor` on the server checks it; a "
-    "private index is set by UV_DEFAULT_INDEX or PIP_INDEX_URL where `madang up` starts.",
-    "disk": "The build session's disk is full: ask for more with --disk.",
-}
 
 
 class Exit:
@@ -44,8 +37,22 @@ class Exit:
     RESOLVE = 65
     INSTALL = 66
     NETWORK = 69
+    DAMAGED = 68
+    """What was taken in is no image, or not what it says."""
+    DENIED = 77
+    """A registry wants a login, or other rights."""
     DISK = 73
     INTERNAL = 70
+
+
+NEXT_STEP = {
+    Exit.RESOLVE: "Correct the requirements, then start the build again.",
+    Exit.INSTALL: "The build log above has the reason; a package that must be compiled may need "
+    "tools or headers that the machine lacks.",
+    Exit.NETWORK: "No package index can be reached. `madang doctor` on the server checks it; a "
+    "private index is set by UV_DEFAULT_INDEX or PIP_INDEX_URL where `madang up` starts.",
+    Exit.DISK: "The build session's disk is full: ask for more with --disk.",
+}
 
 
 class BuildError(Exception):
@@ -128,7 +135,7 @@ class Build:
         layers = self.layers(pins)
         layers.append(self.base())
         self.finish(pins, layers)
-        size = _size(sum(layer.size_bytes for layer in layers))
+        size = shown_size(sum(layer.size_bytes for layer in layers))
         took = time.monotonic() - started
         say(f"built    {len(layers)} layers  {size}  python {self.version}  {took:.1f} s")
         say("store    checking, byte-compiling")  # what the agent does next
@@ -218,7 +225,7 @@ class Build:
     def layer(self, pin: Pin) -> Layer:
         known = self.orders.get("layers", {}).get(pin.key())
         if known is not None:
-            say(f"layer    {pin.name} {pin.version}  {_size(known['size_bytes'])}  at hand")
+            say(f"layer    {pin.name} {pin.version}  {shown_size(known['size_bytes'])}  at hand")
             return Layer(**known)
         started = time.monotonic()
         folder = os.path.join(self.places.scratch, "layers", pin.name)
@@ -237,7 +244,7 @@ class Build:
         tree.clean(root, os.path.join(self.skeleton, "bin", "python"))
         layer = self.pack(pin.name, pin.version, root)
         took = time.monotonic() - started
-        say(f"layer    {pin.name} {pin.version}  {_size(layer.size_bytes)}  {took:.1f} s")
+        say(f"layer    {pin.name} {pin.version}  {shown_size(layer.size_bytes)}  {took:.1f} s")
         return layer
 
     def cache(self, name: str, folder: str) -> str:
@@ -273,7 +280,7 @@ class Build:
                 json.dump(value, file)
 
 
-def _size(count: int) -> str:
+def shown_size(count: int) -> str:
     return f"{count / 1024:.1f} KiB" if count < 1024 * 1024 else f"{count / 1024**2:.1f} MiB"
 
 
@@ -284,17 +291,23 @@ def say(text: str) -> None:
 
 def run(requirements: list[str], places: Places | None = None) -> int:
     """Build; the exit code."""
+    return guarded(lambda: Build(places or Places()).run(requirements))
+
+
+def guarded(work: Callable[[], None], steps: Mapping[int, str] = NEXT_STEP) -> int:
+    """Do it; the exit code, and what went wrong in words on stderr."""
     try:
-        Build(places or Places()).run(requirements)
+        work()
     except BuildError as exc:
-        return _explain(exc.code, str(exc))
+        return _explain(exc.code, str(exc), steps)
     except OSError as exc:
         code = Exit.DISK if exc.errno in {28, 122} else Exit.INTERNAL
-        return _explain(code, f"{exc.strerror}: {exc.filename}")
+        text = f"{exc.strerror}: {exc.filename}" if exc.filename else str(exc)
+        return _explain(code, text, steps)
     return 0
 
 
-def _explain(code: int, text: str) -> int:
-    kind = {65: "resolve", 66: "install", 69: "network", 73: "disk"}.get(code, "")
-    sys.stderr.write(f"{text}\n{NEXT_STEP.get(kind, '')}\n")
+def _explain(code: int, text: str, steps: Mapping[int, str]) -> int:
+    step = steps.get(code, "")
+    sys.stderr.write(f"{text}\n{step}\n" if step else f"{text}\n")
     return code

@@ -9,9 +9,11 @@ import http.client
 import json
 import socket
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 CHUNK = 64 * 1024
+LAYER_CHUNK = 1024 * 1024
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -38,6 +40,22 @@ def fetch_orders(path: str) -> dict[str, Any]:
         raise OSError(f"the agent answered {answer.status}")
     orders: dict[str, Any] = json.loads(body)
     return orders
+
+
+def fetch_layer(path: str, digest: str) -> Iterator[bytes]:
+    """The tar of a layer that the agent offers to this build."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", f"/layer/{digest}")
+        answer = connection.getresponse()
+        if answer.status != 200:
+            raise OSError(f"layer {digest[:12]}: the agent answers {answer.status}")
+        while data := answer.read(LAYER_CHUNK):
+            yield data
+    except http.client.HTTPException as exc:
+        raise OSError(f"layer {digest[:12]}: the agent hangs up ({exc})") from exc
+    finally:
+        connection.close()
 
 
 def forward(path: str) -> str:

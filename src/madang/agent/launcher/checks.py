@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 from madang.wire import network, policy, policy_base, policy_live
 from madang.wire.errors import InvalidRequest, NetworkInvalid, PolicyInvalid, SizeInvalid
-from madang.wire.image import MAX_WARM, MODULE
+from madang.wire.image import MAX_WARM, MODULE, ImageKind
 from madang.wire.kernel import ExecSpec, ImageMount, KernelId, KernelSpec
 from madang.wire.network import NO_NETWORK, Network, NetworkMode
 from madang.wire.policy import (
@@ -34,13 +34,14 @@ from madang.wire.policy import (
     When,
     WriteRule,
 )
+from madang.wire.session import RootMode
 from madang.wire.size import Size
 from madang.wire.size import check as check_size
 
 T = TypeVar("T")
 
 OPERATIONS: Final = frozenset(
-    "hello list warm prepare start run guard kill freeze thaw settle remove files".split()
+    "hello list warm prepare start run guard kill freeze thaw settle remove files changes".split()
 )
 MAX_ARGUMENTS_BYTES: Final = 1024 * 1024
 MAX_LAYERS: Final = 500
@@ -86,9 +87,14 @@ def kernel_spec(value: object) -> KernelSpec:
         runtime=fields.text("runtime", 40, ""),
         network=_network(fields.take("network", None)),
         owner=fields.text("owner", 200, ""),
+        root=RootMode(fields.choice("root", tuple(mode.value for mode in RootMode))),
         **_program(fields),
     )
     fields.end()
+    if spec.root is not RootMode.READ_ONLY and spec.image.kind != ImageKind.ROOT:
+        raise InvalidRequest(
+            f"spec.root: {spec.image.name!r} is no image of a whole root: it can't be {spec.root}."
+        )
     _check_arguments(spec.argv, spec.argv_encoding, spec.image.env, spec.env)
     return spec
 
@@ -133,19 +139,22 @@ def _image(value: object) -> ImageMount:
     image = ImageMount(
         name=fields.text("name", 200, ""),
         digest=fields.text("digest", 64, ""),
-        kind=fields.choice("kind", ("host", "layers")),
+        kind=fields.choice("kind", tuple(kind.value for kind in ImageKind)),
         layers=fields.texts("layers"),
         env=fields.environment("env"),
         warm=fields.texts("warm"),
+        offers=fields.texts("offers"),
     )
     fields.end()
     if len(image.warm) > MAX_WARM or not all(map(MODULE.fullmatch, image.warm)):
         raise InvalidRequest(f"image.warm: must be at most {MAX_WARM} names of modules.")
     if image.kind == "host" and image.layers:
         raise InvalidRequest("image.layers: the host image has none.")
-    if len(image.layers) > MAX_LAYERS:
+    if image.kind == ImageKind.ROOT and not image.layers:
+        raise InvalidRequest("image.layers: a whole root has at least one.")
+    if len(image.layers) > MAX_LAYERS or len(image.offers) > MAX_LAYERS:
         raise InvalidRequest(f"image.layers: {len(image.layers)}; the most is {MAX_LAYERS}.")
-    for digest in image.layers:
+    for digest in (*image.layers, *image.offers):
         if not _DIGEST.fullmatch(digest):
             raise InvalidRequest(f"image.layers: {digest[:70]!r} is no digest.")
     return image

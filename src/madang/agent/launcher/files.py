@@ -139,11 +139,11 @@ def serve(sock: socket.socket, root: str, view: Mapping[str, str] = SCRATCH_VIEW
         except Gone:
             raise
         except Exception as exc:  # The request boundary of this process.
-            channel.send_json(Frame.ERROR, _problem(exc))
+            channel.send_json(Frame.ERROR, problem(exc))
         channel.drain()
 
 
-def _problem(exc: Exception) -> dict[str, str]:
+def problem(exc: Exception) -> dict[str, str]:
     if isinstance(exc, PlatformError):
         return {"code": exc.code, "text": exc.text}
     if isinstance(exc, MemoryError):

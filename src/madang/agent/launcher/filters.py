@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from base64 import b64encode
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final, cast
 
-from madang.agent.launcher import fanotify, fence, landlock, notify, seccomp, watch
+from madang.agent.launcher import fakeroot, fanotify, fence, landlock, notify, seccomp, watch
 from madang.wire import addresses
 from madang.wire.errors import PolicyInvalid, PolicyUnkept
 from madang.wire.kernel import NATIVE, RUNSC
@@ -23,6 +23,8 @@ from madang.wire.policy import (
     Sandbox,
     WriteRule,
 )
+from madang.wire.policy_kept import LOGS, RULES
+from madang.wire.session import RootMode
 
 _MOST_NAMED: Final = 3
 _NOT_EXECUTABLE: Final = (8, 9, 10, 11)
@@ -53,10 +55,16 @@ class Filters:
         self._widen = frozenset(widen)
         self._accept_unkept = accept_unkept
 
-    def of(self, sandbox: Sandbox, runtime: str = NATIVE) -> Filter:
+    def of(
+        self,
+        sandbox: Sandbox,
+        runtime: str = NATIVE,
+        root: RootMode = RootMode.READ_ONLY,
+    ) -> Filter:
         """*runtime*: what starts the session's programs. Raises PolicyInvalid, PolicyUnkept."""
+        more_rules = fakeroot.rules() if root is RootMode.FAKE else ()
         if not sandbox:
-            return BASE_FILTER
+            return replace(BASE_FILTER, program=_program(more_rules)) if more_rules else BASE_FILTER
         if sandbox.broken:
             raise PolicyInvalid(sandbox.broken)
         for name in sandbox.widen:
@@ -68,7 +76,7 @@ class Filters:
         warnings = seccomp.check_kept(sandbox, accept=self._accepts(sandbox, "rules"))
         kept, more = self._kept(sandbox, runtime)
         _check_numbers(kept)
-        static = replace(kept, rules=(*kept.rules, *implied(kept)))
+        static = replace(kept, rules=(*kept.rules, *implied(kept), *more_rules))
         program = b64encode(seccomp.program(sandbox=static)).decode()
         return Filter(program, deadly(kept), (*warnings, *more, *addresses.unresolved(kept)), kept)
 
@@ -81,16 +89,11 @@ class Filters:
         missing: list[str] = []
         if runtime == RUNSC:
             sandbox, missing = self._without_logging(sandbox)
-        for field, possible, text in _ABILITIES:
+        for field in _ABILITIES:
             rules: tuple[LiveRule | WriteRule, ...] = getattr(sandbox, field)
-            if rules and runtime == RUNSC and field in _OF_GVISOR:
-                text = _OF_GVISOR[field]
-            elif rules and runtime != NATIVE and field in _NATIVE_ALONE:
-                text = f"{runtime} gives programs mounts and filters of its own; use native"
-            elif not rules or possible():
-                continue
-            missing.append(self._unkept(sandbox, field, rules[0].place, text))
-            sandbox = replace(sandbox, **cast(Any, {field: ()}))
+            if rules and (why := _why_not(field, runtime)):
+                missing.append(self._unkept(sandbox, field, rules[0].place, why))
+                sandbox = replace(sandbox, **cast(Any, {field: ()}))
         return sandbox, missing
 
     def _without_logging(self, sandbox: Sandbox) -> tuple[Sandbox, list[str]]:
@@ -115,9 +118,24 @@ class Filters:
         return found
 
 
-def keeps() -> list[str]:
-    """Kinds of rules, as fields of a Sandbox, that this machine keeps beside those about calls."""
-    return [field for field, possible, _ in _ABILITIES if possible()]
+def _program(rules: tuple[Rule, ...]) -> str:
+    return b64encode(seccomp.program(sandbox=Sandbox(rules=rules))).decode()
+
+
+def keeps(runtime: str) -> list[str]:
+    """Kinds of rules (``policy_kept.KINDS``) that sessions of *runtime* have kept here."""
+    logs = [LOGS] if runtime != RUNSC and seccomp.logs() else []
+    return [RULES, *logs, *(field for field in _ABILITIES if not _why_not(field, runtime))]
+
+
+def _why_not(field: str, runtime: str) -> str:
+    """In words; empty: such rules are kept."""
+    if runtime == RUNSC and field in _OF_GVISOR:
+        return _OF_GVISOR[field]
+    if runtime != NATIVE and field in _NATIVE_ALONE:
+        return f"{runtime} gives programs mounts and filters of its own; use native"
+    possible, takes = _ABILITIES[field]
+    return "" if possible() else takes
 
 
 @cache
@@ -130,14 +148,14 @@ def _has_landlock() -> bool:
     return landlock.abi() >= landlock.LEAST_ABI
 
 
-_ABILITIES: Final[tuple[tuple[str, Callable[[], bool], str], ...]] = (
-    ("files", _has_fanotify, "rules about files take root and a kernel with fanotify"),
-    ("writes", _has_landlock, "rules about changing files take Landlock, of Linux 6.2 or newer"),
-    ("counts", cache(notify.possible), "the kernel hands no calls over"),
-    ("answers", cache(notify.possible), "the kernel hands no calls over"),
-    ("nets", cache(fence.possible), fence.TAKES),
-    ("watches", cache(watch.possible), watch.TAKES),
-)
+_ABILITIES: Final[Mapping[str, tuple[Callable[[], bool], str]]] = {
+    "files": (_has_fanotify, "rules about files take root and a kernel with fanotify"),
+    "writes": (_has_landlock, "rules about changing files take Landlock, of Linux 6.2 or newer"),
+    "counts": (cache(notify.possible), "the kernel hands no calls over"),
+    "answers": (cache(notify.possible), "the kernel hands no calls over"),
+    "nets": (cache(fence.possible), fence.TAKES),
+    "watches": (cache(watch.possible), watch.TAKES),
+}
 """Fields of a Sandbox, what they take, and what to say where that is not there."""
 _NATIVE_ALONE: Final = frozenset({"files", "writes", "counts", "answers"})
 """What hangs on mounts and filters that the init made itself."""

@@ -54,7 +54,8 @@ from madang.wire.policy import NO_SANDBOX, Sandbox
 FOLDER: Final = "guard"
 SOCKET: Final = "guard.sock"
 _OOM_SCORE: Final = b"-900"
-_FINISH_S: Final = 1.0
+_FINISH_S: Final = 5.0
+"""What was refused is told for so long, to a keeper that does not read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NoReturn
 
-from madang.agent.launcher import files, seccomp, syscalls
+from madang.agent.launcher import changes, files, seccomp, syscalls
 from madang.agent.launcher.processes import say
 from madang.wire.errors import PlatformError, RuntimeFailed, from_problem
 
@@ -19,6 +19,8 @@ Done = Callable[[Any], None]
 """Called with the result, or with the PlatformError that it ended with."""
 
 _MAX_RESULT: Final = 64 * 1024
+_READ_ALL: Final = 2
+"""CAP_DAC_READ_SEARCH: some of a session's files may be closed even to itself."""
 
 
 class Helpers:
@@ -60,6 +62,17 @@ class Helpers:
 
         *over* is called with the pidfd, which is closed afterwards.
         """
+        return self._serve(over, lambda sock: _serve_files(sock, scratch, root, uid))
+
+    def serve_changes(
+        self, upper: str, root: str, uid: int, over: Callable[[int], None]
+    ) -> tuple[socket.socket, int]:
+        """The same, to one that tells what a session changed in its root; see ``changes``."""
+        return self._serve(over, lambda sock: _serve_changes(sock, upper, root, uid))
+
+    def _serve(
+        self, over: Callable[[int], None], work: Callable[[socket.socket], NoReturn]
+    ) -> tuple[socket.socket, int]:
         ours, theirs = socket.socketpair()
         try:
             pid = os.fork()
@@ -68,7 +81,7 @@ class Helpers:
             theirs.close()
             raise RuntimeFailed(f"no process can be had for files: {exc.strerror}.") from exc
         if pid == 0:
-            _serve_files(theirs, scratch, root, uid)
+            work(theirs)
         theirs.close()
         pidfd = os.pidfd_open(pid)
 
@@ -118,6 +131,17 @@ def _serve_files(sock: socket.socket, scratch: str, root: str, uid: int) -> NoRe
         os._exit(0)
 
 
+def _serve_changes(sock: socket.socket, upper: str, root: str, uid: int) -> NoReturn:
+    try:
+        begin("madang-changes", sock.fileno())
+        confine(upper, root, uid, kept=(_READ_ALL,))
+        changes.serve(sock, "/")
+    except BaseException as exc:
+        say(f"madang changes: {exc!r}")
+    finally:
+        os._exit(0)
+
+
 def begin(name: str, *kept: int) -> None:
     """What every fork of the launcher does first. *kept*: descriptors that stay open."""
     gc.disable()
@@ -129,24 +153,26 @@ def begin(name: str, *kept: int) -> None:
     syscalls.die_with_parent(signal.SIGKILL)
 
 
-def confine(scratch: str, root: str, uid: int) -> None:
-    """See nothing but the scratch space, be nobody but the session."""
+def confine(scratch: str, root: str, uid: int, *, kept: Sequence[int] = ()) -> None:
+    """See nothing but the scratch space, be nobody but the session.
+
+    *kept*: capabilities that stay; then nothing can be written.
+    """
     program = seccomp.program()
     syscalls.unshare(syscalls.CLONE_NEWNS | syscalls.CLONE_NEWNET | syscalls.CLONE_NEWIPC)
     syscalls.bind(os.fsencode(scratch), os.fsencode(root))
-    syscalls.mount_setattr(
-        os.fsencode(root), syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV, recursive=False
-    )
+    attributes = syscalls.MOUNT_ATTR_NOSUID | syscalls.MOUNT_ATTR_NODEV
+    attributes |= syscalls.MOUNT_ATTR_RDONLY if kept else 0
+    syscalls.mount_setattr(os.fsencode(root), attributes, recursive=False)
     os.chdir(root)
     syscalls.pivot_root(b".", b".")
     syscalls.umount(b".", syscalls.MNT_DETACH)
     os.chdir("/")
-    syscalls.drop_bounding_set()
+    syscalls.drop_bounding_set(kept)
+    syscalls.prctl(syscalls.PR_SET_KEEPCAPS, bool(kept))
     if os.geteuid() != uid:
-        os.setgroups([])
-        os.setresgid(uid, uid, uid)
-        os.setresuid(uid, uid, uid)
-    syscalls.drop_capabilities()
+        syscalls.change_user(uid)
+    syscalls.drop_capabilities(kept)
     syscalls.die_with_parent(signal.SIGKILL)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.no_new_privileges()

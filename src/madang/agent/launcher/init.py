@@ -32,10 +32,13 @@ from madang.agent.launcher import (
     channel,
     checks,
     containers,
+    fakeroot,
     guarded,
     gvisor,
     mounts,
     processes,
+    relay,
+    rootfs,
     seccomp,
     syscalls,
     truth,
@@ -47,6 +50,7 @@ from madang.agent.launcher.mounts import Frame
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.seat import Seat
+from madang.wire.image import ImageKind
 from madang.wire.kernel import (
     DEFAULT_PATH,
     HOME_DIR,
@@ -59,6 +63,7 @@ from madang.wire.kernel import (
     ImageMount,
     KernelSpec,
 )
+from madang.wire.session import RootMode
 from madang.wire.size import Size
 
 MAIN: Final = "main"
@@ -90,6 +95,8 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
             if order.box:
                 box.run(link, order)
             elif _set_up(link, order, seat.frame if seat is not None else None, fds[1:]):
+                if order.spec.build and order.spec.image.kind == ImageKind.ROOT:
+                    relay.start()
                 _Init(link, order, seat).serve()
     except BaseException as exc:
         say(f"madang init: {exc!r}")
@@ -100,7 +107,7 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
 def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
     """Do everything that needs no session; whether it could be done."""
     for number in CHANGED_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        syscalls.handle(number, syscalls.DEFAULT)
     syscalls.set_process_name("madang-init")
     gc.disable()
     try:
@@ -164,7 +171,7 @@ def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: lis
 def settle_in(order: Order) -> None:
     """What is left to be done in a box, where Docker has done the rest. Raises OSError."""
     for number in CHANGED_SIGNALS:
-        signal.signal(number, signal.SIG_DFL)
+        syscalls.handle(number, syscalls.DEFAULT)
     syscalls.set_process_name("madang-init")
     gc.disable()
     os.chdir("/")
@@ -215,15 +222,10 @@ def _restrict(order: Order) -> list[int]:
         syscalls.close_on_exec_from(3)
         _forget_standard_files()
         return []
-    syscalls.drop_bounding_set()
-    if order.nested:
-        _enter_user_namespace()
-    uid = mounts.shown_uid(order)
-    if not order.nested:
-        os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
-    syscalls.drop_capabilities()
+    if order.spec.root is RootMode.FAKE:
+        fakeroot.become(order.uid, nested=order.nested)
+    else:
+        _become_user(order)
     syscalls.die_with_parent(signal.SIGKILL)  # Again: a change of uid clears it.
     syscalls.no_new_privileges()
     # We are a copy of the launcher, which has handled other sessions' secrets.
@@ -239,18 +241,18 @@ def _filter(order: Order) -> bytes:
     return b64decode(order.program) if order.program else filter_program()
 
 
-def _enter_user_namespace() -> None:
-    """Our only uid becomes an ordinary one in a namespace that owns nothing."""
-    uid, gid = os.geteuid(), os.getegid()
-    syscalls.unshare(syscalls.CLONE_NEWUSER)
-    for name, text in (
-        ("setgroups", "deny"),
-        ("uid_map", f"{mounts.NESTED_UID} {uid} 1"),
-        ("gid_map", f"{mounts.NESTED_UID} {gid} 1"),
-    ):
-        with open(f"/proc/self/{name}", "w", encoding="ascii") as file:
-            file.write(text)
+def _become_user(order: Order) -> None:
+    """Nested, our only uid becomes an ordinary one in a namespace that owns nothing."""
     syscalls.drop_bounding_set()
+    uid = mounts.shown_uid(order)
+    if order.nested:
+        fakeroot.enter_user_namespace(uid, os.geteuid())
+        syscalls.drop_bounding_set()
+        os.setresgid(uid, uid, uid)
+        os.setresuid(uid, uid, uid)
+    else:
+        syscalls.change_user(uid)
+    syscalls.drop_capabilities()
 
 
 def _forget_standard_files() -> None:
@@ -293,7 +295,7 @@ class _Init:
         self._wake_writer = wake_writer
 
     def serve(self) -> None:
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+        syscalls.handle(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._selector.register(self._link, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
@@ -523,15 +525,18 @@ def _real_path(order: Order, path: str) -> str:
 
 def environment(order: Order, spec: KernelSpec | ExecSpec) -> dict[bytes, bytes]:
     """Ours, then the image's, then the user's, which win except over MADANG_*."""
+    whole = order.spec.image.kind == ImageKind.ROOT
     found: dict[str, str] = {
         "PATH": DEFAULT_PATH,
         "HOME": _real_path(order, HOME_DIR),
         "USER": USER_NAME,
         "LOGNAME": USER_NAME,
-        "SHELL": mounts.shell(),
+        "SHELL": rootfs.shell(b"/") if whole else mounts.shell(),
         "LANG": "C.UTF-8",
         **truth.environment(order.spec.size.cpu),
     }
+    if order.spec.root is RootMode.FAKE:
+        found |= fakeroot.ENVIRONMENT
     if spec.tty:
         found["TERM"] = "xterm-256color"
     if order.view is None:

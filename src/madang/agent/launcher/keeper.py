@@ -63,8 +63,8 @@ def run(
         os.setsid()
         os.chdir(folder)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGPIPE):
-            signal.signal(number, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            syscalls.handle(number, syscalls.IGNORE)
+        syscalls.handle(signal.SIGCHLD, syscalls.DEFAULT)
         syscalls.set_process_name("madang-keeper")
         gc.disable()
         claimed = _wait_as_slot(launcher, group, uid, gid, berth)

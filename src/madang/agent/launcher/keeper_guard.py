@@ -19,7 +19,8 @@ from madang.agent.launcher.refusals import Book
 SILENCE_S: Final = 30.0
 """A guard that is asked and does not answer for so long is lost."""
 _ASK_S: Final = 10.0
-_FINISH_S: Final = 1.0
+_FINISH_S: Final = 5.0
+"""An ended session waits so long for its guard's last words."""
 LOST: Final = "its guard was lost: stopped, because its sandbox policy could not be kept"
 
 

@@ -30,6 +30,7 @@ from madang.agent.launcher.order import Order
 from madang.agent.launcher.processes import ProcessId, say
 from madang.agent.launcher.program import CLAIMED, ENDED
 from madang.agent.launcher.registry import PREPARED, SETTLED, STARTED, Connection, Record
+from madang.agent.launcher.rootfs import UPPER
 from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.agent.launcher.warm import Warmth
@@ -319,7 +320,12 @@ class Kernels:
     def files(self, kernel_id: KernelId, answer: Answer) -> None:
         """Answers with a socket."""
         if kernel := self._find(kernel_id, answer):
-            self._queue(kernel, answer, partial(self._files, kernel))
+            self._queue(kernel, answer, partial(self._with_worker, kernel, self._open_files))
+
+    def changes(self, kernel_id: KernelId, answer: Answer) -> None:
+        """Answers with a socket, by which it tells what it changed in its root."""
+        if kernel := self._find(kernel_id, answer):
+            self._queue(kernel, answer, partial(self._with_worker, kernel, self._open_changes))
 
     # -- one after the other -----------------------------------------------------------------
 
@@ -421,7 +427,7 @@ class Kernels:
         if record.state == STARTED:
             return record.policy, ()
         return spec.sandbox.label, self._filters.of(
-            spec.sandbox, self._offers.of(spec).name
+            spec.sandbox, self._offers.of(spec).name, spec.root
         ).warnings
 
     def _runtime_of(self, record: Record, spec: KernelSpec) -> str:
@@ -467,13 +473,11 @@ class Kernels:
         self._workers.run("mount", kernel.folder, done=mounted)
 
     def _claim(self, kernel: Kernel, spec: KernelSpec, answer: Answer) -> None:
-        record, image = kernel.record, spec.image
+        record = kernel.record
         runtime = self._offers.of(spec)
-        found = self._filters.of(spec.sandbox, runtime.name)
+        found = self._filters.of(spec.sandbox, runtime.name, spec.root)
         self._networks.check(spec.network)
-        view = self._templates.view(
-            image.kind, image.layers, f"{kernel.folder}/service", build=spec.build
-        )
+        view = self._templates.view(spec, f"{kernel.folder}/service")
         warm = self._warmth.take(spec, record.uid)
         slot = warm or self._slots.take()
         cpus = self._processors.take(spec.size.cpu)
@@ -676,6 +680,8 @@ class Kernels:
         elif "started" in message and not begin.done:
             if message.get("missed"):
                 begin.slot.missed()
+            elif begin.slot.warm:
+                begin.slot.became()
             self._started(begin)
 
     def _started(self, begin: _Begin) -> None:
@@ -830,14 +836,32 @@ class Kernels:
 
     # -- files -------------------------------------------------------------------------------
 
-    def _files(self, kernel: Kernel, answer: Answer) -> None:
+    def _with_worker(
+        self, kernel: Kernel, opening: Callable[[Kernel, Answer], None], answer: Answer
+    ) -> None:
         if len(kernel.workers) >= _MAX_FILE_WORKERS:
             raise Conflict(f"{kernel.record.kernel}: too many file operations at once; try again.")
-        self._with_scratch(kernel, answer, partial(self._open_files, kernel))
+        self._with_scratch(kernel, answer, partial(opening, kernel))
 
     def _open_files(self, kernel: Kernel, answer: Answer) -> None:
         sock, pidfd = self._helpers.serve_files(
             f"{kernel.folder}/{scratch.MOUNT}",
+            f"{self._state}/mounts/root",
+            kernel.record.uid,
+            partial(self._worker_left, kernel),
+        )
+        kernel.workers.add(pidfd)
+        answer(sock)
+
+    def _open_changes(self, kernel: Kernel, answer: Answer) -> None:
+        upper = f"{kernel.folder}/{scratch.MOUNT}/{UPPER}"
+        if not os.path.isdir(upper):
+            raise Conflict(
+                f"{kernel.record.kernel} has no root of its own that it could have changed: start "
+                "it from an image with a whole root, with --writable or --root."
+            )
+        sock, pidfd = self._helpers.serve_changes(
+            upper,
             f"{self._state}/mounts/root",
             kernel.record.uid,
             partial(self._worker_left, kernel),

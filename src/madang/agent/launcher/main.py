@@ -233,7 +233,8 @@ class _Launcher:
             "capacity": _capacity(self._config.state),
             "runtimes": self._offers.names,
             "networks": self._networks(),
-            "keeps": keeps(),
+            "keeps": {name: keeps(name) for name in self._offers.names},
+            "accepts_unkept": self._config.accept_unkept,
         }
 
     def _networks(self) -> list[str]:

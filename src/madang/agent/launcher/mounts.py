@@ -17,9 +17,10 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final
 
-from madang.agent.launcher import syscalls, truth
+from madang.agent.launcher import rootfs, syscalls, truth
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.network.rules import RESOLVER
 from madang.agent.launcher.order import Order, View
@@ -34,9 +35,19 @@ from madang.agent.launcher.syscalls import (
     MS_RDONLY,
     MS_REMOUNT,
 )
-from madang.wire.errors import RuntimeFailed
-from madang.wire.kernel import HOME_DIR, OUTPUT_DIR, SERVICE_DIR, TOOLS_DIR, USER_NAME, WORK_DIR
+from madang.wire.image import ImageKind
+from madang.wire.kernel import (
+    HOME_DIR,
+    OUTPUT_DIR,
+    SERVICE_DIR,
+    TOOLS_DIR,
+    USER_NAME,
+    WORK_DIR,
+    KernelSpec,
+)
+from madang.wire.session import RootMode
 
+HOST_KIND: Final = str(ImageKind.HOST)
 HOST_FOLDERS: Final = ("bin", "lib", "lib32", "lib64", "libx32", "opt", "sbin", "usr")
 CHROOT_TEXT: Final = "this is a chroot: / is no mount, so sessions can't get a root of their own"
 CHROOT_MEND: Final = "Use the machine itself, a container (--privileged) or systemd-nspawn."
@@ -51,7 +62,10 @@ _SCRATCH: Final = {
     "tmp": "/tmp",
     "var_tmp": "/var/tmp",
 }
-_OWN_ETC: Final = ("group", "hostname", "hosts", "passwd", "resolv.conf")
+_OWN_ETC: Final = tuple(sorted((*rootfs.SESSION_ETC, *rootfs.USERS_ETC)))
+_ROOT_USER: Final = "root:x:0:0:root:/root:/usr/sbin/nologin"
+_NOBODY: Final = "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin"
+_NOGROUP: Final = "nogroup:x:65534:"
 _DEVICES: Final = {
     "null": (1, 3), "zero": (1, 5), "full": (1, 7),
     "random": (1, 8), "urandom": (1, 9), "tty": (5, 0),
@@ -92,39 +106,63 @@ class Templates:
             os.makedirs(self._folder + name, exist_ok=True)
             os.chmod(self._folder + name, 0o711)  # noqa: S103
 
-    def view(self, kind: str, layers: Sequence[str], service: str, *, build: bool) -> View:
+    def view(self, spec: KernelSpec, service: str) -> View:
         """Of one session. Raises RuntimeFailed if a layer is missing."""
+        own = spec.root is not RootMode.READ_ONLY
+        host = self.template(HOST_KIND, ())
+        return replace(
+            self._places(host),
+            template=host if own else self.template(spec.image.kind, spec.image.layers),
+            service=service,
+            tools=f"{self._state}/tools" if spec.build else None,
+        )
+
+    def _places(self, host: str) -> View:
         return View(
-            template=self.template(kind, layers),
+            template=host,
             root=f"{self._folder}/root",
             private=f"{self._folder}/private",
             outer=f"{self._folder}/outer",
-            service=service,
-            tools=f"{self._state}/tools" if build else None,
+            service="",
+            tools=None,
+            host=host,
+            layers=f"{self._state}/layers",
         )
 
     def template(self, kind: str, layers: Sequence[str]) -> str:
-        name = kind if kind == "host" else hashlib.sha256("\n".join(layers).encode()).hexdigest()
+        names = "\n".join((kind, *layers))
+        name = kind if kind == HOST_KIND else hashlib.sha256(names.encode()).hexdigest()
         if name not in self._made:
-            self._made[name] = self._make(name, layers)
+            self._made[name] = self._make(name, kind, layers)
         return self._made[name]
 
     def forget(self, kept: set[str]) -> None:
         """Unmount layered templates that are not *kept* (their paths)."""
         for name, path in list(self._made.items()):
-            if name != "host" and path not in kept:
+            if name != HOST_KIND and path not in kept:
                 del self._made[name]
                 _discard(path)
 
-    def _make(self, name: str, layers: Sequence[str]) -> str:
+    def _make(self, name: str, kind: str, layers: Sequence[str]) -> str:
         path = f"{self._folder}/template-{name}"
         os.makedirs(path, 0o700, exist_ok=True)
         if os.path.ismount(path):  # An older launcher's.
             return path
         root = os.fsencode(path)
-        syscalls.mount(b"tmpfs", root, b"tmpfs", MS_NOSUID, b"mode=755,size=1m")
+        if kind == ImageKind.ROOT:
+            try:
+                rootfs.mount_shared(root, layers, self._places(""))
+            except BaseException:
+                os.rmdir(path)
+                raise
+        else:
+            syscalls.mount(b"tmpfs", root, b"tmpfs", MS_NOSUID, b"mode=755,size=1m")
         try:
-            self._furnish(root, layers)
+            if kind != ImageKind.ROOT:
+                self._furnish(root, layers)
+            syscalls.mount(None, root, None, syscalls.MS_REC | syscalls.MS_PRIVATE)
+            syscalls.mount_setattr(root, _READ_ONLY)
+            self._make_devices(root + b"/dev")
         except BaseException:
             _discard(path)
             raise
@@ -140,22 +178,19 @@ class Templates:
         _link_python(root)
         if layers:
             self._mount_layers(root + b"/env", layers)
-        syscalls.mount(None, root, None, syscalls.MS_REC | syscalls.MS_PRIVATE)
-        syscalls.mount_setattr(root, _READ_ONLY)
-        self._make_devices(root + b"/dev")
 
     def _mount_layers(self, target: bytes, layers: Sequence[str]) -> None:
         fds: list[int] = []
         try:
-            parent = os.open(f"{self._state}/layers", _PATH_ONLY)
+            parent = os.open(f"{self._state}/layers", rootfs.PATH_ONLY)
             fds.append(parent)
-            fds.extend(_open_layer(parent, digest) for digest in layers)
+            fds.extend(rootfs.open_layer(parent, digest) for digest in layers)
             if len(layers) == 1:
                 syscalls.bind(b"/proc/self/fd/%d" % fds[1], target)
                 return
             # Relative to /proc/self/fd names are short: an options page holds 800 of them.
             lower = b":".join(b"%d" % fd for fd in fds[1:])
-            here = os.open(".", _PATH_ONLY)
+            here = os.open(".", rootfs.PATH_ONLY)
             fds.append(here)
             os.chdir("/proc/self/fd")
             try:
@@ -185,18 +220,6 @@ class Templates:
         syscalls.mount_setattr(dev, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
 
 
-_PATH_ONLY: Final = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def _open_layer(parent: int, digest: str) -> int:
-    try:
-        return os.open(digest, _PATH_ONLY, dir_fd=parent)
-    except OSError as exc:
-        raise RuntimeFailed(
-            f"image layer {digest[:16]}… is missing on this machine; build the image again."
-        ) from exc
-
-
 def _discard(path: str) -> None:
     syscalls.umount(os.fsencode(path))
     os.rmdir(path)
@@ -224,7 +247,7 @@ def _mount_etc(root: bytes) -> None:
     os.makedirs(top, 0o755)
     for name in _OWN_ETC:
         touch(top + b"/" + name.encode())
-    fd = os.open(top, _PATH_ONLY)  # Named by descriptor: sessions see the mount's options.
+    fd = os.open(top, rootfs.PATH_ONLY)  # Named by descriptor: sessions see the mount's options.
     try:
         options = b"lowerdir=/proc/self/fd/%d:/etc" % fd
         flags = MS_RDONLY | MS_NOSUID | MS_NODEV
@@ -258,7 +281,7 @@ def enter(order: Order, view: View) -> None:
 
 def assemble(order: Order, view: View) -> bytes:
     """Mount all parts of the session's root; where it is."""
-    frame = Frame(view, order.group)
+    frame = Frame(view, order.group, order)
     _bind_scratch(os.fsencode(order.scratch), frame.root)
     service = frame.root + SERVICE_DIR.encode()
     _bind_quiet(os.fsencode(view.service), service, MOUNT_ATTR_RDONLY)
@@ -275,24 +298,32 @@ class Frame:
     that are there already, empty.
     """
 
-    def __init__(self, view: View, group: Group) -> None:
+    def __init__(self, view: View, group: Group, order: Order | None = None) -> None:
+        """*order*: where it is known already; it may want a root of its own."""
         self.root = os.fsencode(view.root)
         private = os.fsencode(view.private)
-        syscalls.bind(os.fsencode(view.template), self.root, recursive=True)
+        etc = _OWN_ETC
+        if order is not None and order.spec.root is not RootMode.READ_ONLY:
+            rootfs.mount_own(self.root, order, view)
+            syscalls.bind(os.fsencode(view.host) + b"/dev", self.root + b"/dev", recursive=True)
+            if order.spec.root is RootMode.FAKE:
+                etc = rootfs.SESSION_ETC
+        else:
+            syscalls.bind(os.fsencode(view.template), self.root, recursive=True)
         mount_proc(self.root + b"/proc")
         flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
         syscalls.mount(b"tmpfs", private, b"tmpfs", flags, b"mode=755,size=4m")
-        self._private = os.open(private, _PATH_ONLY)
-        self._show_own_files(private, group)
+        self._private = os.open(private, rootfs.PATH_ONLY)
+        self._show_own_files(private, group, etc)
         flags = MS_NOSUID | MS_NOEXEC
         options = b"newinstance,ptmxmode=0666,mode=0620"
         syscalls.mount(b"devpts", self.root + b"/dev/pts", b"devpts", flags, options)
 
-    def _show_own_files(self, private: bytes, group: Group) -> None:
+    def _show_own_files(self, private: bytes, group: Group, etc: Sequence[str]) -> None:
         """Read-only where they are shown; they can be written by way of *private* alone."""
         os.mkdir(private + b"/etc")
         os.mkdir(private + b"/proc")
-        for path in (*(f"/etc/{name}" for name in _OWN_ETC), *truth.PROC_FILES):
+        for path in (*(f"/etc/{name}" for name in etc), *truth.PROC_FILES):
             source = private + path.encode()
             touch(source)
             _ignore_missing(_bind_quiet, source, self.root + path.encode(), MOUNT_ATTR_RDONLY)
@@ -321,7 +352,7 @@ class Frame:
     def fill(self, order: Order) -> None:
         """Write the session's own files; afterwards nobody can write them any more."""
         size = order.spec.size
-        for path, content in own_files(order).items():
+        for path, content in own_files(order, self.root).items():
             _write(path[1:], content, self._private)
         os.close(self._private)
         options = b"mode=1777,size=%d" % size.mem_bytes
@@ -337,10 +368,10 @@ def move_into(root: bytes) -> None:
     os.chdir("/")
 
 
-def own_files(order: Order) -> dict[str, bytes]:
-    """Path → content of what no other session has."""
+def own_files(order: Order, root: bytes = b"") -> dict[str, bytes]:
+    """Path → content of what no other session has. *root*: where its root is seen."""
     size = order.spec.size
-    return _etc_files(order) | truth.files(size.cpu, order.cpus, size.mem_bytes)
+    return _etc_files(order, root) | truth.files(size.cpu, order.cpus, size.mem_bytes)
 
 
 def _write(path: str, content: bytes, parent: int) -> None:
@@ -413,22 +444,33 @@ def _make_group_folders(group: Group, private: bytes) -> list[tuple[bytes, bytes
     return pairs
 
 
-def _etc_files(order: Order) -> dict[str, bytes]:
+def _etc_files(order: Order, root: bytes) -> dict[str, bytes]:
     name, uid = order.spec.hostname, shown_uid(order)
-    passwd = (
-        "root:x:0:0:root:/root:/usr/sbin/nologin\n"
-        f"{USER_NAME}:x:{uid}:{uid}::{HOME_DIR}:{shell()}\n"
-        "nobody:x:65534:65534:nobody:/:/usr/sbin/nologin\n"
-    )
-    group = f"root:x:0:\n{USER_NAME}:x:{uid}:\nnogroup:x:65534:\n"
+    whole = order.spec.image.kind == ImageKind.ROOT
+    user = f"{USER_NAME}:x:{uid}:{uid}::{HOME_DIR}:{rootfs.shell(root) if whole else shell()}"
+    passwd, group = [_ROOT_USER, user, _NOBODY], ["root:x:0:", f"{USER_NAME}:x:{uid}:", _NOGROUP]
+    if whole:
+        passwd = _with_images(passwd, rootfs.users(root, "passwd"))
+        group = _with_images(group, rootfs.users(root, "group"))
     hosts = f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"
     return {
-        "/etc/passwd": passwd.encode(),
-        "/etc/group": group.encode(),
+        "/etc/passwd": _lines(passwd),
+        "/etc/group": _lines(group),
         "/etc/hostname": f"{name}\n".encode(),
         "/etc/hosts": hosts.encode(),
         "/etc/resolv.conf": _resolv_conf(order),
     }
+
+
+def _with_images(ours: Sequence[str], theirs: Sequence[str]) -> list[str]:
+    """The image's users too, where they take nobody's name or number."""
+    taken = {part for line in ours for part in (line.split(":")[0], line.split(":")[2])}
+    others = (line for line in theirs if line.count(":") >= 2)
+    return [*ours, *(each for each in others if not taken & set(each.split(":")[:3:2]))]
+
+
+def _lines(lines: Sequence[str]) -> bytes:
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _resolv_conf(order: Order) -> bytes:
@@ -443,6 +485,8 @@ NESTED_UID: Final = 1000
 
 def shown_uid(order: Order) -> int:
     """The uid that the session's programs see."""
+    if order.spec.root is RootMode.FAKE:
+        return 0
     return NESTED_UID if order.nested else order.uid
 
 

@@ -128,7 +128,7 @@ def become_root() -> None:
 def _hold(launcher: socket.socket, interpreter: socket.socket, order: Order) -> NoReturn:
     try:
         for number in init.CHANGED_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
+            syscalls.handle(number, syscalls.DEFAULT)
         syscalls.close_all_but(launcher.fileno(), interpreter.fileno())
         pid = os.fork()
         if pid == 0:

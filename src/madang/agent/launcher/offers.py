@@ -14,7 +14,8 @@ from typing import Any, Final
 
 from madang.agent.launcher import engine, guests, profile
 from madang.wire.errors import NetworkRefused, PolicyInvalid, RuntimeNotOffered, SizeInvalid
-from madang.wire.kernel import NATIVE, RUNSC, KernelSpec
+from madang.wire.image import ImageKind
+from madang.wire.kernel import NATIVE, RUNSC, WITHOUT_NETWORK, KernelSpec
 from madang.wire.policy import Sandbox
 from madang.wire.size import MIB, Size, format_bytes
 
@@ -31,6 +32,7 @@ _NO_NETWORK: Final = (
     "network: gVisor has network interfaces of its own, which the machine's rules don't reach. "
     "Leave --network out, or use another runtime."
 )
+_NO_ROOTS: Final = "an image with a root of its own needs the runtime native"
 _NOT_ALLOWED: Final = "`node.runtimes` does not name it"
 
 
@@ -143,11 +145,13 @@ class Offers:
             raise RuntimeNotOffered(name, offered=self.programs, why=why)
         if name == NATIVE:
             return Offer()
+        if spec.image.kind == ImageKind.ROOT:
+            raise RuntimeNotOffered(name, offered=(NATIVE,), why=_NO_ROOTS)
         _check_size(name, spec)
         if name == DOCKER:  # For the start alone: its init installs the session's own.
             found = profile.profile(Sandbox(widen=spec.sandbox.widen))
             return Offer(name, self.programs[name], json.dumps(found))
-        if name == RUNSC and spec.network:
+        if name in WITHOUT_NETWORK and spec.network:
             raise NetworkRefused(_NO_NETWORK)
         if name in {"crun", RUNSC}:  # They take the filter as it is.
             return Offer(name, self.programs[name])

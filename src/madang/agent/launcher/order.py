@@ -9,6 +9,7 @@ from typing import Any
 from madang.agent.launcher.cgroups import Group
 from madang.wire.kernel import NATIVE, ImageMount, KernelSpec
 from madang.wire.network import Network, NetworkMode
+from madang.wire.session import RootMode
 from madang.wire.size import Size
 
 
@@ -26,6 +27,10 @@ class View:
     """And one for the root that an OCI runtime works in; see ``containers``."""
     service: str
     tools: str | None
+    host: str
+    """Template of the host's own system; where OCI runtimes have their program from."""
+    layers: str
+    """Folder of all layers, for a session that has its root to itself."""
 
     def relative(self, state: str) -> View:
         """As seen from the folder of kernels, for those whom folders above are closed to."""
@@ -114,11 +119,13 @@ def _spec(value: dict[str, Any]) -> KernelSpec:
         allow=tuple(network["allow"]),
         bandwidth_bits=network["bandwidth_bits"],
     )
+    root = RootMode(value.pop("root"))
     image["layers"], image["warm"] = tuple(image["layers"]), tuple(image["warm"])
     return KernelSpec(
         argv=tuple(argv),
         image=ImageMount(**image),
         size=Size(**size),
         network=network,
+        root=root,
         **value,
     )

@@ -22,6 +22,8 @@ def _expression(pattern: str) -> str:
     for part in _parts(pattern):
         if part == _ANY:
             found += "(?:/.*)?"
+        elif not part.strip("*"):
+            found += "/[^/]+"  # A name is never empty: `/*` does not name `/`.
         else:
             found += "/" + "[^/]*".join(map(re.escape, part.split("*")))
     return found or "/"

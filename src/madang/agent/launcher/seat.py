@@ -19,7 +19,7 @@ from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.mounts import Frame
 from madang.agent.launcher.order import View
 
-SEAT_S: Final = 2.0
+SEAT_S: Final = 5.0
 """Who has not come by then, or not become the program, is done without."""
 _FORMAT: Final = 2
 """Of ``marshal``: one that every Python 3 reads."""

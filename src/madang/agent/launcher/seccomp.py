@@ -146,7 +146,7 @@ def check_kept(sandbox: Sandbox, *, accept: bool, logged: str = LOGGED) -> list[
     Raises PolicyUnkept otherwise.
     """
     wanted = [rule for rule in sandbox.rules if rule.answer is Does.LOG]
-    if not wanted or "log" in _words(logged):
+    if not wanted or logs(logged):
         return []
     found = [
         f"policy: {rule.place} is not kept: the kernel logs no system calls" for rule in wanted
@@ -155,6 +155,11 @@ def check_kept(sandbox: Sandbox, *, accept: bool, logged: str = LOGGED) -> list[
         text = "Add `log` to kernel.seccomp.actions_logged, take the rule out, or set"
         raise PolicyUnkept(f"{found[0]}. {text} sandbox.accept_unkept.", place=wanted[0].place)
     return found
+
+
+def logs(logged: str = LOGGED) -> bool:
+    """Whether this kernel logs system calls."""
+    return "log" in _words(logged)
 
 
 def _words(path: str) -> list[str]:

@@ -54,6 +54,10 @@ class Slot:
     """In a nest: takes what a fork of the interpreter needs to come in."""
     missed: Callable[[], None] = lambda: None
     """Called where none came."""
+    warm: bool = False
+    """Whether one came."""
+    became: Callable[[], None] = lambda: None
+    """Called when it has become the program."""
     admit: Callable[[int, int], None] | None = None
     """Takes a pidfd of the first process of its box, and where word of it is waited for."""
 
@@ -88,7 +92,8 @@ class Slot:
             admit(fds.pop(0), fds.pop(0))
         elif "ready" in message:
             self.ready = self.init is not None
-            if self.seat is not None and not message.get("warm"):
+            self.warm = bool(message.get("warm"))
+            if self.seat is not None and not self.warm:
                 self.missed()
         elif "failed" in message:
             self.failure = str(message["failed"])[:1000]

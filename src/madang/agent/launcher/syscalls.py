@@ -5,6 +5,7 @@ Each raises OSError like ``os`` does. Kernel 5.12 or newer.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import ctypes
 import errno
 import fcntl
@@ -12,8 +13,9 @@ import os
 import signal
 import socket
 import struct
-from collections.abc import Collection
-from typing import Final
+from collections.abc import Callable, Collection
+from functools import cache
+from typing import Any, Final
 
 CLONE_NEWTIME: Final = 0x80
 CLONE_PARENT: Final = 0x8000
@@ -55,6 +57,7 @@ PR_CAP_AMBIENT: Final = 47
 PR_CAP_AMBIENT_RAISE: Final = 2
 PR_CAP_AMBIENT_CLEAR_ALL: Final = 4
 
+CAP_SYS_ADMIN: Final = 21
 CLOSE_RANGE_CLOEXEC: Final = 4
 LAST_CAP: Final = 63
 """One past the highest capability that can ever be; the kernel refuses those it lacks."""
@@ -63,6 +66,8 @@ _ARG_START, _ARG_END = 45, 46
 """Fields of ``/proc/PID/stat`` after the name."""
 _AT_FDCWD: Final = -100
 _AT_RECURSIVE: Final = 0x8000
+_AT_EMPTY_PATH: Final = 0x1000
+_MOUNT_ATTR_IDMAP: Final = 0x100000
 _OPEN_TREE_CLONE: Final = 0x1
 _MOVE_MOUNT_F_EMPTY_PATH: Final = 0x4
 _AT_SYMLINK_NOFOLLOW: Final = 0x100
@@ -127,6 +132,15 @@ def mount_setattr(path: bytes, attributes: int, *, recursive: bool = True) -> No
     check(result, f"mount_setattr {os.fsdecode(path)}")
 
 
+def map_owners(tree: int, namespace: int) -> None:
+    """Show what ``open_tree`` gave with the owners that the user *namespace* makes of them."""
+    data = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, namespace)
+    result = _libc.syscall(
+        number("mount_setattr"), tree, b"", _AT_EMPTY_PATH | _AT_RECURSIVE, data, len(data)
+    )
+    check(result, "mount_setattr")
+
+
 def open_tree(path: bytes) -> int:
     """A copy of the mounts at *path* and below, attached nowhere."""
     flags = _OPEN_TREE_CLONE | _AT_RECURSIVE | os.O_CLOEXEC
@@ -187,10 +201,10 @@ def drop_bounding_set(kept: Collection[int] = ()) -> None:
             break
 
 
-def drop_capabilities() -> None:
-    """Empty the ambient, inheritable, permitted and effective sets."""
+def drop_capabilities(kept: Collection[int] = ()) -> None:
+    """Empty the ambient and inheritable sets, the permitted and effective ones but for *kept*."""
     _libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0)
-    keep_capabilities(())
+    keep_capabilities(kept)
 
 
 def keep_capabilities(kept: Collection[int], *, ambient: bool = False) -> None:
@@ -207,13 +221,18 @@ def become(uid: int, capability: int) -> None:
     """An ordinary user, who keeps one capability for good and can gain no other."""
     drop_bounding_set()
     prctl(PR_SET_KEEPCAPS, 1)
-    os.setgroups([])
-    os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    change_user(uid)
     header = struct.pack("=Ii", _CAPABILITY_V3, 0)
     low, high = divmod(1 << capability, 1 << 32)[::-1]
     sets = struct.pack("=6I", low, low, 0, high, high, 0)  # Effective, permitted, inheritable.
     check(_libc.syscall(number("capset"), header, sets), "capset")
+
+
+def change_user(uid: int) -> None:
+    """Be *uid*, in the group of the same number and no other, for good."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
 
 
 def no_new_privileges() -> None:
@@ -222,11 +241,8 @@ def no_new_privileges() -> None:
 
 def install_filter(program: bytes) -> None:
     """Install a seccomp program, an array of ``sock_filter``; needs no_new_privileges."""
-    code = ctypes.create_string_buffer(program, len(program))
-    header = ctypes.create_string_buffer(
-        struct.pack("HxxxxxxQ", len(program) // 8, ctypes.addressof(code))
-    )
-    prctl(PR_SET_SECCOMP, 2, ctypes.addressof(header))
+    header = struct.pack("HxxxxxxQ", len(program) // 8, _address(program))
+    prctl(PR_SET_SECCOMP, 2, _address(header))
 
 
 def close_on_exec_from(first: int) -> None:
@@ -261,15 +277,34 @@ def set_process_name(name: str) -> None:
     The command line that we were started with goes: every session sees its init's, and it tells
     paths and settings of the platform.
     """
-    buffer = ctypes.create_string_buffer(name.encode()[:15])
-    prctl(PR_SET_NAME, ctypes.addressof(buffer))
+    text = name.encode()
+    short = text[:15]
+    prctl(PR_SET_NAME, _address(short))
+    start, end = _arguments()
+    if start:
+        ctypes.memmove(start, text[: end - start - 1].ljust(end - start, b"\0"), end - start)
+
+
+@cache
+def _arguments() -> tuple[int, int]:
+    """Where our command line lies; in forks it is the same."""
     with open("/proc/self/stat", "rb") as file:
         fields = file.read().rpartition(b")")[2].split()
-    start, end = int(fields[_ARG_START]), int(fields[_ARG_END])
-    if start:
-        ctypes.memmove(
-            start, name.encode()[: end - start - 1].ljust(end - start, b"\0"), end - start
-        )
+    return int(fields[_ARG_START]), int(fields[_ARG_END])
+
+
+def _address(text: bytes) -> int:
+    """Of its bytes, while it lives. ``create_string_buffer`` would make a type for each length."""
+    return ctypes.c_void_p.from_buffer(ctypes.c_char_p(text)).value or 0
+
+
+DEFAULT: Final = int(signal.SIG_DFL)
+IGNORE: Final = int(signal.SIG_IGN)
+
+
+def handle(number: int, action: Callable[[int, Any], object] | int) -> None:
+    """``signal.signal`` without its enumerations: a fork copies a quarter of a MiB for those."""
+    _signal.signal(number, action)
 
 
 RESOLVE_NO_MAGICLINKS: Final = 0x2

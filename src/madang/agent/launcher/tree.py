@@ -114,7 +114,7 @@ def walk(folder: int, prefix: bytes = b"", *, recursive: bool = True) -> Iterato
 
     A folder that may not be read or vanishes meanwhile is listed without its contents.
     """
-    for name in _names(folder):
+    for name in names(folder):
         try:
             info = os.stat(name, dir_fd=folder, follow_symlinks=False)
             kind = kind_of(info.st_mode)
@@ -140,14 +140,15 @@ def _walk_into(parent: int, name: bytes, path: bytes) -> Iterator[Entry]:
         os.close(folder)
 
 
-def _names(folder: int) -> list[bytes]:
-    names: list[bytes] = []
+def names(folder: int) -> list[bytes]:
+    """Of all entries of an open folder, in order."""
+    found: list[bytes] = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            names.append(os.fsencode(entry.name))
-            if len(names) > MAX_ENTRIES:
+            found.append(os.fsencode(entry.name))
+            if len(found) > MAX_ENTRIES:
                 raise FileFailed(f"a folder holds more than {MAX_ENTRIES} entries.")
-    return sorted(names)
+    return sorted(found)
 
 
 def open_entry(folder: int, path: bytes) -> int:

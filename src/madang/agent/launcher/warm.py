@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from madang.agent.launcher import cgroups, channel, seccomp
 from madang.agent.launcher.cgroups import Group, Hierarchies
+from madang.agent.launcher.failures import Failures
 from madang.agent.launcher.mounts import Templates
 from madang.agent.launcher.nest import OWN_UIDS
 from madang.agent.launcher.order import Berth, Order, View
@@ -32,6 +33,7 @@ from madang.agent.launcher.slots import Slot, Slots
 from madang.agent.launcher.timers import Timers
 from madang.agent.launcher.workers import Workers
 from madang.wire.errors import PlatformError
+from madang.wire.image import ImageKind
 from madang.wire.kernel import NATIVE, KernelSpec
 from madang.wire.policy import Sandbox
 from madang.wire.size import MIB, Size
@@ -48,8 +50,6 @@ FOREIGN: Final = (
 session that sets one starts cold."""
 IDLE_S: Final = 600.0
 """Who was not used for so long ends."""
-FORGIVEN_S: Final = 600.0
-"""So long after one failed no other is made in its place."""
 IMPORT_S: Final = 60.0
 """Who has not imported everything by then is ended."""
 MOST_READY: Final = 4
@@ -59,6 +59,7 @@ _RECENT_S: Final = 20.0
 _REFILL_S: Final = 0.03
 _LOOK_S: Final = 5.0
 _STRIKES: Final = 2
+"""So many forks in a row that did not become programs, and the interpreter ends."""
 _LEAST_BYTES: Final = 16 * MIB
 """What an interpreter of unknown size is taken to need."""
 _PIDS: Final = 64
@@ -75,6 +76,8 @@ def key_of(spec: KernelSpec) -> Key | None:
     """Which interpreter can become the session's program; None: none can."""
     argv, policy = spec.argv, spec.sandbox
     if spec.runtime not in {"", NATIVE} or spec.network or policy.live or policy.writes:
+        return None
+    if spec.image.kind == ImageKind.ROOT:
         return None
     if spec.build or policy.widen or len(argv) < 2 or argv[0] not in PROGRAMS:
         return None
@@ -176,7 +179,7 @@ class Warmth:
         self._nests: dict[Key, Nest] = {}
         self._sessions: Counter[str] = Counter()
         """Name of a nest → sessions that live in it, so that its holder must."""
-        self._failed: dict[Key, float] = {}
+        self._failures: Failures[Key] = Failures()
         self._sizes: dict[Key, int] = {}
         self._starts = 0
         self._looking = False
@@ -257,7 +260,7 @@ class Warmth:
         """Make an interpreter, if there is room and none failed lately."""
         if key in self._nests or self._uids is None:
             return
-        if time.monotonic() - self._failed.get(key, -math.inf) < FORGIVEN_S:
+        if self._failures.holds(key):
             return
         if not self._make_room(self._sizes.get(key, _LEAST_BYTES)):
             return
@@ -268,7 +271,7 @@ class Warmth:
         try:
             self._nests[key] = self._found(key, spec, block)
         except (OSError, PlatformError) as exc:
-            self._failed[key] = time.monotonic()
+            self._failures.note(key)
             self._uids.give_back(block)
             say(f"launcher: no interpreter can be kept warm: {exc}")
         self._look_later()
@@ -317,13 +320,12 @@ class Warmth:
         size = Size(cpu=count, mem_bytes=self._budget_bytes, pids=_PIDS, disk_bytes=16 * MIB)
         group.limit(size, cpus)
         mounts = f"{self._state}/mounts"
-        view = self._templates.view(
-            spec.image.kind, spec.image.layers, f"{mounts}/empty", build=False
-        )
+        shown = KernelSpec(argv=(), image=spec.image, size=size)
+        view = self._templates.view(shown, f"{mounts}/empty")
         rules = Sandbox(rules=spec.sandbox.rules, widen=("enter-namespaces",))
         return Order(
             kernel="warm",
-            spec=KernelSpec(argv=(), image=spec.image, size=size),
+            spec=shown,
             io="",
             scratch="../mounts/warm",
             scratch_enforced="watch",
@@ -385,13 +387,13 @@ class Warmth:
             self._retire(nest, f"it has not imported everything after {IMPORT_S:.0f} s")
 
     def _retire(self, nest: Nest, why: str = "") -> None:
-        """Sessions in it go on; *why*: it failed, and is not made again soon."""
+        """Sessions in it go on; *why*: it failed, and is not made again at once."""
         if nest.over:
             return
         nest.over, nest.ready = True, False
         if why:
-            self._failed[nest.key] = time.monotonic()
-            say(f"launcher: starts of image {nest.key[1]} are not warm for a while: {why}")
+            wait_s = self._failures.note(nest.key)
+            say(f"launcher: image {nest.key[1]}: no warm starts for {wait_s:.0f} s: {why}")
         del self._nests[nest.key]
         for sock in (nest.holder_link, nest.link):
             self._selector.unregister(sock)
@@ -424,7 +426,13 @@ class Warmth:
         berth = Berth(*nest.namespaces, nest.view)
         slot = self._slots.make(nest.slots, berth, nest.offer, partial(self._miss, nest))
         slot.nest = nest.name
+        slot.became = partial(self._trust, nest)
         return slot
+
+    def _trust(self, nest: Nest) -> None:
+        """One of its forks has become a program: what failed before was a slow machine's fault."""
+        nest.strikes = 0
+        self._failures.forgive(nest.key)
 
     def _miss(self, nest: Nest) -> None:
         nest.strikes += 1

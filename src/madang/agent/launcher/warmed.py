@@ -39,6 +39,15 @@ TOUCH = {
 """What is loaded at first use only. Starts no thread, draws no random number."""
 CAPSET = {"x86_64": 126, "aarch64": 91}[os.uname().machine]
 
+STANDARD: Any = (sys.stdin, sys.stdout, sys.stderr)
+READY: list[io.TextIOWrapper] = []
+"""stdin from nowhere and from a pipe, stdout, stderr: opened before there is a program."""
+FILLING: list[bytes] = []
+POOL_BYTES = 16 * 1024
+NOWHERE = io.TextIOWrapper(io.BytesIO())
+LOADED: set[str] = set()
+"""Modules that a program's own may hide, once everything is imported."""
+
 libc = ctypes.CDLL(None, use_errno=True)
 libc.prctl.argtypes = [ctypes.c_int] + [ctypes.c_ulong] * 4
 libc.sbrk.restype = ctypes.c_void_p
@@ -78,8 +87,23 @@ def load(modules: list[str]) -> None:
     if said := os.pread(1, 300, 0):
         text = said.decode("utf-8", "replace")
         raise RuntimeError(f"a module writes output while it is imported: {text}")
+    LOADED.update(name.partition(".")[0] for name in sys.modules.keys() - BEFORE)
+    open_ahead()
     gc.collect()
     gc.freeze()
+    close_gaps()
+
+
+def close_gaps() -> None:
+    """What a fork makes goes to pages of its own: into gaps between our objects it would copy each
+    page that has one. CPython packs objects of a size in pools, up to 512 bytes.
+    """
+    for size in range(48, 513, 16):
+        FILLING.extend([bytes(size - bytes.__basicsize__) for _ in range(POOL_BYTES // size)])
+    try:
+        libc.malloc_trim(0)
+    except AttributeError:  # Of glibc only.
+        pass
 
 
 def serve(link: _socket.socket) -> dict[str, Any]:
@@ -156,12 +180,14 @@ def rehearse() -> dict[str, Any]:
 
     What it returns is shown to ``ps``, and to be kept until something else is.
     """
-    path, job = sys.path[:], {"argv": [b"python3", b"-c", b"pass"], "env": dict(os.environb)}
+    path = sys.path[:]
+    job: dict[str, Any] = {"argv": [b"python3", b"-c", b"pass"], "tty": b""}
+    job["env"] = dict(os.environ._data)  # type: ignore[attr-defined]
     try:
         show(job)
         text, name, scope = become(job)
         exec(compile(text or b"", name, "exec", dont_inherit=True), scope)
-        print(1, file=io.TextIOWrapper(io.BytesIO()))
+        print(1, file=NOWHERE)
     except Unlike:
         pass
     finally:
@@ -186,30 +212,31 @@ def enter(job: dict[str, Any], streams: list[int]) -> None:
         os.close(fd)
     show(job)
     program = job["filter"]
-    code = ctypes.create_string_buffer(program, len(program))
-    packed = (len(program) // 8).to_bytes(8, "little")
-    packed += ctypes.addressof(code).to_bytes(8, "little")
-    pointer = ctypes.create_string_buffer(packed, 16)
-    check(libc.prctl(22, 2, ctypes.addressof(pointer), 0, 0))  # PR_SET_SECCOMP
+    packed = (len(program) // 8).to_bytes(8, "little") + address(program).to_bytes(8, "little")
+    check(libc.prctl(22, 2, address(packed), 0, 0))  # PR_SET_SECCOMP
 
 
 def show(job: dict[str, Any]) -> None:
     """``ps`` and ``/proc/PID/environ`` tell the program's own words, where the kernel lets us."""
-    name = ctypes.create_string_buffer(os.path.basename(job["argv"][0])[:15])
-    libc.prctl(15, ctypes.addressof(name), 0, 0, 0)
-    arguments = b"".join(word + b"\0" for word in job["argv"])
-    variables = b"".join(key + b"=" + value + b"\0" for key, value in job["env"].items())
-    job["shown"] = text = ctypes.create_string_buffer(arguments + variables)
-    start = ctypes.addressof(text)
-    middle, end = start + len(arguments), start + len(arguments) + len(variables)
-    with open("/proc/self/stat", "rb") as file:
-        fields = [int(field) for field in file.read().rpartition(b")")[2].split()[1:]]
+    libc.prctl(15, address(job["argv"][0].rpartition(b"/")[2][:15]), 0, 0, 0)
+    arguments = b"".join([word + b"\0" for word in job["argv"]])
+    variables = b"".join([key + b"=" + value + b"\0" for key, value in job["env"].items()])
+    job["shown"] = text = arguments + variables
+    start = address(text)
+    middle, end = start + len(arguments), start + len(text)
+    stat = os.open("/proc/self/stat", os.O_RDONLY | os.O_CLOEXEC)
+    fields = [int(field) for field in os.read(stat, 4096).rpartition(b")")[2].split()[1:]]
+    os.close(stat)
     code, stack, data, heap = fields[22:24], fields[24], fields[41:43], fields[43]
     layout = [*code, *data, heap, libc.sbrk(0), stack, start, middle, middle, end, 0]
-    packed = b"".join(word.to_bytes(8, "little") for word in layout)
+    packed = b"".join([word.to_bytes(8, "little") for word in layout])
     packed += bytes(4) + b"\xff\xff\xff\xff"  # No vector, no other program.
-    buffer = ctypes.create_string_buffer(packed, len(packed))
-    libc.prctl(35, 14, ctypes.addressof(buffer), len(packed), 0)  # PR_SET_MM, MAP
+    libc.prctl(35, 14, address(packed), len(packed), 0)  # PR_SET_MM, MAP
+
+
+def address(text: bytes) -> int:
+    """Where its bytes lie, for as long as it is kept: ``ctypes`` would make a type for each size."""
+    return id(text) + bytes.__basicsize__ - 1
 
 
 # -- the program ---------------------------------------------------------------------------------
@@ -221,14 +248,12 @@ def become(job: dict[str, Any]) -> tuple[str | bytes | None, str, dict[str, Any]
     Of a module only the name.
     """
     argv = [os.fsdecode(word) for word in job["argv"]]
-    os.environb.clear()
-    os.environb.update(job["env"])
-    sys.executable = find(argv[0])
+    set_environment(job["env"])
+    sys.executable = find(argv[0], job["env"])
     sys.orig_argv[:] = argv
-    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        stream = open_stream(number, mode, getattr(sys, f"__{name}__"))
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
+    found = [*map(open_stream, range(3))] if job["tty"] else ready_streams()
+    sys.stdin, sys.stdout, sys.stderr = found
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = found  # type: ignore[misc]
     renew_randomness()
     main: Any = type(sys)("__main__")
     sys.modules["__main__"] = main
@@ -240,6 +265,17 @@ def become(job: dict[str, Any]) -> tuple[str | bytes | None, str, dict[str, Any]
     if argv[1] == "-c":
         return run_text(argv, main)
     return run_script(argv, main)
+
+
+def set_environment(variables: dict[bytes, bytes]) -> None:
+    """As ``os.environb`` would, with a tenth of the pages written to."""
+    data: dict[bytes, bytes] = os.environ._data  # type: ignore[attr-defined]
+    for name in data:
+        os.unsetenv(name)
+    data.clear()
+    for name, value in variables.items():
+        os.putenv(name, value)
+        data[name] = value
 
 
 def run_module(argv: list[str]) -> tuple[None, str, dict[str, Any]]:
@@ -275,28 +311,32 @@ def run_script(argv: list[str], main: Any) -> tuple[bytes, str, dict[str, Any]]:
 
 def begin(argv: list[str], first: str, folder: str = "") -> None:
     """*first* of ``sys.path``. Raises Unlike where it hides something that is loaded already."""
-    loaded = {name.partition(".")[0] for name in sys.modules.keys() - BEFORE}
     try:
-        found = {name.partition(".")[0] for name in os.listdir(folder or first)}
+        names = os.listdir(folder or first)
     except OSError as exc:
         raise Unlike from exc
     user_site = getattr(sys.modules.get("site"), "USER_SITE", None)
-    if loaded & found or (user_site and os.path.isdir(user_site)):
+    if user_site and os.path.isdir(user_site):
         raise Unlike
+    for name in names:
+        if name.partition(".")[0] in LOADED:
+            raise Unlike
     sys.argv = argv
     sys.path.insert(0, first)
 
 
-def find(program: str) -> str:
-    for folder in os.get_exec_path():
-        path = os.path.join(folder, program)
+def find(program: str, variables: dict[bytes, bytes]) -> str:
+    """It has no slash in it."""
+    for folder in os.fsdecode(variables.get(b"PATH", os.defpath.encode())).split(":"):
+        path = f"{folder.rstrip('/')}/{program}" if folder else program
         if os.access(path, os.X_OK):
             return path
     raise Unlike
 
 
-def open_stream(number: int, mode: str, old: Any) -> io.TextIOWrapper:
+def open_stream(number: int) -> io.TextIOWrapper:
     """As ``create_stdio`` of CPython makes it."""
+    old, mode = STANDARD[number], "w" if number else "r"
     buffer: Any = open(number, mode + "b", -1, closefd=False)
     buffer.raw.name = old.name
     stream = io.TextIOWrapper(
@@ -308,6 +348,25 @@ def open_stream(number: int, mode: str, old: Any) -> io.TextIOWrapper:
     )
     stream.mode = mode  # type: ignore[misc]
     return stream
+
+
+def open_ahead() -> None:
+    """Streams of programs that have no terminal: theirs are pipes, or nothing to read from."""
+    kept = [os.dup(number) for number in range(3)]
+    READY.append(open_stream(0))
+    reader, writer = os.pipe()
+    for number, fd in enumerate((reader, writer, writer)):
+        os.dup2(fd, number)
+        READY.append(open_stream(number))
+    for number, fd in enumerate(kept):
+        os.dup2(fd, number)
+    for fd in (reader, writer, *kept):
+        os.close(fd)
+
+
+def ready_streams() -> list[io.TextIOWrapper]:
+    is_pipe = os.fstat(0).st_mode & 0o170000 == 0o010000
+    return [READY[is_pipe], *READY[2:]]
 
 
 def renew_randomness() -> None:
@@ -351,7 +410,8 @@ if __name__ == "__main__":
     try:
         text, name, scope = become(job)
     except Unlike:
-        os.execve(find(os.fsdecode(job["argv"][0])), job["argv"], job["env"])
+        path = find(os.fsdecode(job["argv"][0]), job["env"])
+        os.execve(path, job["argv"], job["env"])
     try:
         if text is None:
             runpy._run_module_as_main(name)  # type: ignore[attr-defined]

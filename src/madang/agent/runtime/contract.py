@@ -42,8 +42,10 @@ class RuntimeFacts:
     """What sessions may choose (``KernelSpec.runtime``), its own choice first; none: just this."""
     networks: tuple[str, ...] = ("none",)
     """Modes of networks that sessions may have."""
-    keeps: tuple[str, ...] = ()
-    """Kinds of rules of a policy, beside those about system calls, that it keeps."""
+    keeps: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """For each that sessions may choose, the kinds of rules (``policy_kept``) that it keeps."""
+    accepts_unkept: bool = False
+    """Whether sessions start here, with a warning, though a rule of theirs can't be kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -147,6 +149,13 @@ class Runtime(Protocol):
         Works while it runs and after it ended, until ``remove``; also between ``prepare`` and
         ``start``.
         Protocol: ``launcher.files``.
+        """
+        ...
+
+    async def changes(self, kernel: KernelId) -> socket.socket:
+        """The same, to a worker that tells what the kernel changed in its root.
+
+        Conflict where it has no root of its own. See ``launcher.changes``.
         """
         ...
 

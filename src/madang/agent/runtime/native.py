@@ -61,7 +61,8 @@ class NativeRuntime:
             capacity=convert(Capacity, facts["capacity"]),
             runtimes=tuple(facts["runtimes"]),
             networks=tuple(facts["networks"]),
-            keeps=tuple(facts["keeps"]),
+            keeps={name: tuple(kinds) for name, kinds in facts["keeps"].items()},
+            accepts_unkept=facts["accepts_unkept"],
         )
 
     async def close(self) -> None:
@@ -112,7 +113,13 @@ class NativeRuntime:
         return await self._meter.usage(self.kernel_dir(kernel), self._clock.now())
 
     async def files(self, kernel: KernelId) -> socket.socket:
-        request = frame({"id": 1, "op": "files", "kernel": str(kernel)})
+        return await self._socket("files", kernel)
+
+    async def changes(self, kernel: KernelId) -> socket.socket:
+        return await self._socket("changes", kernel)
+
+    async def _socket(self, op: str, kernel: KernelId) -> socket.socket:
+        request = frame({"id": 1, "op": op, "kernel": str(kernel)})
         deadline = self._clock.monotonic() + RECONNECT_S
         while True:
             link = await self._connect(deadline)
@@ -123,7 +130,7 @@ class NativeRuntime:
             except (OSError, _LinkLost) as exc:
                 self._check_patience(deadline, exc)
             except TimeoutError as exc:
-                raise LauncherUnavailable("the launcher does not answer (files).") from exc
+                raise LauncherUnavailable(f"the launcher does not answer ({op}).") from exc
             finally:
                 link.close()
 
@@ -313,7 +320,7 @@ def _opened(answer: dict[str, Any]) -> dict[str, Any]:
 
 
 async def _receive_socket(link: socket.socket) -> socket.socket:
-    """The descriptor that comes with the answer to ``files``."""
+    """The descriptor that comes with the answer to ``files`` and ``changes``."""
     frames = Frames()
     async for data, fds in _pieces(link):
         found = [socket.socket(fileno=fd) for fd in fds]
@@ -322,7 +329,7 @@ async def _receive_socket(link: socket.socket) -> socket.socket:
                 continue
             _opened(message)
             if not found:
-                raise RuntimeFailed("the launcher sent no socket for files.")
+                raise RuntimeFailed("the launcher sent no socket.")
             found[0].setblocking(False)
             return found[0]
     raise _LinkLost

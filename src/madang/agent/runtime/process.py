@@ -188,6 +188,10 @@ class ProcessRuntime:
             raise SessionNotRunning(f"{kernel} does not run.")
         return await self._meter.usage(self.kernel_dir(kernel), self._clock.now())
 
+    async def changes(self, kernel: KernelId) -> socket.socket:
+        self._get(kernel)
+        raise Conflict(f"{kernel} has no root of its own: nothing is isolated here.")
+
     async def files(self, kernel: KernelId) -> socket.socket:
         self._get(kernel)
         ours, theirs = socket.socketpair()

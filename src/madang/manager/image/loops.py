@@ -6,7 +6,7 @@ from typing import Final
 
 from madang.kit.clock import Clock
 from madang.kit.loop import Loop
-from madang.manager.image.service import ImageService
+from madang.manager.image.service import ImageService, Versions
 from madang.wire.api import Event
 from madang.wire.session import SessionStatus
 
@@ -41,3 +41,16 @@ class Collector(Loop):
 
     async def tick(self, now: float) -> None:
         await self._service.forget_removed(now)
+
+
+class Refresher(Loop):
+    """Makes anew, by schedule, what is kept up to date."""
+
+    period_s = 60.0
+
+    def __init__(self, versions: Versions, clock: Clock) -> None:
+        super().__init__(clock)
+        self._versions: Final = versions
+
+    async def tick(self, now: float) -> None:
+        await self._versions.refresh_due(now)

@@ -48,7 +48,24 @@ _SHOWN: Final = _SELECT.where(images.c.status != S.REMOVED.value, _FELLOWS).orde
 _WITH: Final = {
     status: _SELECT.where(images.c.status == status.value).order_by(images.c.id) for status in S
 }
-_LAYERS: Final = sa.select(images.c.layers).where(one_of(images.c.status, (S.READY, S.REMOVED)))
+_LAYERS: Final = sa.select(images.c.layers).where(
+    images.c.layers != "[]",
+)
+_MAKINGS: Final = sa.select(images.c.making).where(
+    images.c.owner_id == sa.bindparam("b_owner"), images.c.making != ""
+)
+_ADVANCE: Final = sa.update(images).where(
+    images.c.id == sa.bindparam("b_id"),
+    images.c.status == S.BUILDING.value,
+    images.c.build == sa.bindparam("b_build"),
+)
+_OF_DIGEST: Final = _SELECT.where(images.c.digest == sa.bindparam("b_digest"))
+_REFRESHED: Final = _SELECT.where(
+    images.c.status == S.READY.value, images.c.refresh_us > 0
+).order_by(images.c.id)
+_SET_REFRESH: Final = sa.update(images).where(
+    images.c.id == sa.bindparam("b_id"), images.c.status == S.READY.value
+)
 _ADD: Final = sa.insert(images)
 _SET_BUILD: Final = sa.update(images).where(
     images.c.id == sa.bindparam("b_id"),
@@ -72,7 +89,7 @@ def _row(record: Any) -> ImageRow:
 
 
 async def of_name(tx: Reader, project_id: str, name: str) -> list[ImageRow]:
-    """All rows of a project's name but the removed ones: at most one in each status."""
+    """All rows of a project's name but the removed ones: several in KEPT, else one a status."""
     found = await tx.all(_BY_NAME, b_project=project_id, b_name=name)
     return [_row(record) for record in found]
 
@@ -102,8 +119,25 @@ async def with_status(tx: Reader, status: ImageStatus) -> list[ImageRow]:
 
 
 async def layer_lists(tx: Reader) -> list[str]:
-    """JSON of the layers of each image that is ready, or removed but perhaps in use."""
+    """JSON of the layers of each version that is there, was removed but is perhaps in use, or is
+    half made: its recipe may go on with them."""
     return [record.layers for record in await tx.all(_LAYERS)]
+
+
+async def makings(tx: Reader, owner_id: str) -> list[str]:
+    """Of all recipes of an owner that were built, or begun."""
+    return [record.making for record in await tx.all(_MAKINGS, b_owner=owner_id)]
+
+
+async def of_digest(tx: Reader, digest: str) -> list[ImageRow]:
+    """Whoever's, in any status."""
+    return [_row(record) for record in await tx.all(_OF_DIGEST, b_digest=digest)]
+
+
+async def advance(tx: Transaction, row: ImageRow, then: ImageRow) -> bool:
+    """A step of a recipe is done; False if another was faster."""
+    values = {name: getattr(then, name) for name in ("making", "layers", "size_bytes", "build")}
+    return await tx.execute(_ADVANCE, b_id=row.id, b_build=row.build, **values) > 0
 
 
 async def add(tx: Transaction, row: ImageRow) -> None:
@@ -126,6 +160,16 @@ async def move(
     if changed:
         await _tell(tx, row, target.value, now, str(values.get("reason", "")))
     return changed > 0
+
+
+async def refreshed(tx: Reader) -> list[ImageRow]:
+    """Ready images that are kept up to date."""
+    return [_row(record) for record in await tx.all(_REFRESHED)]
+
+
+async def set_refresh(tx: Transaction, image_id: str, **values: int) -> bool:
+    """``refresh_us`` or ``refreshed_at`` of a ready image."""
+    return await tx.execute(_SET_REFRESH, b_id=image_id, **values) > 0
 
 
 async def delete(tx: Transaction, image_id: str) -> bool:

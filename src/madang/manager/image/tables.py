@@ -31,6 +31,13 @@ images: Final = sa.Table(
     sa.Column("build_name", sa.Text, nullable=False),
     sa.Column("reason", sa.Text, nullable=False),
     sa.Column("policy", sa.Text, nullable=False, server_default=""),
+    sa.Column("action", sa.Text, nullable=False, server_default="build"),
+    sa.Column("asked", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("source", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("config", sa.Text, nullable=False, server_default="{}"),
+    sa.Column("refresh_us", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("refreshed_at", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("making", sa.Text, nullable=False, server_default=""),
 )
 
 sa.Index(

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Final, TypeVar
 
 from madang.kit import policy
@@ -50,6 +51,7 @@ from madang.wire.policy import (
     rules_of,
 )
 from madang.wire.policy_base import known_calls
+from madang.wire.policy_kept import kinds_of
 
 T = TypeVar("T", bound=Placed | Widening)
 
@@ -196,6 +198,18 @@ def sandbox_of(
     except PolicyInvalid as exc:
         return Sandbox(broken=exc.text[:200])
     return replace(merge(layers, ", ".join(labels)), accepts=accepts)
+
+
+@lru_cache(maxsize=4096)
+def kinds_in(text: str, layer: str) -> Mapping[str, str]:
+    """The kinds of rules (``policy_kept``) in a layer's text → the first place of each.
+
+    None of a text that can't be read any more: such a session is refused by its machine.
+    """
+    try:
+        return kinds_of(policy.parse(text, layer)) if text else {}
+    except PolicyInvalid:
+        return {}
 
 
 def live_digest(sandbox: Sandbox) -> str:

@@ -20,6 +20,7 @@ from madang.manager.policy.types import (
     NODE_PREFIX,
     PROJECT_PREFIX,
     CountRow,
+    Demands,
     Followers,
     Place,
     PolicyRow,
@@ -53,6 +54,8 @@ from madang.wire.policy import (
 
 HISTORY: Final = 100
 """Versions that are listed."""
+FRESH_S: Final = 5.0
+"""How long what was read is believed; another server's change takes as long."""
 
 
 class PolicyService:
@@ -67,6 +70,8 @@ class PolicyService:
         self._clock: Final = clock
         self._widen: Final = frozenset(widen)
         self._followers: Followers | None = None
+        self._demands: Demands | None = None
+        self._read_at = 0.0
 
     def bind(self, followers: Followers) -> None:
         """Who tells running sessions; before the first change."""
@@ -83,6 +88,18 @@ class PolicyService:
         texts = {name: await store.find_group_text(tx, name) for name in groups}
         accepts = {name: rules.accepted(text) for name, text in texts.items()}
         return Sandboxes({row.target: row for row in found if row is not None}, accepts)
+
+    async def demands(self, tx: Reader) -> Demands:
+        """As of a few seconds ago at most."""
+        now = self._clock.monotonic()
+        if self._demands is None or now - self._read_at > FRESH_S:
+            found = {
+                row.target: rules.kinds_in(row.text, rules.layer_of(row.target))
+                for row in await store.list_in_force(tx)
+            }
+            self._demands = Demands({target: kinds for target, kinds in found.items() if kinds})
+            self._read_at = now
+        return self._demands
 
     # --- for people
 
@@ -184,7 +201,7 @@ class PolicyService:
                 await self._write(tx, caller, row, former, row.target)
                 if self._followers is not None:
                     await self._followers.concern(tx, place.scope)
-        effect = None
+        effect, self._demands = None, None
         if self._followers is not None:
             effect = await self._followers.effect(place.scope, later)
         return replace(_policy(row, place.shown), effect=effect)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from madang.manager.db import Transaction
 from madang.wire.policies import PolicyEffect
+from madang.wire.policy import SITE
 
 GROUP_PREFIX: Final = "group:"
 NODE_PREFIX: Final = "node:"
@@ -86,6 +87,29 @@ class Place:
     scope: Scope
     changeable: bool
     """By the caller."""
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What machines must keep of the layers in force."""
+
+    kinds: Mapping[str, Mapping[str, str]]
+    """Target as stored → kinds of rules (``policy_kept``) → place of the first; none: missing."""
+
+    def shared(self, group: str, project: str) -> list[Mapping[str, str]]:
+        """Of the layers that all sessions of a group and a project (its id) have, in order."""
+        return [self._of(SITE), self._of(GROUP_PREFIX + group), self._of(PROJECT_PREFIX + project)]
+
+    def of_node(self, name: str) -> Mapping[str, str]:
+        return self._of(NODE_PREFIX + name)
+
+    @property
+    def of_nodes(self) -> bool:
+        """Whether any machine has a layer of its own."""
+        return any(target.startswith(NODE_PREFIX) for target in self.kinds)
+
+    def _of(self, target: str) -> Mapping[str, str]:
+        return self.kinds.get(target, {})
 
 
 class Followers(Protocol):

@@ -9,14 +9,34 @@ from typing import Any, Final
 
 from madang.kit.codec import from_json
 from madang.manager.scheduling.planner import plugins
-from madang.manager.scheduling.planner.reasons import lacking, show, slot_name
+from madang.manager.scheduling.planner.reasons import (
+    NETWORK,
+    OWN,
+    kept_words,
+    lacking,
+    show,
+    slot_name,
+)
 from madang.manager.scheduling.types import GroupRules, Policy
 from madang.wire.errors import GroupInvalid, GroupRefused, SizeInvalid
+from madang.wire.kernel import NATIVE, WITHOUT_NETWORK
 from madang.wire.labels import LABEL
+from madang.wire.policy_kept import ACCEPTED, KEEPS_FACT, KINDS, RULES, UNKEPT_FACT
 from madang.wire.queue import MAX_GROUP_TEXT
 from madang.wire.size import parse_duration
 
-__all__ = ["group_rules", "lacking", "offers", "priority_of", "show", "slot_name"]
+__all__ = [
+    "NETWORK",
+    "OWN",
+    "group_rules",
+    "kept_words",
+    "lacking",
+    "offers",
+    "priority_of",
+    "show",
+    "slot_name",
+    "unkept",
+]
 
 PRIORITIES: Final = 1000
 """Priorities lie between this and its negative."""
@@ -62,8 +82,8 @@ def rules_of(table: Mapping[str, Any], reserve_after_s: float) -> GroupRules:
         domains=found.take("domains", _words, ()),
         runtimes=found.take("runtimes", _words, ()),
         labels=found.take("labels", _labels, ()),
+        accepts=found.take("accept_unenforced", _words, ()),
     )
-    found.take("accept_unenforced", _words, ())  # read where policies are kept
     preempt.end()
     found.end()
     if rules.priority_max < rules.priority:
@@ -213,3 +233,20 @@ def offers(facts: str, labels: tuple[str, ...] = ()) -> tuple[frozenset[str], st
     found |= {f"runtime:{name}" for name in told.get("runtimes", "native").split(", ")}
     found |= {f"network:{mode}" for mode in told.get("networks", "allow, full").split(", ")}
     return frozenset(found | set(labels)), told.get("arch", "")
+
+
+@lru_cache(maxsize=4096)
+def unkept(facts: str, runtime: str) -> frozenset[str]:
+    """What sessions of *runtime* can't have kept on a machine; empty: its default runtime.
+
+    An agent that does not say what it keeps is of an older version, and refuses by itself.
+    """
+    told = from_json(dict[str, str], facts)
+    name = runtime or told.get("runtimes", NATIVE).split(", ")[0]
+    lacks = {NETWORK} if name in WITHOUT_NETWORK else set()
+    if (said := told.get(KEEPS_FACT + name)) is None:
+        return frozenset(lacks)
+    kept = set(said.split(", "))
+    if told.get(UNKEPT_FACT) == ACCEPTED and RULES in kept:
+        kept |= KINDS.keys()
+    return frozenset(lacks | (KINDS.keys() - kept))

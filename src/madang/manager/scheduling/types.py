@@ -54,6 +54,8 @@ class Ask:
     """Whose limits count, like ``project:lab``; empty: the owner's."""
     kind: str = ""
     """Sessions of one kind run about as long: its program."""
+    keeps: frozenset[str] = frozenset()
+    """What of its sandbox policy the machine must keep: ``:files``, ``crun:nets``."""
 
     @property
     def payers(self) -> tuple[str, ...]:
@@ -80,6 +82,8 @@ class Room:
     model: str = ""
     arch: str = ""
     labels: frozenset[str] = frozenset()
+    lacks: frozenset[str] = frozenset()
+    """What it can't keep of that which asks need kept."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +242,8 @@ class Wishes:
     reservation: str = ""
     accounts: tuple[str, ...] = ()
     kind: str = ""
+    keeps: tuple[str, ...] = ()
+    """Kinds of rules of its image's policy and of its own (``policy_kept``)."""
 
 
 @lru_cache(maxsize=4096)
@@ -266,6 +272,8 @@ class GroupRules:
     """What sessions in it may choose; empty: all."""
     labels: tuple[str, ...] = ()
     """Of all its machines."""
+    accepts: tuple[str, ...] = ()
+    """Kinds of rules that may go unkept where a machine can't."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,6 +17,7 @@ from madang.manager.scheduling.types import Run, wishes_of
 from madang.manager.session.types import LIFE, Sandboxes, SessionRow, SessionSettings
 from madang.wire import network
 from madang.wire.errors import InvalidRequest
+from madang.wire.image import ImageKind
 from madang.wire.kernel import Assignment, ImageMount, KernelReport, KernelSpec, Wanted
 from madang.wire.labels import GROUP, LABEL
 from madang.wire.policy import SESSION
@@ -27,6 +28,7 @@ from madang.wire.session import (
     Phase,
     Reason,
     Result,
+    RootMode,
     Session,
     SessionKind,
     SessionSpec,
@@ -67,6 +69,13 @@ _NO_SPEC: Final = KernelSpec(
     image=ImageMount(name="", digest="", kind="host"),
     size=Size(cpu=0, mem_bytes=0, pids=0, disk_bytes=0),
 )
+
+
+def check_root(spec: SessionSpec, image: ImageMount) -> None:
+    """Raises InvalidRequest where *image* has no root that the session could change."""
+    if spec.root is not RootMode.READ_ONLY and image.kind != ImageKind.ROOT:
+        text = f"image {image.name!r} shows the machine's own files, which no session changes: "
+        raise _invalid("root", text + "use an image with a root of its own, or leave it out.")
 
 
 def check_spec(spec: SessionSpec) -> SessionSpec:
@@ -342,6 +351,7 @@ def _kernel_spec(row: SessionRow, settings: SessionSettings, sandboxes: Sandboxe
         sandbox=sandboxes.of(row.seat, row.image_policy, spec.policy),
         runtime=spec.runtime,
         network=spec.network,
+        root=spec.root,
     )
 
 

@@ -53,6 +53,7 @@ local function more()
   while true do
     local op, id, text = next_op()
     if op == "input" and id == cell then pending = pending .. text .. "\n" return true end
+    if op == "eof" and id == cell then return false end
     if op == "quit" then os.exit(0) end
     look()
   end
@@ -60,17 +61,18 @@ end
 local function read(what)
   what = type(what) == "string" and what:gsub("^%*", "") or what or "l"
   if what == "a" then
-    if pending == "" then more() end
+    while more() do end
     local all = pending
     pending = ""
     return all
   elseif type(what) == "number" then
-    while #pending < what do more() end
+    while #pending < what and more() do end
+    if pending == "" and what > 0 then return nil end
     local got = pending:sub(1, what)
     pending = pending:sub(what + 1)
     return got
   end
-  if pending == "" then more() end
+  if pending == "" and not more() then return nil end
   local line = pending:match("^[^\n]*\n?")
   pending = pending:sub(#line + 1)
   if what == "n" then return tonumber(line) end

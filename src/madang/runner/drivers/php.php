@@ -70,6 +70,7 @@ final class Wire
         while (true) {
             [$op, $id, $payload] = self::next();
             if ($op === 'input' && $id === self::$cell) return $payload;
+            if ($op === 'eof' && $id === self::$cell) return false;
             if ($op === 'quit') exit(0);
         }
     }
@@ -109,7 +110,7 @@ final class Wire
 final class Input
 {
     public $context;
-    private $left = '';
+    private $left = '', $ended = false;
     private $inner;
 
     public function stream_open($path, $mode, $options, &$opened)
@@ -130,14 +131,18 @@ final class Input
     public function stream_read($count)
     {
         if ($this->inner) return fread($this->inner, $count);
-        if ($this->left === '') $this->left = Wire::ask('') . "\n";
+        if ($this->left === '') {
+            $line = Wire::ask('');
+            $this->ended = $line === false;
+            $this->left = $this->ended ? '' : $line . "\n";
+        }
         $got = substr($this->left, 0, $count);
         $this->left = (string) substr($this->left, strlen($got));
         return $got;
     }
 
     public function stream_write($data) { return $this->inner ? fwrite($this->inner, $data) : 0; }
-    public function stream_eof() { return $this->inner ? feof($this->inner) : false; }
+    public function stream_eof() { return $this->inner ? feof($this->inner) : $this->ended; }
     public function stream_stat() { return $this->inner ? fstat($this->inner) : []; }
     public function stream_close() { if ($this->inner) fclose($this->inner); }
     public function stream_flush() { return $this->inner ? fflush($this->inner) : true; }

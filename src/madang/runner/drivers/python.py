@@ -201,7 +201,7 @@ class Driver:
                 buffer = io.BufferedWriter(Raw(fd, self.pipes), 1 << 15)
                 new = io.TextIOWrapper(buffer, "utf-8", "backslashreplace", line_buffering=True)
                 self.streams[name] = new
-                if old is None or getattr(sys, name) is old:
+                if old is None or getattr(sys, name, None) is old:
                     setattr(sys, name, new)
 
     def _offer(self) -> None:
@@ -313,17 +313,21 @@ class Driver:
         last = None
         if tree.body and isinstance(tree.body[-1], _ast.Expr):
             last = _ast.Expression(tree.body.pop().value)
-        if tree.body:
-            self._evaluate(compile(tree, name, "exec", AWAIT, dont_inherit=True))
+        codes = [compile(tree, name, "exec", AWAIT, dont_inherit=True)] if tree.body else []
         if last is not None:
-            value = self._evaluate(compile(last, name, "eval", AWAIT, dont_inherit=True))
-            if value is not None and not code.rstrip().endswith(";"):
-                self.space["_"] = value
-                self._show(value)
+            codes.append(compile(last, name, "eval", AWAIT, dont_inherit=True))
+        value = self._evaluate(codes)
+        if last is not None and value is not None and not code.rstrip().endswith(";"):
+            self.space["_"] = value
+            self._show(value)
 
-    def _evaluate(self, code: Any) -> Any:
-        value = eval(code, self.space)  # noqa: S307 - what we are for
-        return late("wait_for")(self, value) if code.co_flags & COROUTINE else value
+    def _evaluate(self, codes: list[Any]) -> Any:
+        if any(code.co_flags & COROUTINE for code in codes):
+            return late("evaluate_async")(self, codes)
+        value = None
+        for code in codes:
+            value = eval(code, self.space)  # noqa: S307 - what we are for
+        return value
 
     def _show(self, value: Any) -> None:
         self.flush()
@@ -347,7 +351,7 @@ class Driver:
             os._exit(code)
 
     def flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr, *self.streams.values()):
+        for stream in (*self.streams.values(), *map(sys.__dict__.get, ("stdout", "stderr"))):
             try:
                 stream.flush()
             except Exception:  # noqa: S110 - closed, or not even a stream
@@ -443,14 +447,22 @@ def idle(driver: Driver) -> None:
         report(driver, "-")
 
 
-def wait_for(driver: Driver, coroutine: Any) -> Any:
-    """``await`` at the top of a cell."""
+def evaluate_async(driver: Driver, codes: list[Any]) -> Any:
+    """A cell with ``await`` at its top."""
     import asyncio
+
+    async def evaluate() -> Any:
+        value = None
+        for code in codes:
+            value = eval(code, driver.space)  # noqa: S307 - what we are for
+            if code.co_flags & COROUTINE:
+                value = await value
+        return value
 
     if driver.loop is None or driver.loop.is_closed():
         driver.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(driver.loop)
-    task = driver.loop.create_task(coroutine)
+    task = driver.loop.create_task(evaluate())
     try:
         return driver.loop.run_until_complete(task)
     except KeyboardInterrupt:

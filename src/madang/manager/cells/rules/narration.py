@@ -64,7 +64,6 @@ class _Running:
     number: int | None
     error: CellError | None = None
     done: Frame | None = None
-    fenced: bool = False
 
 
 class Narrator:
@@ -95,6 +94,8 @@ class Narrator:
             stream: codecs.getincrementaldecoder("utf-8")("replace")
             for stream in (Stream.STDOUT, Stream.STDERR)
         }
+        self._fenced = ""
+        """The newest cell whose stderr is complete."""
         self._bundle = Bundle()
         self._begun = bytearray()
         """Payload of ``more`` frames, which belongs to the next."""
@@ -116,10 +117,12 @@ class Narrator:
         place = record.offset + HEADER.size
         for index, item in self._frames[stream].feed(record.data):
             self._reach(place + index)
-            if isinstance(item, Frame):
-                self._frame(item)
-            else:
+            if not isinstance(item, Frame):
                 self._text(stream, item)
+            elif stream is Stream.STDERR:
+                self._fence(item)
+            else:
+                self._frame(item)
         return self._take()
 
     def gap(self, gap: LogGap) -> list[CellEvent]:
@@ -237,13 +240,16 @@ class Narrator:
             case "done":
                 self._end_of(frame.id).done = frame
                 self._look()
-            case "fence" if self.running is not None and self.running.row.id == frame.id:
-                self.running.fenced = True
-                self._look()
             case "completions":
                 self.replies.append(Reply(frame.id, _completions(frame)))
             case "inspection":
                 self.replies.append(Reply(frame.id, _inspection(frame)))
+
+    def _fence(self, frame: Frame) -> None:
+        """All that a cell wrote to stderr has come, perhaps before the cell is known to run."""
+        if frame.kind == "fence":
+            self._fenced = frame.id
+            self._look()
 
     def _begin(self, cell: str) -> None:
         if (old := self.running) is not None:
@@ -305,7 +311,7 @@ class Narrator:
     def _look(self) -> None:
         """Both streams are complete: then the cell has ended."""
         running = self.running
-        if running is not None and running.done is not None and running.fenced:
+        if running is not None and running.done is not None and self._fenced == running.row.id:
             self._done(running)
 
     def _done(self, running: _Running) -> None:
@@ -334,7 +340,7 @@ class Narrator:
             cpu_s=_seconds(outcome.cpu_us),
             mem_bytes=outcome.mem_bytes,
         )
-        if not ok and running.row.stop_on_error:
+        if running.done is not None and not ok and running.row.stop_on_error:
             self._abort(lambda _: True)
         self._become(S.IDLE)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import ge
 from typing import Any, Final
 
 import numpy as np
@@ -36,6 +37,7 @@ class Shape:
     apart: str
     window: int
     """Which machines are open to it as to reservations; see ``calendar``."""
+    keeps: frozenset[str] = frozenset()
 
     @property
     def share(self) -> int:
@@ -50,19 +52,46 @@ class Shape:
 def shape_of(ask: Ask, slots: Sequence[str], window: int) -> Shape:
     amounts = tuple([ask.slots.get(slot, 0) for slot in slots])
     milli = ask.device_milli if ask.devices == 1 else WHOLE
-    return Shape(amounts, ask.devices, milli, ask.models, ask.labels, ask.arch, ask.apart, window)
+    wanted = ask.models, ask.labels, ask.arch, ask.apart, window, ask.keeps
+    return Shape(amounts, ask.devices, milli, *wanted)
+
+
+def key_of(ask: Ask, slots: Sequence[str], window: int) -> tuple[object, ...]:
+    """Equal ones have equal shapes; quicker than a shape."""
+    return (
+        *map(ask.slots.get, slots), ask.devices, ask.device_milli, ask.models, ask.labels,
+        ask.arch, ask.apart, window,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """One machine as it was."""
+    """One machine: amounts by column, thousandths left of each device."""
 
-    node: int
-    amounts: Ints
-    devices: Ints
+    amounts: list[int]
+    devices: list[int]
 
     def copy(self) -> State:
-        return State(self.node, self.amounts.copy(), self.devices.copy())
+        return State(self.amounts.copy(), self.devices.copy())
+
+    def derive(self) -> None:
+        """The columns about devices, from these."""
+        left = [milli for milli in self.devices if milli > 0]
+        self.amounts[-3:] = left.count(WHOLE), max(left, default=0), sum(left)
+
+    def take(self, need: Sequence[int], devices: Sequence[tuple[int, int]]) -> None:
+        """One member that needs *need* gets a place there."""
+        amounts = self.amounts
+        for column in range(len(amounts) - DEVICE_COLUMNS):
+            amounts[column] -= need[column]
+        if devices:
+            for number, milli in devices:
+                self.devices[number] -= milli
+            self.derive()
+
+    def has(self, need: Sequence[int]) -> bool:
+        """Whether there is room for it."""
+        return all(map(ge, self.amounts, need))
 
 
 @dataclass(slots=True)
@@ -73,13 +102,6 @@ class Kept:
     until: float
     """When it will start at the latest; inf: nobody knows."""
     really: State
-
-    def take(self, need: Ints, devices: Sequence[tuple[int, int]]) -> None:
-        """Another got a place there."""
-        self.really.amounts[:-3] -= need[:-3]
-        for number, milli in devices:
-            self.really.devices[number] -= milli
-        self.really.amounts[-3:] = [int(c[0]) for c in device_columns(self.really.devices[None])]
 
 
 class Book:
@@ -94,29 +116,32 @@ class Book:
         self.shapes: Final = shapes
         count, columns = len(rooms), len(slots) + DEVICE_COLUMNS
         width = max((len(room.devices) for room in rooms), default=0)
-        self.devices: Final[Ints] = np.full((count, width), -1, np.int64)
-        """Thousandths left; -1: no such device."""
+        self._devices: Final[Ints] = np.full((count, width), -1, np.int64)
         by_width: dict[int, list[int]] = {}
         for number, room in enumerate(rooms):
             by_width.setdefault(len(room.devices), []).append(number)
         for wide, numbers in by_width.items():
-            self.devices[numbers, :wide] = [rooms[number].devices for number in numbers]
-        self.amounts: Final[Ints] = np.zeros((columns, count), np.int64)
-        """What may still be taken."""
+            self._devices[numbers, :wide] = [rooms[number].devices for number in numbers]
+        self._amounts: Final[Ints] = np.zeros((columns, count), np.int64)
         self.capacity: Final[Ints] = np.zeros((columns, count), np.int64)
         for column, slot in enumerate(slots):
-            self.amounts[column] = [room.free.get(slot, 0) for room in rooms]
+            self._amounts[column] = [room.free.get(slot, 0) for room in rooms]
             self.capacity[column] = [room.capacity.get(slot, 0) for room in rooms]
-        there = (self.devices >= 0).sum(1)
+        there = (self._devices >= 0).sum(1)
         self.capacity[-3] = there
         self.capacity[-2] = WHOLE * (there > 0)
         self.capacity[-1] = WHOLE * there
-        self.amounts[-3:] = device_columns(self.devices)
-        self.start: Final[Ints] = self.amounts.copy()
+        self._amounts[-3:] = device_columns(self._devices)
+        self.start: Final[Ints] = self._amounts.copy()
         """As it was when the pass began."""
         self.need: Final[Ints] = np.array(
             [shape.need() for shape in shapes] or np.zeros((0, columns)), np.int64
         ).reshape(len(shapes), columns)
+        self.needs: Final[list[list[int]]] = self.need.tolist()
+        self.asked: Final = [
+            [(column, need) for column, need in enumerate(needs) if need] for needs in self.needs
+        ]
+        """By shape: column and need, where something is needed."""
         self._need_across: Final[Floats] = np.ascontiguousarray(self.need.T, np.float64)
         self.inverse: Final[Floats] = 1.0 / np.maximum(self.capacity, 1)
         self.allowed: Final[Bools] = np.ones((len(shapes), count), np.bool_)
@@ -124,9 +149,41 @@ class Book:
         """Whether some machine is not allowed to some shape."""
         self.total: Final[Ints] = self.capacity.sum(1)
         self._index: Final = {room.node: number for number, room in enumerate(rooms)}
+        self._states: Final[dict[int, State]] = {}
+        """Machines that were looked at: these hold, the arrays may be behind."""
+        self._behind: Final[set[int]] = set()
 
     def index(self, node: str) -> int | None:
         return self._index.get(node)
+
+    @property
+    def amounts(self) -> Ints:
+        """What may still be taken, columns × machines."""
+        self._catch_up()
+        return self._amounts
+
+    @property
+    def devices(self) -> Ints:
+        """Thousandths left, machines × devices; -1: no such device."""
+        self._catch_up()
+        return self._devices
+
+    def _catch_up(self) -> None:
+        if self._behind:
+            nodes = list(self._behind)
+            self._amounts[:, nodes] = self._amounts_of(nodes)
+            self._devices[nodes] = [self._states[node].devices for node in nodes]
+            self._behind.clear()
+
+    def _amounts_of(self, nodes: Sequence[int]) -> Ints:
+        return np.array([self.state(node).amounts for node in nodes], np.int64).T
+
+    def state(self, node: int) -> State:
+        """Of one machine; to be looked at only."""
+        if (found := self._states.get(node)) is None:
+            found = State(self._amounts[:, node].tolist(), self._devices[node].tolist())
+            self._states[node] = found
+        return found
 
     def fits(self, shape: int) -> Bools:
         """Where one member of it has room now."""
@@ -138,20 +195,21 @@ class Book:
 
     def _within(self, shape: int, amounts: Ints) -> Bools:
         found: Bools = self.allowed[shape].copy()
-        for column, need in enumerate(self.need[shape].tolist()):
+        for column, need in enumerate(self.needs[shape]):
             if need:
                 found &= amounts[column] >= need
         return found
 
-    def slack(self, node: int) -> Floats:
-        """(columns, shapes): what one member of each would leave on a machine."""
-        found: Floats = self.amounts[:, node, None] - self._need_across
+    def slack(self, nodes: Sequence[int], shapes: Ints) -> Floats:
+        """(columns, machines, shapes): what one member of each would leave on each."""
+        left = np.ascontiguousarray(np.maximum(self._amounts_of(nodes), 0), np.float64)
+        found: Floats = left[:, :, None] - self._need_across.take(shapes, 1)[:, None, :]
         return found
 
     def count(self, shape: int, amounts: Ints, devices: Ints) -> Ints:
         """How many members each machine of *amounts* (columns × n), *devices* (n × width) takes."""
         most = np.full(amounts.shape[1], np.iinfo(np.int64).max)
-        for column, need in enumerate(self.need[shape, :-2].tolist()):
+        for column, need in enumerate(self.needs[shape][:-2]):
             if need:
                 most = np.minimum(most, amounts[column] // need)
         if share := self.shapes[shape].share:
@@ -166,34 +224,23 @@ class Book:
         wanted = self.shapes[shape]
         if not wanted.devices:
             return ()
-        left = self.devices[node].tolist()
-        if not wanted.share:
+        left = self.state(node).devices
+        if not (share := wanted.share):
+            if wanted.devices == 1:
+                return ((left.index(WHOLE), WHOLE),)
             whole = [number for number, milli in enumerate(left) if milli == WHOLE]
             return tuple([(number, WHOLE) for number in whole[: wanted.devices]])
-        fitting = [(milli, number) for number, milli in enumerate(left) if milli >= wanted.share]
-        return ((min(fitting)[1], wanted.share),)
+        least = min([milli for milli in left if milli >= share])
+        return ((left.index(least), share),)
 
-    def save(self, node: int) -> State:
-        return State(node, self.amounts[:, node].copy(), self.devices[node].copy())
-
-    def restore(self, state: State) -> None:
-        self.amounts[:, state.node] = state.amounts
-        self.devices[state.node] = state.devices
+    def restore(self, node: int, state: State) -> None:
+        """As a copy of it was kept."""
+        self._states[node] = state.copy()
+        self._behind.add(node)
 
     def take(self, node: int, shape: int, devices: Sequence[tuple[int, int]]) -> None:
-        if not devices:
-            self.amounts[:, node] -= self.need[shape]
-            return
-        row = self.devices[node]
-        for number, milli in devices:
-            row[number] -= milli
-        self.amounts[:-3, node] -= self.need[shape, :-3]
-        self.refresh(node)
-
-    def refresh(self, node: int) -> None:
-        """Derive the columns about devices again."""
-        left = [milli for milli in self.devices[node].tolist() if milli > 0]
-        self.amounts[-3:, node] = left.count(WHOLE), max(left, default=0), sum(left)
+        self.state(node).take(self.needs[shape], devices)
+        self._behind.add(node)
 
 
 def device_columns(devices: Ints) -> Any:

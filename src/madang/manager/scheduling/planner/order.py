@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Final
 
 from madang.manager.scheduling.types import Ask, Policy
@@ -87,7 +88,7 @@ def fair(asks: Sequence[Ask], standing: Standing) -> Turns:
 def _by_share(asks: Sequence[Ask], standing: Standing, shares: dict[str, float]) -> Turns:
     weights = standing.policy.weights
     levels: dict[int, dict[str, deque[Ask]]] = {}
-    for ask in sorted(asks, key=lambda a: (a.created_at, a.session)):
+    for ask in sorted(asks, key=attrgetter("created_at", "session")):
         levels.setdefault(ask.priority, {}).setdefault(ask.owner, deque()).append(ask)
     for priority in sorted(levels, reverse=True):
         queues = levels[priority]
@@ -99,13 +100,16 @@ def _by_share(asks: Sequence[Ask], standing: Standing, shares: dict[str, float])
         heap = [turn(owner) for owner in queues]
         heapq.heapify(heap)
         while heap:
-            _, _, owner = heapq.heappop(heap)
-            ask = queues[owner].popleft()
+            owner = heap[0][2]
+            queue = queues[owner]
+            ask = queue.popleft()
             placed = yield ask
             if placed:
                 shares[owner] = shares.get(owner, 0.0) + standing.share(ask)
-            if queues[owner]:
-                heapq.heappush(heap, turn(owner))
+            if queue:
+                heapq.heapreplace(heap, turn(owner))
+            else:
+                heapq.heappop(heap)
 
 
 BUILT_IN: Final[Mapping[str, Order]] = {"fifo": fifo, "short": short, "drf": drf, "fair": fair}

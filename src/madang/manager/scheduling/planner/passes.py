@@ -11,22 +11,14 @@ from typing import Final
 import numpy as np
 
 from madang.manager.scheduling.planner import plugins
-from madang.manager.scheduling.planner.book import (
-    Book,
-    Bools,
-    Floats,
-    Ints,
-    Kept,
-    Shape,
-    State,
-    shape_of,
-)  # fmt: skip
+from madang.manager.scheduling.planner.book import Book, Bools, Kept, Shape, State, key_of, shape_of
 from madang.manager.scheduling.planner.calendar import Calendar
 from madang.manager.scheduling.planner.holdings import Holdings
 from madang.manager.scheduling.planner.order import Standing, mean_share
 from madang.manager.scheduling.planner.preemption import Victims
 from madang.manager.scheduling.planner.reasons import Reasons
 from madang.manager.scheduling.planner.releases import NEVER, Releases
+from madang.manager.scheduling.planner.scores import Scores
 from madang.manager.scheduling.types import (
     WHOLE,
     Ask,
@@ -67,14 +59,18 @@ class Pass:
         names = sorted(slots)
         self._shape: Final[dict[str, int]] = {}
         shapes: dict[Shape, int] = {}
+        known: dict[tuple[object, ...], int] = {}
         for ask in asks:
-            shape = shape_of(ask, names, self._calendar.window(ask))
-            self._shape[ask.session] = shapes.setdefault(shape, len(shapes))
+            window = self._calendar.window(ask)
+            key = key_of(ask, names, window)
+            if (number := known.get(key)) is None:
+                shape = shape_of(ask, names, window)
+                number = known[key] = shapes.setdefault(shape, len(shapes))
+            self._shape[ask.session] = number
         self._book: Final = Book(rooms, names, list(shapes))
         self._restrict(rooms)
         self._placement: Final = plugins.placement(policy.placement)(self._book, policy)
-        self._scores: Final[Floats] = np.empty((len(shapes), len(rooms)))
-        self._scored: Final = [False] * len(shapes)
+        self._scores: Final = Scores(self._book, self._placement, self._shape.values())
         self._none: Final = [math.inf] * len(shapes)
         """Fewest members for which a shape had no room: there is never more within a pass."""
         self._kept: Final[dict[int, Kept]] = {}
@@ -84,7 +80,8 @@ class Pass:
         self._preempts: Final[list[Preempt]] = []
         self._holdings: Final = holdings
         self._reasons: Final = Reasons(self._book, self._held, now, policy.names)
-        self._new: Final[list[Held]] = []
+        self._new: Final[list[tuple[Ask, Sequence[tuple[int, Devices]]]]] = []
+        """What was placed and will end, since ``_releases`` looked."""
         self._future: Releases | None = None
 
     def _restrict(self, rooms: Sequence[Room]) -> None:
@@ -96,8 +93,8 @@ class Pass:
                 there.setdefault(one.apart, set()).add(one.node)
         known: dict[tuple[object, ...], Bools] = {}
         for number, shape in enumerate(book.shapes):
-            key = (shape.models, shape.labels, shape.arch, shape.apart, shape.window)
-            if key == (frozenset(), frozenset(), "", "", 0):
+            key = shape.models, shape.labels, shape.arch, shape.apart, shape.window, shape.keeps
+            if not any(key):
                 continue
             if key not in known:
                 mask = self._calendar.mask(shape.window)
@@ -111,6 +108,7 @@ class Pass:
         return (
             (not shape.models or room.model in shape.models)
             and shape.labels <= room.labels
+            and not shape.keeps & room.lacks
             and shape.arch in ("", room.arch)
             and room.node not in taken
         )
@@ -157,10 +155,12 @@ class Pass:
 
     def _try(self, ask: Ask) -> Wait | None:
         """Place it, or say why not."""
-        if (wait := self._refuse(ask)) is not None:
+        if (ask.reservation or self._policy.limits) and (wait := self._refuse(ask)) is not None:
             return wait
         shape = self._shape[ask.session]
-        if (chosen := self._find(ask, shape)) is not None:
+        chosen = self._find(ask, shape)
+        self._scores.answered(shape)
+        if chosen is not None:
             self._settle(ask, chosen)
             return None
         wait = self._reasons.why(ask, shape, self._kept)
@@ -178,17 +178,10 @@ class Pass:
         return self._reasons.limit(ask, self._policy.limits, self._holdings)
 
     def _settle(self, ask: Ask, chosen: Sequence[tuple[int, Devices]]) -> None:
-        ends_at = None if ask.limit_s is None else self._now + ask.limit_s
-        for node, devices in chosen:
-            name = self._book.rooms[node].node
-            self._places.append(Place(ask.session, name, devices))
-            if ends_at is not None:
-                self._new.append(
-                    Held(
-                        node=name, name=ask.name, slots=ask.slots, session=ask.session,
-                        devices=devices, started_at=self._now, ends_at=ends_at,
-                    )
-                )  # fmt: skip
+        rooms = self._book.rooms
+        self._places += [Place(ask.session, rooms[node].node, devices) for node, devices in chosen]
+        if ask.limit_s is not None:
+            self._new.append((ask, chosen))
         self._holdings.take(ask)
 
     # Finding room
@@ -196,63 +189,55 @@ class Pass:
     def _find(self, ask: Ask, shape: int) -> list[tuple[int, Devices]] | None:
         """A place for each member, taken; None: nothing is changed."""
         if ask.members < self._none[shape]:
-            if (found := self._gang(ask.members, shape)) is not None:
+            one = ask.members == 1
+            found = self._single(shape) if one else self._gang(ask.members, shape)
+            if found is not None:
                 return found
             self._none[shape] = ask.members
+            if one:
+                self._scores.drop(shape)
         return self._borrow(ask, shape)
+
+    def _single(self, shape: int) -> list[tuple[int, Devices]] | None:
+        if (node := self._scores.best(shape)) is None:
+            return None
+        devices = self._placement.pick(node, shape)
+        self._take(node, shape, devices)
+        return [(node, devices)]
 
     def _gang(self, members: int, shape: int) -> list[tuple[int, Devices]] | None:
         book = self._book
-        if members > 1:
-            most = book.count(shape, book.amounts, book.devices)[book.allowed[shape]]
-            if int(np.minimum(most, members).sum()) < members:
-                return None
-        saved: list[tuple[State, Bools, State | None]] = []
+        most = book.count(shape, book.amounts, book.devices)[book.allowed[shape]]
+        if int(np.minimum(most, members).sum()) < members:
+            return None
+        saved: list[tuple[int, State, Bools, State | None]] = []
         found: list[tuple[int, Devices]] = []
-        while len(found) < members and (node := self._best(shape)) is not None:
-            if members > 1:
-                really = self._kept[node].really.copy() if node in self._kept else None
-                saved.append((book.save(node), book.allowed[:, node].copy(), really))
+        while len(found) < members and (node := self._scores.best(shape)) is not None:
+            really = self._kept[node].really.copy() if node in self._kept else None
+            saved.append((node, book.state(node).copy(), book.allowed[:, node].copy(), really))
             devices = self._placement.pick(node, shape)
             self._take(node, shape, devices)
             found.append((node, devices))
         if len(found) == members:
             return found
-        for state, allowed, really in reversed(saved):
-            book.restore(state)
+        for node, state, allowed, really in reversed(saved):
+            book.restore(node, state)
             if really is not None:
-                self._kept[state.node].really = really
-            book.allowed[:, state.node] = allowed
-            self._rescore(state.node)
+                self._kept[node].really = really
+            book.allowed[:, node] = allowed
+            self._scores.change(node)
         return None
-
-    def _best(self, shape: int) -> int | None:
-        row = self._scores[shape]
-        if not self._scored[shape]:
-            row[:] = np.where(self._book.fits(shape), self._placement.row(shape), np.inf)
-            self._scored[shape] = True
-        node = int(row.argmin()) if len(row) else 0
-        return None if not len(row) or row[node] == np.inf else node
 
     def _take(self, node: int, shape: int, devices: Devices) -> None:
         book = self._book
         book.take(node, shape, devices)
         if (kept := self._kept.get(node)) is not None:
-            kept.take(book.need[shape], devices)
+            kept.really.take(book.needs[shape], devices)
         if book.restricted and (apart := book.shapes[shape].apart):
             for number, other in enumerate(book.shapes):
                 if other.apart == apart:
                     book.allowed[number, node] = False
-        self._rescore(node)
-
-    def _rescore(self, node: int) -> None:
-        book = self._book
-        slack = book.slack(node)
-        scores = self._placement.column(node, slack)
-        np.copyto(scores, np.inf, where=np.minimum.reduce(slack) < 0)
-        if book.restricted:
-            scores[~book.allowed[:, node]] = np.inf
-        self._scores[:, node] = scores
+        self._scores.change(node)
 
     def _borrow(self, ask: Ask, shape: int) -> list[tuple[int, Devices]] | None:
         """Room that somebody keeps, for one that ends before it is needed (backfill)."""
@@ -263,32 +248,32 @@ class Pass:
             self._lends[shape] = self._lenders(shape)
         for node in self._lends[shape]:
             kept = self._kept[node]
-            if ends_at <= kept.until:
-                view = self._book.save(node)
-                self._book.restore(kept.really)
+            if ends_at <= kept.until and kept.really.has(self._book.needs[shape]):
+                view = self._book.state(node).copy()
+                self._book.restore(node, kept.really)
                 devices = self._placement.pick(node, shape)
                 self._take(node, shape, devices)
-                self._show_less(view)
+                self._show_less(node, view)
                 return [(node, devices)]
         return None
 
     def _lenders(self, shape: int) -> list[int]:
         """Kept machines on which it would have room."""
-        need, allowed = self._book.need[shape], self._book.allowed[shape]
+        need, allowed = self._book.needs[shape], self._book.allowed[shape]
         return [
-            node
-            for node, kept in self._kept.items()
-            if allowed[node] and bool((kept.really.amounts >= need).all())
+            node for node, kept in self._kept.items() if allowed[node] and kept.really.has(need)
         ]
 
-    def _show_less(self, view: State) -> None:
-        """Of what is really free, which the book now has, leave no more than *view*."""
-        book, node = self._book, view.node
-        book.amounts[:, node] = np.minimum(book.amounts[:, node], view.amounts)
-        book.devices[node] = np.minimum(book.devices[node], view.devices)
-        book.refresh(node)
+    def _show_less(self, node: int, view: State) -> None:
+        """Of what is free, leave no more than *view*."""
+        free = self._book.state(node)
+        left = State(
+            list(map(min, free.amounts, view.amounts)), list(map(min, free.devices, view.devices))
+        )
+        left.derive()
+        self._book.restore(node, left)
         self._lends.clear()
-        self._rescore(node)
+        self._scores.change(node)
 
     # Keeping room
 
@@ -330,37 +315,48 @@ class Pass:
         """With what has been placed in this pass."""
         if self._future is None:
             self._future = Releases(self._book, self._held)
-        for one in self._new:
-            self._future.add(one)
+        for ask, chosen in self._new:
+            for node, devices in chosen:
+                self._future.add(self._as_held(ask, node, devices))
         self._new.clear()
         return self._future
 
+    def _as_held(self, ask: Ask, node: int, devices: Devices) -> Held:
+        ends_at = None if ask.limit_s is None else self._now + ask.limit_s
+        return Held(
+            node=self._book.rooms[node].node, name=ask.name, slots=ask.slots, session=ask.session,
+            devices=devices, started_at=self._now, ends_at=ends_at,
+        )  # fmt: skip
+
     def _keep(
         self, ask: Ask, shape: int, node: int, count: int, until: float,
-        then: tuple[Ints, Ints] | None,
+        then: State | None,
     ) -> None:  # fmt: skip
         """Others are shown what is left beside it: now, and at that time if it is known."""
         book = self._book
-        really = book.save(node)
+        really = book.state(node).copy()
         self._kept[node] = Kept(ask, until, really)
-        amounts, devices = (really.amounts, really.devices) if then is None else then
-        left = np.maximum(amounts - book.need[shape] * count, 0)
-        beside = claim(devices, really.devices, book.shapes[shape], count)
-        self._show_less(State(node, left, beside))
+        free = really if then is None else then
+        left = [
+            max(0, amount - need * count)
+            for amount, need in zip(free.amounts, book.needs[shape], strict=True)
+        ]
+        beside = claim(free.devices, really.devices, book.shapes[shape], count)
+        self._show_less(node, State(left, beside))
 
 
-def claim(then: Ints, now: Ints, shape: Shape, count: int) -> Ints:
+def claim(then: Sequence[int], now: Sequence[int], shape: Shape, count: int) -> list[int]:
     """What *count* members leave of each device; those that are least free now go first.
 
     Where too little is free even then, all of the fullest is claimed.
     """
-    left = then.copy()
-    for _ in range(count * shape.devices if shape.devices else 0):
+    left = list(then)
+    for _ in range(count * shape.devices):
         milli = shape.share or WHOLE
-        fits = np.flatnonzero(left >= milli)
-        if len(fits):
-            left[fits[now[fits].argmin()]] -= milli
-        elif len(left):
-            most = int(left.argmax())
-            left[most] = min(int(left[most]), 0)
+        fits = [number for number, free in enumerate(left) if free >= milli]
+        if fits:
+            left[min(fits, key=now.__getitem__)] -= milli
+        elif left:
+            most = max(left)
+            left[left.index(most)] = min(most, 0)
     return left

@@ -7,27 +7,31 @@ the policy alone. Infeasible machines are left out by the caller.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Final, Protocol
 
 import numpy as np
 
-from madang.manager.scheduling.planner.book import Book, Floats
+from madang.manager.scheduling.planner.book import Book, Floats, Ints
 from madang.manager.scheduling.types import Policy
 
 
 class Placement(Protocol):
-    """Made for one pass over one group."""
+    """Made for one pass over one group. All three ways to a score give exactly the same."""
 
     def __init__(self, book: Book, policy: Policy) -> None: ...
 
     def row(self, shape: int) -> Floats:
-        """Scores of one shape on each machine."""
+        """Of one shape on each machine."""
 
-    def column(self, node: int, slack: Floats) -> Floats:
-        """Scores of each shape on one machine, equal to what ``row`` says.
+    def block(self, nodes: Sequence[int], shapes: Ints, slack: Floats) -> Floats:
+        """(machines, shapes): of some shapes on some machines.
 
-        *slack* is ``book.slack(node)``: what each would leave there.
+        *slack* is ``book.slack(nodes, shapes)``: what each would leave there.
         """
+
+    def score(self, node: int, shape: int) -> float:
+        """Of one shape on one machine, where it has room."""
 
     def pick(self, node: int, shape: int) -> tuple[tuple[int, int], ...]:
         """Which devices of the machine."""
@@ -50,6 +54,12 @@ class Pack:
         self._counts: Final = counts * self.sign
         self._across: Final = np.ascontiguousarray(self._counts.T)
         self._need: Final = book.need.astype(np.float64)
+        self._terms: Final = [
+            [(column, need, counts) for column, (need, counts) in enumerate(pairs) if counts]
+            for pairs in np.stack((self._need, self._counts), 2).tolist()
+        ]
+        """By shape: what counts, in the order of columns."""
+        self._inverse: Final[dict[int, list[float]]] = {}
 
     def row(self, shape: int) -> Floats:
         book = self._book
@@ -60,10 +70,19 @@ class Pack:
                 score += left * counts * book.inverse[column]
         return score
 
-    def column(self, node: int, slack: Floats) -> Floats:
-        left = slack * self._across
-        left *= self._book.inverse[:, node, None]
+    def block(self, nodes: Sequence[int], shapes: Ints, slack: Floats) -> Floats:
+        left = slack * self._across.take(shapes, 1)[:, None, :]
+        left *= self._book.inverse.take(nodes, 1)[:, :, None]
         found: Floats = np.add.reduce(left)
+        return found
+
+    def score(self, node: int, shape: int) -> float:
+        amounts = self._book.state(node).amounts
+        if (inverse := self._inverse.get(node)) is None:
+            inverse = self._inverse[node] = self._book.inverse[:, node].tolist()
+        found = 0.0
+        for column, need, counts in self._terms[shape]:
+            found += (amounts[column] - need) * counts * inverse[column]
         return found
 
     def pick(self, node: int, shape: int) -> tuple[tuple[int, int], ...]:
@@ -77,5 +96,5 @@ class Spread(Pack):
 
     def pick(self, node: int, shape: int) -> tuple[tuple[int, int], ...]:
         if share := self._book.shapes[shape].share:
-            return ((int(self._book.devices[node].argmax()), share),)
+            return ((int(np.argmax(self._book.state(node).devices)), share),)
         return self._book.pick(node, shape)

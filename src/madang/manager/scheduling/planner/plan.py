@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from operator import attrgetter
 from typing import Final
 
 from madang.manager.scheduling.planner.holdings import Holdings
@@ -21,7 +22,7 @@ def plan(snapshot: Snapshot, policy: Policy | Mapping[str, Policy], now: float) 
     given_up: list[Wait] = []
     queues: dict[str, list[Ask]] = {}
     names = _Names(snapshot)
-    for ask in sorted(snapshot.pending, key=lambda a: (a.created_at, a.session)):
+    for ask in sorted(snapshot.pending, key=attrgetter("created_at", "session")):
         if (wait := _never(ask, snapshot, names, now)) is not None:
             given_up.append(wait)
         elif (wait := _later(ask, snapshot, names, now)) is not None:
@@ -65,10 +66,11 @@ class _Names:
 
 
 def _never(ask: Ask, snapshot: Snapshot, names: _Names, now: float) -> Wait | None:
-    failed = next((one for one in ask.after if snapshot.ended.get(one) is False), None)
-    if failed is not None and not ask.after_any:
-        text = f"will not start: {names.of(failed)}, which it comes after, did not end well."
-        return Wait(ask.session, "dependency.failed", text)
+    if ask.after and not ask.after_any:
+        failed = next((one for one in ask.after if snapshot.ended.get(one) is False), None)
+        if failed is not None:
+            text = f"will not start: {names.of(failed)}, which it comes after, did not end well."
+            return Wait(ask.session, "dependency.failed", text)
     if ask.give_up_at is not None and now >= ask.give_up_at:
         waited = format_duration(now - ask.created_at)
         return Wait(ask.session, "pending.timeout", f"given up after waiting {waited}.")
@@ -79,8 +81,9 @@ def _later(ask: Ask, snapshot: Snapshot, names: _Names, now: float) -> Wait | No
     if now < ask.not_before:
         left = format_duration(ask.not_before - now)
         return Wait(ask.session, "time.later", f"starts at the earliest in {left}, as asked.")
-    missing = [one for one in ask.after if one not in snapshot.ended]
-    if missing:
+    if not ask.after:
+        return None
+    if missing := [one for one in ask.after if one not in snapshot.ended]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         text = f"waits for {names.of(missing[0])}{more} to end."
         return Wait(ask.session, "dependency.waits", text)

@@ -6,7 +6,7 @@ at all, then the machine nearest to having room and, there, what lacks most and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Final
 
@@ -15,8 +15,12 @@ import numpy as np
 from madang.manager.scheduling.planner.book import Book, Bools, Floats, Ints, Kept
 from madang.manager.scheduling.planner.holdings import Holdings, wanted
 from madang.manager.scheduling.types import WHOLE, Amounts, Ask, Held, Reservation, Wait
+from madang.wire.policy_kept import KINDS
 from madang.wire.size import format_bytes, format_duration
 
+OWN: Final = "own"
+"""Of a machine: the rules of its own layer, which all its sessions have."""
+NETWORK: Final = "network"
 SHOWN: Final = {"cpu_milli": "cpu", "mem_bytes": "mem", "disk_bytes": "disk", "pids": "pids"}
 
 
@@ -42,8 +46,7 @@ class Reasons:
         if node is None:
             return Wait(ask.session, *self._impossible(shape))
         keeper = kept.get(node)
-        really = self._book.start[:, node] if keeper is None else keeper.really.amounts
-        if keeper is not None and bool((really >= self._book.need[shape]).all()):
+        if keeper is not None and keeper.really.has(self._book.needs[shape]):
             waited = format_duration(self._now - keeper.ask.created_at)
             text = (
                 f"waits its turn: {self._book.rooms[node].node} is kept for {keeper.ask.name}, "
@@ -52,7 +55,8 @@ class Reasons:
             return Wait(ask.session, "capacity.reserved", text)
         if ask.members > 1:
             return Wait(ask.session, *self._gang(ask, shape))
-        return Wait(ask.session, *self._lacks(shape, node))
+        code, text = self._lacks(shape, node)
+        return Wait(ask.session, code, text + self._elsewhere(shape))
 
     def _gang(self, ask: Ask, shape: int) -> tuple[str, str]:
         book = self._book
@@ -74,10 +78,10 @@ class Reasons:
 
     def _lacks(self, shape: int, node: int) -> tuple[str, str]:
         book = self._book
-        left = book.amounts[:, node].tolist()
+        left = book.state(node).amounts
         key = (shape, node, *left)
         if key not in self._texts:
-            need, capacity = book.need[shape].tolist(), book.capacity[:, node].tolist()
+            need, capacity = book.needs[shape], book.capacity[:, node].tolist()
             asked = [column for column, amount in enumerate(need[:-1]) if amount]
             if not asked:
                 return "capacity.none", "waits for a machine that takes it."
@@ -132,7 +136,7 @@ class Reasons:
         book = self._book
         if (shape, -1) not in self._texts:
             everywhere = np.ones(len(book.rooms), np.bool_)
-            for column, need in enumerate(book.need[shape].tolist()):
+            for column, need in enumerate(book.needs[shape]):
                 if need:
                     everywhere &= book.capacity[column] >= need
             self._texts[shape, -1] = (
@@ -144,21 +148,38 @@ class Reasons:
 
     def _restricted(self, shape: int) -> str:
         wanted = self._book.shapes[shape]
-        words = [
+        has = [
             *[_named(label) for label in sorted(wanted.labels)],
             *([f"architecture {wanted.arch}"] if wanted.arch else []),
             *([f"gpu model {' or '.join(sorted(wanted.models))}"] if wanted.models else []),
             *([f"a place apart from {wanted.apart}"] if wanted.apart else []),
             *(["time before a reservation"] if wanted.window else []),
         ]
-        return f"no machine that is large enough has {', '.join(words)}."
+        keeps = " and ".join(kept_words(wanted.keeps & self._lacked))
+        does = [*([f"has {', '.join(has)}"] if has else []), *([f"keeps {keeps}"] if keeps else [])]
+        return f"no machine that is large enough {' and '.join(does)}."
+
+    @cached_property
+    def _lacked(self) -> frozenset[str]:
+        """What some machine does not keep."""
+        return frozenset().union(*[room.lacks for room in self._book.rooms])
+
+    def _elsewhere(self, shape: int) -> str:
+        """A machine that has room, and what it lacks; empty: there is none."""
+        book, keeps = self._book, self._book.shapes[shape].keeps
+        if not keeps & self._lacked:
+            return ""
+        need = book.need[shape, :, None]
+        for node in np.flatnonzero((book.amounts >= need).all(0)).tolist():
+            if lacks := keeps & book.rooms[node].lacks:
+                name = book.rooms[node].node
+                return f" {name} has room, but does not keep {' and '.join(kept_words(lacks))}."
+        return ""
 
     def _too_large(self, shape: int) -> str:
         book = self._book
         asked = {
-            self._slot(column): need
-            for column, need in enumerate(book.need[shape, :-2].tolist())
-            if need
+            self._slot(column): need for column, need in enumerate(book.needs[shape][:-2]) if need
         }
         largest = {
             self._slot(column): int(book.capacity[column].max())
@@ -187,7 +208,7 @@ class Reasons:
         book = self._book
         amounts = book.start if at_start else book.amounts
         lack = np.full(len(book.rooms), -np.inf)
-        for column, need in enumerate(book.need[shape, :-1].tolist()):
+        for column, need in enumerate(book.needs[shape][:-1]):
             if need:
                 np.maximum(lack, (need - amounts[column]) * book.inverse[column], out=lack)
         found: Floats = np.where(book.possible(shape), lack, np.inf)
@@ -249,6 +270,16 @@ def _named(label: str) -> str:
     """``network:full`` is what a machine offers, ``disk=ssd`` a label that somebody gave it."""
     kind, offered, name = label.partition(":")
     return f"{kind} {name}" if offered and "=" not in kind else f"label {label}"
+
+
+def kept_words(wanted: Iterable[str]) -> list[str]:
+    """``crun:files`` → «rules about files (crun)»"""
+    found = []
+    for each in sorted(wanted):
+        runtime, _, kind = each.partition(":")
+        words = {**KINDS, OWN: "its own sandbox policy", NETWORK: "a network"}[kind]
+        found.append(f"{words} ({runtime})" if runtime else words)
+    return found
 
 
 def whole_devices(book: Book) -> Ints:

@@ -15,6 +15,7 @@ from madang.manager.scheduling.planner.book import (
     Bools,
     Floats,
     Ints,
+    State,
     device_columns,
 )
 from madang.manager.scheduling.types import Held
@@ -29,8 +30,8 @@ class Chance:
     at: float
     counts: tuple[tuple[int, int], ...]
     """Machine, how many members."""
-    rooms: tuple[tuple[Ints, Ints], ...]
-    """Amounts and devices of each of these machines at that time."""
+    rooms: tuple[State, ...]
+    """Each of these machines at that time."""
 
 
 class Releases:
@@ -76,7 +77,7 @@ class Releases:
         """The machine that completes it first, then those with most room."""
         book = self._book
         counts: list[tuple[int, int]] = []
-        rooms: list[tuple[Ints, Ints]] = []
+        rooms: list[State] = []
         order = [newest, *[n for n in np.argsort(-final, kind="stable").tolist() if n != newest]]
         for node in order:
             if members <= 0 or final[node] == 0:
@@ -86,9 +87,9 @@ class Releases:
             counts.append((node, taken))
             event = last.get(node)
             if event is None:
-                rooms.append((book.amounts[:, node].copy(), book.devices[node].copy()))
+                rooms.append(book.state(node).copy())
             else:
-                rooms.append((amounts[:, event].copy(), devices[event].copy()))
+                rooms.append(State(amounts[:, event].tolist(), devices[event].tolist()))
         return Chance(at, tuple(counts), tuple(rooms))
 
     def _after(self) -> tuple[Ints, Floats, Ints, Ints]:

@@ -8,8 +8,10 @@ from dataclasses import asdict
 
 from madang.manager.db import seconds
 from madang.manager.fleet.types import NodeRow, Slots
+from madang.manager.policy.types import Demands
 from madang.manager.scheduling.rules import lacking, offers, show, slot_name
 from madang.manager.scheduling.types import GroupRules, Wishes
+from madang.manager.session.service.keeping import own_kinds, refuse_unkept
 from madang.manager.session.types import SessionRow
 from madang.wire.errors import GroupRefused, NetworkRefused, RuntimeNotOffered, SizeImpossible
 from madang.wire.kernel import NATIVE
@@ -40,18 +42,23 @@ def wishes_for(
         reservation=spec.reservation,
         accounts=accounts,
         kind=os.path.basename(spec.argv[0])[:MAX_KIND] if spec.argv else "",
+        keeps=own_kinds(row.image_policy, spec.policy),
     )
 
 
 def refuse_impossible(
-    slots: Slots,
+    row: SessionRow,
     wishes: Wishes,
     spec: SessionSpec,
-    group: str,
     rules: GroupRules,
+    demands: Demands,
     nodes: Sequence[NodeRow],
 ) -> None:
-    """What no machine of the group could ever do; a group without machines may get some."""
+    """What no machine of its group could ever do; a group without machines may get some.
+
+    *row* has its project and group.
+    """
+    slots, group = row.slots, row.group_name
     if spec.runtime and rules.runtimes and spec.runtime not in rules.runtimes:
         raise RuntimeNotOffered(
             spec.runtime, offered=rules.runtimes, why=f"group {group} does not allow it"
@@ -70,6 +77,9 @@ def refuse_impossible(
         )
     if not any(slots.within(node.capacity) for node, *_ in mine):
         raise _too_large(slots, group, [node.capacity for node, *_ in mine])
+    needs = set(wishes.needs)
+    fitting = [node for node, offered, _ in mine if needs <= offered]
+    refuse_unkept(row, wishes, spec.policy, rules, demands, fitting)
 
 
 def _lacks(

@@ -23,8 +23,10 @@ from madang.manager.http import Caller
 from madang.manager.policy.rules import check_note, check_stricter, check_total, later
 from madang.manager.policy.service import PolicyService, Sandboxes
 from madang.manager.policy.types import Scope, Seat
+from madang.manager.scheduling.types import wishes_of
 from madang.manager.session import store
 from madang.manager.session.service.agents import AgentService
+from madang.manager.session.service.keeping import own_kinds
 from madang.manager.session.service.kernels import not_running
 from madang.manager.session.service.users import SessionService
 from madang.manager.session.types import SessionRow
@@ -187,7 +189,11 @@ class SessionPolicies:
         recorded = await self._policies.record(
             tx, caller, row.id, row.name, former=spec.policy, draft=draft
         )
-        columns: dict[str, object] = {"spec": to_json(replace(spec, policy=draft.text)).decode()}
+        kept = replace(wishes_of(row.wishes), keeps=own_kinds(row.image_policy, draft.text))
+        columns: dict[str, object] = {
+            "spec": to_json(replace(spec, policy=draft.text)).decode(),
+            "wishes": to_json(kept).decode(),
+        }
         if row.held_by is not None:
             columns["revision"] = await ledger.next_revision(tx, row.held_by)
         at = micros(self._clock.now())

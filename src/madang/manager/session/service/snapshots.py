@@ -12,13 +12,16 @@ from madang.manager.fleet.service import FleetService
 from madang.manager.fleet.tables import SLOTS
 from madang.manager.fleet.types import NodeRow
 from madang.manager.limits.service import LimitService
+from madang.manager.policy.service import PolicyService
+from madang.manager.policy.types import Demands
 from madang.manager.scheduling import store as scheduling
-from madang.manager.scheduling.rules import offers
+from madang.manager.scheduling.rules import OWN, offers
 from madang.manager.scheduling.service import Groups, GroupService, Memory
 from madang.manager.scheduling.service.memory import owner_of
 from madang.manager.scheduling.types import Ask, GroupRules, Held, Policy, Room, Snapshot, wishes_of
 from madang.manager.session import store
 from madang.manager.session.rules import accounts_of
+from madang.manager.session.service.keeping import lacks_of, needs_of, runtime_of
 from madang.wire.session import Result, SessionStatus
 
 S = SessionStatus
@@ -36,23 +39,31 @@ class View:
 
 class SnapshotReader:
     def __init__(
-        self, fleet: FleetService, groups: GroupService, memory: Memory, limits: LimitService
+        self,
+        fleet: FleetService,
+        groups: GroupService,
+        memory: Memory,
+        limits: LimitService,
+        policies: PolicyService,
     ) -> None:
         self._fleet: Final = fleet
         self._groups: Final = groups
         self._memory: Final = memory
         self._limits: Final = limits
+        self._policies: Final = policies
 
     async def read(self, tx: Reader, pending: Sequence[Any], now: float) -> View:
         """*pending*: rows of ``store.list_pending``, or session rows."""
         groups = await self._groups.current(tx)
         nodes = await ledger.list_nodes(tx)
         online = self._fleet.online()
-        rooms = tuple([_room(node, groups) for node in nodes if node.name in online])
         group_of = {node.name: node.group for node in nodes}
         placed = await store.list_placed(tx)
         held = tuple([_held(row, group_of.get(row.node, ""), groups) for row in placed])
-        asks = tuple([ask_of(row, groups) for row in pending])
+        demands = await self._policies.demands(tx)
+        asks = tuple([ask_of(row, groups, demands) for row in pending])
+        rooms = tuple([_room(node, groups) for node in nodes if node.name in online])
+        asks, rooms = _kept(asks, rooms, {node.name: node for node in nodes}, groups, demands)
         fair = any(_rules(groups, ask.group).policy.order == "fair" for ask in asks)
         if fair:
             await self._memory.catch_up(tx, groups)
@@ -64,9 +75,9 @@ class SnapshotReader:
             used=self._memory.used(groups.rules, rooms, held, now) if fair else {},
             ended=await _ended(tx, asks, held),
         )
-        return View(snapshot, await self._policies(tx, groups, (*pending, *placed), asks), groups)
+        return View(snapshot, await self._planned_by(tx, groups, (*pending, *placed), asks), groups)
 
-    async def _policies(
+    async def _planned_by(
         self, tx: Reader, groups: Groups, rows: Sequence[Any], asks: Sequence[Ask]
     ) -> dict[str, Policy]:
         """Of all groups, with the limits of those who wait."""
@@ -116,7 +127,33 @@ def _room(node: NodeRow, groups: Groups) -> Room:
     )
 
 
-def ask_of(row: Any, groups: Groups) -> Ask:
+def _kept(
+    asks: Sequence[Ask],
+    rooms: Sequence[Room],
+    nodes: Mapping[str, NodeRow],
+    groups: Groups,
+    demands: Demands,
+) -> tuple[tuple[Ask, ...], tuple[Room, ...]]:
+    """With what each machine can't keep of what is asked for, its own layer included."""
+    if not (demands.of_nodes or any(ask.keeps for ask in asks)):
+        return tuple(asks), tuple(rooms)
+    runtimes = {runtime_of(ask.labels) for ask in asks}
+    wanted = {need for ask in asks for need in ask.keeps}
+    wanted |= {f"{runtime}:{OWN}" for runtime in runtimes}
+    found = []
+    for room in rooms:
+        lacks = lacks_of(nodes[room.node], runtimes, demands, _rules(groups, room.group))
+        found.append(replace(room, lacks=lacks & wanted) if lacks & wanted else room)
+    own = {need for room in found for need in room.lacks if need.endswith(f":{OWN}")}
+    if own:
+        asks = [
+            replace(ask, keeps=ask.keeps | ({f"{runtime_of(ask.labels)}:{OWN}"} & own))
+            for ask in asks
+        ]
+    return tuple(asks), tuple(found)
+
+
+def ask_of(row: Any, groups: Groups, demands: Demands) -> Ask:
     """Of a ``SessionRow`` or a row of ``store.list_pending``."""
     rules, wishes = _rules(groups, row.group_name), wishes_of(row.wishes)
     least = rules.preempts_from
@@ -140,6 +177,7 @@ def ask_of(row: Any, groups: Groups) -> Ask:
         preempts=least is not None and row.priority >= least,
         accounts=accounts_of(row),
         kind=wishes.kind,
+        keeps=needs_of(wishes, row.group_name, row.project_id, demands, rules),
     )
 
 

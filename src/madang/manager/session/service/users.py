@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Final
 
 from madang.kit.clock import Clock
-from madang.kit.codec import to_json
+from madang.kit.codec import from_json, to_json
 from madang.kit.ids import new_id, new_name
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, last_event
@@ -19,6 +19,7 @@ from madang.manager.http import Caller
 from madang.manager.identity.service import People
 from madang.manager.limits.service import LimitService, PresetService
 from madang.manager.limits.types import Asked
+from madang.manager.policy.service import PolicyService
 from madang.manager.scheduling.planner import plan
 from madang.manager.scheduling.rules import priority_of
 from madang.manager.scheduling.service import GroupService, Memory
@@ -26,10 +27,10 @@ from madang.manager.scheduling.service.reservations import check_use
 from madang.manager.session import store
 from madang.manager.session.rules import (
     accounts_of,
+    check_root,
     check_spec,
     next_phases,
     resolve_size,
-    size_of,
     view,
 )
 from madang.manager.session.service import moves
@@ -95,6 +96,7 @@ class SessionService:
         limits: LimitService,
         presets: PresetService,
         groups: GroupService,
+        policies: PolicyService,
         reader: SnapshotReader,
         memory: Memory,
         records: Records,
@@ -112,6 +114,7 @@ class SessionService:
         self._limits: Final = limits
         self._presets: Final = presets
         self._groups: Final = groups
+        self._policies: Final = policies
         self._reader: Final = reader
         self._memory: Final = memory
         self._clock: Final = clock
@@ -126,8 +129,13 @@ class SessionService:
         *,
         key: str | None = None,
         kind: SessionKind | None = None,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
     ) -> Created:
-        """Accept a session; the scheduler is woken. Slow checks come before the transaction."""
+        """Accept a session; the scheduler is woken. Slow checks come before the transaction.
+
+        *offers*: layers that a build may read. *mount*: what it runs from, instead of an image.
+        """
         if key is not None and not (1 <= len(key) <= MAX_KEY and key.isprintable()):
             raise InvalidRequest(f"Idempotency-Key: 1 to {MAX_KEY} printable characters.")
         body = to_json(spec)
@@ -136,7 +144,10 @@ class SessionService:
             async with self._database.read() as tx:
                 if (known := await self._by_key(tx, caller, key, digest)) is not None:
                     return Created(known, repeated=True)
-        row = await self._prepare(caller, spec, body.decode(), kind)
+        row = await self._prepare(caller, spec, body.decode(), kind, mount)
+        if offers:
+            mount = replace(from_json(ImageMount, row.image_mount), offers=offers)
+            row = replace(row, image_mount=to_json(mount).decode())
         async with self._database.begin() as tx:
             if key is not None:
                 if (known := await self._by_key(tx, caller, key, digest)) is not None:
@@ -172,13 +183,19 @@ class SessionService:
         return row
 
     async def _prepare(
-        self, caller: Caller, spec: SessionSpec, body: str, kind: SessionKind | None
+        self,
+        caller: Caller,
+        spec: SessionSpec,
+        body: str,
+        kind: SessionKind | None,
+        mount: ImageMount | None = None,
     ) -> SessionRow:
         check_spec(spec)
         if spec.preset:
             spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
         size = resolve_size(spec, self._settings)
-        mount = await self._images.resolve(caller, spec.image)
+        mount = mount or await self._images.resolve(caller, spec.image)
+        check_root(spec, mount)
         image_policy = await self._images.policy_of(caller, spec.image)
         if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
             text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
@@ -198,17 +215,17 @@ class SessionService:
             rules = groups.rules[name]
             if spec.reservation:
                 await check_use(tx, spec.reservation, name, row.project_id)
+            demands = await self._policies.demands(tx)
             after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
             accounts = await self._limits.accounts(
                 tx, user=row.owner_id, project=row.project_id, token=row.token_id
             )
             wishes = wishes_for(spec, row, accounts, tuple(after))
-        refuse_impossible(
-            Slots.of(size_of(row)), wishes, spec, name, rules, await self._fleet.nodes()
-        )
+        row = replace(row, group_name=name)
+        refuse_impossible(row, wishes, spec, rules, demands, await self._fleet.nodes())
         priority = priority_of(spec.priority, name, rules, administers=caller.administers)
         text = to_json(wishes).decode()
-        return replace(row, group_name=name, priority=priority, wishes=text)
+        return replace(row, priority=priority, wishes=text)
 
     def _row(
         self,

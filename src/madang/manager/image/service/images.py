@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -15,8 +16,11 @@ from madang.manager.db import Database, Reader, Transaction, micros
 from madang.manager.http import Caller
 from madang.manager.image import rules, store
 from madang.manager.image.types import (
+    AS_BEFORE,
     MANIFEST_PATIENCE_S,
     REMOVED_S,
+    Action,
+    Asked,
     ImageRow,
     ImageSettings,
     Owner,
@@ -48,9 +52,11 @@ MAX_MANIFEST: Final = 1024 * 1024
 
 
 class ImageService:
-    """``sessions`` is given by the app before the first call."""
+    """``sessions`` is given by the app before the first call; ``go_on`` by ``Recipes``."""
 
     sessions: Sessions
+    go_on: Callable[[ImageRow], Awaitable[None]]
+    """What makes a recipe's next step."""
 
     def __init__(
         self,
@@ -65,7 +71,7 @@ class ImageService:
         self._audit: Final = audit
         self._clock: Final = clock
         self._settings: Final = settings
-        self._layers_changed: Final = layers_changed
+        self.layers_changed: Final = layers_changed
 
     # --- for sessions
 
@@ -73,14 +79,14 @@ class ImageService:
         """A ready image, as a session mounts it. Raises ImageUnknown."""
         if name == HOST_IMAGE:
             return ImageMount(name=name, digest=rules.HOST.digest, kind=rules.HOST.kind.value)
-        row = await self._current(caller, name)
-        if row is None or row.status != S.READY:
+        row = await self.find(caller, name)
+        if row is None or row.status not in {S.READY, S.KEPT}:
             raise rules.not_ready(name, row)
         return rules.mount(row)
 
     async def policy_of(self, caller: Caller, name: str) -> str:
         """The text of its layer of the sandbox policy; empty: none."""
-        row = None if name == HOST_IMAGE else await self._current(caller, name)
+        row = None if name == HOST_IMAGE else await self.find(caller, name)
         return "" if row is None else row.policy
 
     async def wanted_layers(self) -> tuple[str, ...]:
@@ -105,7 +111,7 @@ class ImageService:
         live = await self.sessions.live_images()
         if name == HOST_IMAGE:
             return _host(live.get(rules.HOST.digest, 0))
-        row = await self._current(caller, name)
+        row = await self.find(caller, name)
         if row is None:
             raise rules.not_ready(name, None)
         return rules.to_image(row, live.get(row.digest, 0))
@@ -118,22 +124,52 @@ class ImageService:
         Raises Conflict while the name is being built.
         """
         request = rules.check_request(request)
-        row = self._new_row(caller, request, key)
+        row = self.new_row(
+            caller,
+            key,
+            name=request.name,
+            requirements=to_json(request.requirements).decode(),
+            labels=to_json(request.labels).decode(),
+            policy=request.policy,
+            size=to_json(request.size).decode(),
+        )
+        return await self.make(caller, row)
+
+    async def make(self, caller: Caller, row: ImageRow) -> Session:
+        """Accept a row that a build session makes; the same session if it came before.
+
+        Raises Conflict while the name is being built.
+        """
+        known = await self._accept(caller, row)
+        if known is not None:
+            return await self._start(known)
+        try:
+            return await self._start(row)
+        except PlatformError:
+            await self.give_up(row)
+            raise
+
+    async def begin(self, caller: Caller, row: ImageRow) -> None:
+        """The same of a row that takes several sessions, one after the other."""
+        if await self._accept(caller, row) is None:
+            try:
+                await self.go_on(row)
+            except PlatformError:
+                await self.give_up(row)
+                raise
+
+    async def _accept(self, caller: Caller, row: ImageRow) -> ImageRow | None:
+        """Add it, unless it came before: then as it is now."""
         await self._settled(
             row.project_id, row.name
         )  # a build that has just ended is in nobody's way
         async with self._database.begin() as tx:
             known = await store.find(tx, row.id)
             if known is None:
-                await self._accept(tx, caller, row)
+                await self.add(tx, caller, row)
         if known is not None:
             rules.check_repeated(known, row)
-            return await self._start(known)
-        try:
-            return await self._start(row)
-        except PlatformError:
-            await self._give_up(row)
-            raise
+        return known
 
     async def remove(self, caller: Caller, name: str, *, force: bool = False) -> None:
         """Free the name; its layers go once no live session uses them."""
@@ -142,18 +178,18 @@ class ImageService:
         live = await self.sessions.live_images()
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
-            rows = await self._find(tx, caller, name)
+            rows = await self.list_rows(tx, caller, name)
             if not rows:
                 raise rules.not_ready(name, None)
             for row in rows:
-                await _check_owner(tx, caller, row)
+                await check_owner(tx, caller, row)
                 _check_removable(row, live.get(row.digest, 0), force=force)
             for row in rows:
                 await store.move(tx, row, S.REMOVED, now)
             former = rules.current(rows) or rows[0]
             before = {"status": former.status, "digest": former.digest}
-            await self._write(tx, caller, former, "removed", before=before)
-        self._layers_changed()
+            await self.write(tx, caller, former, "removed", before=before)
+        self.layers_changed()
 
     # --- for the loops
 
@@ -177,24 +213,30 @@ class ImageService:
             async with self._database.begin() as tx:
                 for row in gone:
                     await store.delete(tx, row.id)
-            self._layers_changed()
+            self.layers_changed()
         return len(gone)
 
     # --- inside
 
-    async def _find(self, tx: Reader, caller: Caller, ref: str) -> Sequence[ImageRow]:
+    async def list_rows(self, tx: Reader, caller: Caller, ref: str) -> Sequence[ImageRow]:
         """All rows of ``NAME`` or ``PROJECT/NAME`` in one project. Raises Ambiguous."""
         project, _, name = ref.rpartition("/")
         rows = await store.list_for(tx, caller, name, project or None)
         return rules.in_one_project(rows, caller.project_id, ref)
 
-    async def _current(self, caller: Caller, ref: str) -> ImageRow | None:
-        """The row that a name stands for; a build that has just ended is settled first."""
+    async def find(self, caller: Caller, ref: str) -> ImageRow | None:
+        """The row of ``NAME`` or ``NAME@DIGEST``; a build that has just ended is settled first."""
+        name, digest = rules.split(ref)
         async with self._database.read() as tx:
-            rows = await self._find(tx, caller, ref)
+            rows = await self.list_rows(tx, caller, name)
         if not rows:
             return None
-        return await self._settled(rows[0].project_id, rows[0].name)
+        found = await self._settled(rows[0].project_id, rows[0].name)
+        if not digest:
+            return found
+        async with self._database.read() as tx:
+            rows = await store.of_name(tx, rows[0].project_id, rows[0].name)
+        return rules.version(rows, digest, ref)
 
     async def _settled(self, project_id: str, name: str) -> ImageRow | None:
         async with self._database.read() as tx:
@@ -206,9 +248,10 @@ class ImageService:
                 rows = await store.of_name(tx, project_id, name)
         return rules.current(rows)
 
-    async def _accept(self, tx: Transaction, caller: Caller, row: ImageRow) -> None:
+    async def add(self, tx: Transaction, caller: Caller, row: ImageRow) -> None:
+        """A row in BUILDING. Raises Conflict while another one of its name is."""
         for old in await store.of_name(tx, row.project_id, row.name):
-            await _check_owner(tx, caller, old)
+            await check_owner(tx, caller, old)
             if old.status == S.BUILDING:
                 raise Conflict(
                     f"image {row.name!r} is being built by {old.build_name or 'a session'}: "
@@ -220,10 +263,13 @@ class ImageService:
         await store.add(tx, row)
         wanted = from_json(list[str], row.requirements)
         shown = [HIDDEN if {"@", "/"} & set(text) else text for text in wanted]  # may name a key
+        reference = from_json(Asked, row.asked).reference
         after = {"requirements": shown, "status": row.status}
-        await self._write(tx, caller, row, "build_started", after=after)
+        if reference:
+            after["reference"] = reference
+        await self.write(tx, caller, row, f"{row.action}_started", after=after)
 
-    async def _write(
+    async def write(
         self, tx: Transaction, caller: Caller, row: ImageRow, action: str, **values: Any
     ) -> None:
         """To the audit log."""
@@ -237,11 +283,12 @@ class ImageService:
             **values,
         )
 
-    def _new_row(self, caller: Caller, request: BuildRequest, key: str | None) -> ImageRow:
+    def new_row(self, caller: Caller, key: str | None, *, name: str, **values: Any) -> ImageRow:
+        """A row in BUILDING; *values* where it says more than that."""
         now = micros(self._clock.now())
-        return ImageRow(
+        plain = ImageRow(
             id=new_id() if key is None else rules.id_of_key(caller.user_id, key),
-            name=request.name,
+            name=name,
             owner_id=caller.user_id,
             owner=caller.user,
             project_id=caller.project_id,
@@ -249,10 +296,10 @@ class ImageService:
             status=S.BUILDING.value,
             status_since=now,
             created_at=now,
-            requirements=to_json(request.requirements).decode(),
-            labels=to_json(request.labels).decode(),
-            policy=request.policy,
-            size=to_json(request.size).decode(),
+            requirements="[]",
+            labels="{}",
+            policy="",
+            size="{}",
             digest="",
             python="",
             layers="[]",
@@ -260,7 +307,15 @@ class ImageService:
             build="",
             build_name="",
             reason="",
+            action=Action.BUILD.value,
+            asked="{}",
+            source="{}",
+            config="{}",
+            refresh_us=AS_BEFORE,
+            refreshed_at=now,
+            making="",
         )
+        return replace(plain, **values)
 
     async def _start(self, row: ImageRow) -> Session:
         """The build's session; the same one if it was started before."""
@@ -271,7 +326,7 @@ class ImageService:
             await store.set_build(tx, row.id, session.id, session.name)
         return session
 
-    async def _give_up(self, row: ImageRow) -> None:
+    async def give_up(self, row: ImageRow) -> None:
         """A build that could not even start leaves nothing."""
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
@@ -280,14 +335,14 @@ class ImageService:
             await store.delete(tx, row.id)
 
     async def _settle(self, row: ImageRow) -> None:
-        if not row.build:
+        if not row.build or row.action == Action.RECIPE:
             await self._start_again(row)
             return
         session = await self.sessions.find(row.build)
         if session is not None and session.status is not SessionStatus.TERMINATED:
             return
         if session is None or session.result is not Result.SUCCESS:
-            await self._fail(row, rules.why_failed(session))
+            await self.fail(row, rules.why_failed(session))
             return
         try:
             path = f"{OUTPUT_DIR}/{BUILD_MANIFEST}"
@@ -297,47 +352,79 @@ class ImageService:
             ended = session.ended_at or session.status_since
             late = self._clock.now() - ended > MANIFEST_PATIENCE_S
             if exc.retry is not Retry.LATER or late:
-                await self._fail(row, f"its result can't be read: {exc.text}")
+                await self.fail(row, f"its result can't be read: {exc.text}")
             return
-        await self._finish(row, manifest)
+        await self.finish(row, manifest)
 
     async def _start_again(self, row: ImageRow) -> None:
-        """The server died between accepting a build and starting it."""
+        """The server died between accepting a build and starting it; or a step has ended."""
         try:
-            await self._start(row)
+            await (self.go_on if row.action == Action.RECIPE else self._start)(row)
         except PlatformError as exc:
             if exc.retry is not Retry.LATER:
-                await self._fail(row, f"its session could not be created: {exc.text}")
+                await self.fail(row, f"its session could not be created: {exc.text}")
 
-    async def _fail(self, row: ImageRow, reason: str) -> None:
+    async def fail(self, row: ImageRow, reason: str) -> None:
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
             moved = await store.move(tx, row, S.FAILED, now, reason=reason)
         if moved:
             log.info("image failed", extra={"image": row.name, "reason": reason})
 
-    async def _finish(self, row: ImageRow, manifest: BuildManifest) -> None:
+    async def finish(self, row: ImageRow, manifest: BuildManifest) -> None:
         """The new image takes the name from the one before it."""
         now = micros(self._clock.now())
-        digest = rules.image_digest(ImageKind.LAYERS, (layer.digest for layer in manifest.layers))
         async with self._database.begin() as tx:
             fresh = await store.find(tx, row.id)
             if fresh is None or fresh.status != S.BUILDING:
                 return
-            for old in await store.of_name(tx, row.project_id, row.name):
-                if old.status == S.READY:
-                    await store.move(tx, old, S.REMOVED, now)
-            await store.move(
-                tx,
-                row,
-                S.READY,
-                now,
-                digest=digest,
-                python=manifest.python,
-                layers=to_json(manifest.layers).decode(),
-                size_bytes=sum(layer.size_bytes for layer in manifest.layers),
-            )
+            await self.ready(tx, row, manifest, now)
+
+    async def ready(
+        self, tx: Transaction, row: ImageRow, manifest: BuildManifest, now: int
+    ) -> None:
+        """*row*, which is BUILDING, is *manifest*."""
+        digests = (layer.digest for layer in manifest.layers)
+        digest = rules.image_digest(manifest.kind, digests, manifest.config)
+        refresh_us = await self.replace(tx, row, digest, now)
+        await store.move(
+            tx,
+            row,
+            S.READY,
+            now,
+            digest=digest,
+            python=manifest.python,
+            layers=to_json(manifest.layers).decode(),
+            size_bytes=sum(layer.size_bytes for layer in manifest.layers),
+            kind=manifest.kind.value,
+            config=to_json(manifest.config).decode(),
+            source=to_json(manifest.source).decode(),
+            refresh_us=refresh_us,
+            refreshed_at=now,
+        )
         log.info("image ready", extra={"image": row.name, "digest": digest})
+
+    async def replace(self, tx: Transaction, row: ImageRow, digest: str, now: int) -> int:
+        """Make room for *row* to be the READY one of its name, with this digest.
+
+        What was, is kept as an older version, the oldest of which go. Returns how often the name
+        is looked after: as *row* says, else as before.
+        """
+        before = await store.of_name(tx, row.project_id, row.name)
+        refresh_us = max(row.refresh_us, 0)
+        for old in before:
+            if old.status == S.READY:
+                same = old.digest == digest
+                await store.move(tx, old, S.REMOVED if same else S.KEPT, now)
+                if row.refresh_us < 0:
+                    refresh_us = old.refresh_us
+            elif old.status == S.KEPT and old.digest == digest:
+                await store.move(tx, old, S.REMOVED, now)
+        rows = await store.of_name(tx, row.project_id, row.name)
+        kept = [old for old in rules.versions(rows) if old.status == S.KEPT and old.id != row.id]
+        for old in kept[self._settings.versions :]:
+            await store.move(tx, old, S.REMOVED, now)
+        return refresh_us
 
 
 def _host(used_by: int) -> Image:
@@ -347,7 +434,7 @@ def _host(used_by: int) -> Image:
     )
 
 
-async def _check_owner(tx: Reader, caller: Caller, row: ImageRow) -> None:
+async def check_owner(tx: Reader, caller: Caller, row: ImageRow) -> None:
     if not await store.may_change(tx, caller, row.id):
         raise Forbidden(f"image {row.name!r} belongs to {row.owner}.", image=row.name)
 
@@ -356,6 +443,6 @@ def _check_removable(row: ImageRow, users: int, *, force: bool) -> None:
     if row.status == S.BUILDING:
         text = f"image {row.name!r} is being built by {row.build_name or 'a session'}; stop it."
         raise Conflict(text, build=row.build_name)
-    if row.status == S.READY and users and not force:
+    if users and not force:
         text = f"image {row.name!r}: {users} live sessions run from it. Stop them, or use force: "
         raise ImageInUse(text + "they go on, the name is free.", image=row.name, used_by=users)
