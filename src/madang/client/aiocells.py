@@ -12,7 +12,6 @@ import aiohttp
 
 from madang.client.cellfollowing import CellFollowing
 from madang.client.cellstory import Story
-from madang.client.retry import Retries
 from madang.wire.cells import (
     Cell,
     CellAnswer,

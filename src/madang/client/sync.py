@@ -41,8 +41,8 @@ from madang.wire.people import WhoAmI
 from madang.wire.session import HOST_IMAGE, HistoryEntry, Session, SessionSpec, SessionStatus
 
 if TYPE_CHECKING:
-    from madang.client.cells import Cells  # not of use to a run
     from madang.client.archive import Unpacked
+    from madang.client.cells import Cells  # not of use to a run
     from madang.client.tree import Limits
     from madang.client.workspace import Progress, Synced
     from madang.wire.audit import AuditHead, AuditPage

@@ -19,6 +19,7 @@ figures() {
 }
 
 run() {
+  interrupted=''
   frame begin "$1" - ''
   figures
   began=$wall used=$cpu
