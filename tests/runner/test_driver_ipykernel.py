@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +31,8 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     environment.pop("PYTHONPATH", None)
     with Driver.start(Languages(), "ipykernel", environment) as driver:
         yield driver
-        driver.send("quit", "-")
+        with contextlib.suppress(BrokenPipeError):
+            driver.send("quit", "-")
         driver.process.wait(30)
 
 
