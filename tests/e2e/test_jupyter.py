@@ -13,7 +13,7 @@ import pytest
 from madang.client import Client
 from madang.manager.jupyter.rules.frames import V1
 from madang.manager.jupyter.rules.ids import session_id
-from madang.testing.jupyter import Jupyter
+from madang.testing.jupyter import Channels, Jupyter, Run
 from madang.testing.platform import Platform
 from madang.wire.session import SessionStatus
 
@@ -100,19 +100,23 @@ async def test_a_server_that_is_killed_loses_no_cell(platform: Platform, jupyter
         with pytest.raises(ConnectionError):
             while True:
                 await first.next()
-        async with asyncio.timeout(30):
-            while True:
-                try:
-                    async with jupyter.channels(first.kernel, client=first.client) as again:
-                        run = await again.until_idle(request)
-                        break
-                except aiohttp.ClientError:
-                    await asyncio.sleep(0.2)
+        run = await _until_done(jupyter, first, request)
         assert run.reply["status"] == "ok"
         assert run.text == "0\n1\n2\n3\n"
         assert run.told.count("clear_output") == 1
         async with jupyter.channels(first.kernel) as after:
             assert (await after.run("i")).result == "3"
+
+
+async def _until_done(jupyter: Jupyter, first: Channels, request: str) -> Run:
+    """As a client would that connects until there is a server again."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                async with jupyter.channels(first.kernel, client=first.client) as again:
+                    return await again.until_idle(request)
+            except aiohttp.ClientError:
+                await asyncio.sleep(0.2)
 
 
 @pytest.mark.parametrize("by", ["rest", "control"])

@@ -51,7 +51,8 @@ class Runner:
         reply: dict[str, Any] = await self._client.execute_interactive(
             code, timeout=PATIENCE_S, output_hook=self._hear, **more
         )
-        return reply["content"]
+        content: dict[str, Any] = reply["content"]
+        return content
 
     def _hear(self, message: dict[str, Any]) -> None:
         content = message["content"]
