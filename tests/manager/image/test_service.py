@@ -87,6 +87,7 @@ class Sessions:
     keys: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     live: dict[str, int] = field(default_factory=dict)
+    offers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     refuse: PlatformError | None = None
     away: bool = False
     crash: bool = False
@@ -99,6 +100,7 @@ class Sessions:
         offers: tuple[str, ...] = (),
         mount: ImageMount | None = None,
     ) -> Session:
+        self.offers[key] = offers
         if self.crash:
             raise asyncio.CancelledError
         if self.refuse is not None:
