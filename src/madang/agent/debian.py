@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 VARIABLE: Final = "DEBIAN_MIRROR"
@@ -17,13 +17,13 @@ _LINE: Final = re.compile(r"^\s*deb\s+(?:\[[^\]]*\]\s*)?(https?://\S+?/debian)/?
 _URIS: Final = re.compile(r"^URIs:.*?(https?://\S+?/debian)/?\s*$", re.MULTILINE)
 
 
-def mirror(environment: Mapping[str, str]) -> str:
-    """As *environment* says, else that of the machine's own sources; empty: it names none."""
-    return environment.get(VARIABLE, "") or next(_named(), "")
+def with_mirror(environment: Mapping[str, str], patterns: Iterable[str] = _FILES) -> dict[str, str]:
+    """*environment*, with the mirror of the machine's own sources where it names none."""
+    return {VARIABLE: next(_named(patterns), ""), **environment}
 
 
-def _named() -> Iterator[str]:
-    for path in (path for pattern in _FILES for path in sorted(glob.glob(pattern))):
+def _named(patterns: Iterable[str]) -> Iterator[str]:
+    for path in (path for pattern in patterns for path in sorted(glob.glob(pattern))):
         try:
             with open(path, encoding="utf-8", errors="replace") as file:
                 text = file.read()

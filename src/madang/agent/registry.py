@@ -79,7 +79,7 @@ def registry(environment: Mapping[str, str], places: tuple[ImageRegistry, ...] =
         filter(None, (environment.get("UV_INDEX"), environment.get("UV_EXTRA_INDEX_URL")))
     ) or (environment.get("PIP_EXTRA_INDEX_URL") or pip.get("extra-index-url", ""))
     defaults, extras = _remote(default.split()[:1]), _remote(extra.split())
-    debian_mirror = debian.mirror(environment)
+    debian_mirror = environment.get(debian.VARIABLE, "")
     chosen = {
         debian.VARIABLE: debian_mirror,
         "NPM_CONFIG_REGISTRY": environment.get("NPM_CONFIG_REGISTRY", ""),

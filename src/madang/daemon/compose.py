@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from typing import Final
 
-from madang.agent import imageregistries
+from madang.agent import debian, imageregistries
 from madang.agent.build import Builds
 from madang.agent.registry import registry
 from madang.agent.runtime.contract import Runtime
@@ -43,7 +43,10 @@ def build(settings: Settings, clock: Clock, registries: str = "") -> Parts:
     blobs = BlobStore(os.path.join(state, "server", "blobs"))
     manager = Manager(manager_settings(settings), blobs, clock)
     runtime = make_runtime(settings, clock)
-    found = registry(os.environ, imageregistries.parse_file(settings.images.registries, registries))
+    found = registry(
+        debian.with_mirror(os.environ),
+        imageregistries.parse_file(settings.images.registries, registries),
+    )
     hook = Builds.on(runtime, state, found, clock)
     agent = Agent(agent_settings(settings), runtime, blobs, clock, hook=hook)
     return Parts(blobs, manager, agent)

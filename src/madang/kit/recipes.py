@@ -252,7 +252,8 @@ npm ls -g --depth=0 --parseable --long > /outputs/lock
 def _file(path: str, text: str) -> str:
     mode = "755" if text.startswith("#!") else "644"
     quoted = _quoted(path)
-    return f'mkdir -p "$(dirname {quoted})"\n{_here(path, text)}\nchmod {mode} {quoted}\n'
+    folder = _quoted(path.rpartition("/")[0] or "/")
+    return f"mkdir -p {folder}\n{_here(path, text)}\nchmod {mode} {quoted}\n"
 
 
 def _here(path: str, text: str) -> str:

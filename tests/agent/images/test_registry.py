@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from madang.agent import debian
 from madang.agent.registry import Registry, registry
 
 
@@ -94,3 +95,21 @@ def test_the_sites_proxy_is_read_from_the_environment(tmp_path: Path) -> None:
     assert not found.serves("index.corp.example")
     assert not found.serves("localhost")
     assert registry({"HOME": str(tmp_path)}).upstream is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "deb [signed-by=/k.gpg] http://m.example.org/debian bookworm main\n",
+        "Types: deb\nURIs: http://m.example.org/debian/\nSuites: bookworm\n",
+    ],
+)
+def test_the_mirror_of_debian_is_the_machine_s(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.list").write_text("deb http://other.example.org/ubuntu x main\n")
+    (tmp_path / "b.list").write_text(text)
+    patterns = [f"{tmp_path}/*.list"]
+    found = registry(debian.with_mirror({"HOME": str(tmp_path)}, patterns))
+    assert _environment(found)["DEBIAN_MIRROR"] == "http://m.example.org/debian"
+    assert ("m.example.org", 80) in found.hosts
+    named = debian.with_mirror({"DEBIAN_MIRROR": "http://own.example.org/debian"}, patterns)
+    assert named["DEBIAN_MIRROR"] == "http://own.example.org/debian"
