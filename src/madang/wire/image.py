@@ -20,6 +20,9 @@ MODULE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*){
 class ImageKind(StrEnum):
     HOST = "host"
     LAYERS = "layers"
+    """The host's own system with an environment of installed wheels at ``/env``."""
+    ROOT = "root"
+    """A whole root file system of its own, nothing of the host's: one or more layers."""
 
 
 class ImageStatus(StrEnum):
