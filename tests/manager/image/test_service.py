@@ -13,6 +13,7 @@ from madang.kit.codec import convert
 from madang.manager.audit.service import AuditLog
 from madang.manager.db import Database, open_database
 from madang.manager.db.events import list_events
+from madang.manager.http import Caller
 from madang.manager.identity.store import add_user
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import MANIFEST_PATIENCE_S, REMOVED_S, ImageSettings, Owner
@@ -24,11 +25,13 @@ from madang.wire.errors import (
     ImageInUse,
     ImageUnknown,
     NodeUnavailable,
+    NotFound,
     PlatformError,
     SizeImpossible,
 )
 from madang.wire.image import BuildRequest, ImageStatus
 from madang.wire.kernel import ImageMount
+from madang.wire.link import LayerSaved
 from madang.wire.session import Ended, Reason, Result, Session, SessionSpec, SessionStatus
 
 ANN = Owner(user_id="u-ann", user="ann", project_id="default")
@@ -117,6 +120,15 @@ class Sessions:
             raise NodeUnavailable("the node is away")
         assert path == "/outputs/image.json"
         return self.files[session_id]
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        raise NotFound(f"no session {ref}")
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        raise NotFound(f"no session {session_id}")
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        raise NotFound(f"no session {session_id}")
 
     async def live_images(self) -> Mapping[str, int]:
         return self.live
