@@ -37,4 +37,5 @@ requirements:
 	$(UV_COMPILE) --group build -o requirements/runtime.txt
 	$(UV_COMPILE) --group build --group lint --group test --group docs --group bench \
 		-o requirements/dev.txt
+	$(UV_COMPILE) --extra jupyter --group jupyter --group build -o requirements/jupyter.txt
 	! grep -nE '://|^-|file:' requirements/*.txt

@@ -16,10 +16,15 @@ if [ "${1:-}" = --fast ]; then fast=1; shift; fi
 
 # Tests use the real thing: PostgreSQL, file systems, other languages' view of a session's size,
 # OCI runtimes, Docker, a firewall.
-packages ca-certificates crun docker.io e2fsprogs gcc iproute2 libc6-dev nftables nodejs \
-    openjdk-17-jre-headless postgresql python3-numpy runc runsc uidmap
+packages ca-certificates chromium crun docker.io e2fsprogs gcc iproute2 libc6-dev nftables nodejs \
+    openjdk-17-jre-headless postgresql python3-matplotlib python3-numpy runc runsc uidmap
 environment "$root/.venv" requirements/dev.txt
 project "$root/.venv" -e
+# The real Jupyter, which tests drive from outside.
+if [ -z "$fast" ]; then
+    environment "$root/.venv-jupyter" requirements/jupyter.txt
+    project "$root/.venv-jupyter" -e
+fi
 
 bin=$root/.venv/bin
 failed=

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import cells
 import machine
 import madang
 import rows
@@ -53,6 +54,8 @@ ROWS: Final[Mapping[str, Callable[[Bench], Iterator[Row]]]] = {
     "session_warm_torch": warm.session_warm_torch,
     "burst_warm_100": lambda bench: warm.burst_warm(bench, 100),
     "warm_session_memory": warm.warm_session_memory,
+    "cell": cells.cell,
+    "cell_first": cells.cell_first,
     "path": trace.path,
     "soak": soak,
     "plan_pass_2000": lambda _: traces.plan_pass(2000),

@@ -45,6 +45,18 @@ class Code:
     run_options: tuple[str, ...] = ()
 
 
+def talks(client: Client, words: tuple[str, ...], *, set_off: bool) -> str | None:
+    """The language of a console, where *words* name no more than that; None: a command."""
+    if set_off or len(words) > 1:
+        return None
+    if not words:
+        return "python"
+    from madang.kit.languages import find
+
+    language = find(client.list_languages(), words[0])
+    return language.name if language is not None and language.cells else None
+
+
 def command_of(
     client: Client, words: tuple[str, ...], *, set_off: bool, sync: bool
 ) -> tuple[tuple[str, ...], str]:

@@ -20,6 +20,7 @@ SECTIONS: Final = {
         "run": ("madang.cli.run:run", "Run a program in a session of its own."),
         "languages": ("madang.cli.languages:languages", "List languages that `run` knows."),
         "exec": ("madang.cli.attach:exec_command", "Run one more program in a session."),
+        "console": ("madang.cli.console:console", "Type cells into an interpreter of a session."),
         "shell": ("madang.cli.attach:shell", "Open a shell in a session."),
         "attach": ("madang.cli.attach:attach", "Follow a session: output, input, window."),
     },

@@ -11,7 +11,7 @@ import click
 from madang.cli.config import load
 from madang.cli.context import connect, print_json
 from madang.cli.follow import Follower, feeds_stdin
-from madang.cli.languages import SET_OFF, LanguageOrCommand, command_of
+from madang.cli.languages import SET_OFF, LanguageOrCommand, command_of, talks
 from madang.cli.options import (
     environment,
     parse_environment,
@@ -30,7 +30,7 @@ from madang.client.sync import Client
 from madang.kit.codec import to_json
 from madang.wire import exits
 from madang.wire.errors import InvalidRequest, WorkspaceIncomplete
-from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec
+from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec, SessionStatus
 
 
 @click.command(
@@ -61,7 +61,10 @@ from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec
 @click.option("--entry", is_flag=True, help="Run the image's own program; ours are arguments.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
-    "-i/ ", "--stdin/--no-stdin", default=None, help="Feed our stdin. Default: if it is a pipe."
+    "-i/ ",
+    "--stdin/--no-stdin",
+    default=None,
+    help="Feed our stdin. Default: if it is a pipe. Without a command: a console.",
 )
 @click.option("-d", "--detach", is_flag=True, help="Start it and print its name.")
 @click.option("--sync/--no-sync", default=None, help="Send the working directory. Default: yes.")
@@ -115,9 +118,11 @@ def run(
 
     LANGUAGE -c CODE runs a piece of code, LANGUAGE FILE… [-- ARGUMENT…] builds and runs files, with
     --build-options and --run-options before them; `madang languages` lists them. After `--` stands
-    a command.
+    a command. -i alone, or with a LANGUAGE, opens a console (see `madang console`) in a session
+    that ends with it.
 
     \b
+    madang run -i --image torch
     madang run -- python3 train.py
     madang run r -c 'print(1+1)'
     madang run c --build-options '-O2 -lm' main.c util.c -- 10
@@ -150,6 +155,9 @@ def run(
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
     set_off = click.get_current_context().meta[SET_OFF]
     with connect(config) as client:
+        language = talks(client, command, set_off=set_off) if stdin and not detach else None
+        if language is not None:
+            command = ()
         argv, source = command_of(client, command, set_off=set_off, sync=sync is not False)
         words, encoding = encode_argv(argv)
         spec = replace(spec, argv=words, argv_encoding=encoding)
@@ -160,6 +168,8 @@ def run(
         where = None if no_output else (output or "")
 
         def go(spec: SessionSpec) -> int:
+            if language is not None:
+                return _converse(client, spec, language, notes, output=where)
             if detach or not spec.argv:
                 return _start(client, spec, notes, as_json=as_json)
             return _follow(client, spec, notes, output=where, as_json=as_json)
@@ -230,6 +240,37 @@ def _start(client: Client, spec: SessionSpec, notes: Notes, *, as_json: bool) ->
     print(session.name)
     notes.line("next", f"madang logs -f {session.name} · madang stop {session.name}")
     return 0
+
+
+def _converse(
+    client: Client, spec: SessionSpec, language: str, notes: Notes, *, output: str | None
+) -> int:
+    """A session that lives as long as somebody types into it."""
+    from madang.cli.console import Console
+
+    session = client.create_session(replace(spec, stdin=False))
+    phases = Phases(notes)
+    detached = False
+    try:
+        session = client.wait_session(session.id, until=[SessionStatus.RUNNING])
+        phases.show(session)
+        if session.status is not SessionStatus.RUNNING:
+            show_end(notes, session)
+            return exits.of_session(session)
+        with client.cells(session.id, language) as cells:
+            console = Console(client, cells, notes)
+            code = console.run()
+            detached = console.detached
+    finally:
+        if not detached:
+            client.stop(session.id, grace_s=1.0)
+    if detached:
+        notes.line("next", f"madang console {session.name} · madang stop {session.name}")
+        return code
+    session = client.wait_session(session.id)
+    if output is not None:
+        fetch_outputs(client, session, output, notes)
+    return code
 
 
 def _follow(

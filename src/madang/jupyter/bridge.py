@@ -29,6 +29,7 @@ DELIMITER: Final = b"<IDS|MSG>"
 MAX_ASKERS: Final = 2000
 MAX_QUEUED: Final = 1000
 """Messages that wait while the server is away; then clients wait."""
+MAX_PASSED: Final = 10_000
 _JSON_PARTS: Final = 4
 _CHANNELS: Final = ("shell", "control", "stdin")
 
@@ -91,6 +92,7 @@ class Bridge:
         self._sockets: Final[dict[str, zmq.asyncio.Socket]] = {}
         self._out: Final[asyncio.Queue[bytes]] = asyncio.Queue(MAX_QUEUED)
         self._askers: Final[OrderedDict[str, list[bytes]]] = OrderedDict()
+        self._passed: Final[OrderedDict[str, None]] = OrderedDict()
         self._over: Final = asyncio.Event()
         self._client: Final = os.urandom(16).hex()
 
@@ -183,6 +185,8 @@ class Bridge:
         channel, signature = name.decode(), self._connection.sign(parts[:_JSON_PARTS])
         header, parent, _, content = map(_object, parts[:_JSON_PARTS])
         kind = header.get("msg_type")
+        if self._came_before(str(header.get("msg_id"))):
+            return False
         if channel == "iopub":
             to = [f"kernel.{self._kernel}.{kind}".encode()]
         else:
@@ -190,6 +194,14 @@ class Bridge:
         if channel in self._sockets and to:
             await self._sockets[channel].send_multipart([*to, DELIMITER, signature, *parts])
         return kind == "shutdown_reply" or content.get("execution_state") == "dead"
+
+    def _came_before(self, message: str) -> bool:
+        """A server that has just begun tells some things twice."""
+        known = message in self._passed
+        self._passed[message] = None
+        while len(self._passed) > MAX_PASSED:
+            self._passed.popitem(last=False)
+        return known
 
 
 def pack(parts: Sequence[bytes]) -> bytes:

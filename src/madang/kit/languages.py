@@ -213,7 +213,7 @@ def file_command(
     script += f"FILE={shlex.quote(files[0])}\n"
     if language.build:
         built = _with_lists(language.build, files, build_options)
-        script += f"{{\n{built}\n}} || exit\n"
+        script += f"(\n{built}\n) || exit\n"
     script += _with_lists(language.run, files, run_options)
     return _shell(language, script, arguments)
 

@@ -128,10 +128,10 @@ class Driver:
             with contextlib.suppress(BrokenPipeError):
                 stream.close()
 
-    def send(self, op: str, id: str, payload: str | bytes = b"") -> None:
+    def send(self, op: str, ident: str, payload: str | bytes = b"") -> None:
         data = payload.encode("utf-8", "surrogateescape") if isinstance(payload, str) else payload
         assert self.process.stdin is not None
-        self.process.stdin.write(b"%s %s %d\n%s" % (op.encode(), id.encode(), len(data), data))
+        self.process.stdin.write(b"%s %s %d\n%s" % (op.encode(), ident.encode(), len(data), data))
         self.process.stdin.flush()
 
     def interrupt(self) -> None:
@@ -145,8 +145,8 @@ class Driver:
     def run(
         self, code: str, *answers: str | None, when: Callable[[Outcome], Any] | None = None
     ) -> Outcome:
-        """A cell to its end. *answers*: to its requests, in turn; None: nobody answers. *when* is called, until it
-        returns something true, each time something came.
+        """A cell to its end. *answers*: to its requests, in turn; None: nobody answers. *when* is
+        called each time something came, until it returns something true.
         """
         outcome = Outcome(id=self.new_id())
         self.send("run", outcome.id, code)
@@ -174,15 +174,15 @@ class Driver:
 
     def ask(self, op: str, code: str, cursor: int | None = None) -> Frame:
         """``complete`` or ``inspect``."""
-        id = self.new_id()
-        self.send(op, id, f"{len(code) if cursor is None else cursor}\n{code}")
-        return self.wait_for({"complete": "completions", "inspect": "inspection"}[op], id)
+        ident = self.new_id()
+        self.send(op, ident, f"{len(code) if cursor is None else cursor}\n{code}")
+        return self.wait_for({"complete": "completions", "inspect": "inspection"}[op], ident)
 
-    def wait_for(self, kind: str, id: str | None = None) -> Frame:
-        seen = []
+    def wait_for(self, kind: str, ident: str | None = None) -> Frame:
+        seen: list[bytes | Frame] = []
         while True:
             _, item = self.next(seen)
-            if isinstance(item, Frame) and item.kind == kind and id in {None, item.id}:
+            if isinstance(item, Frame) and item.kind == kind and ident in {None, item.id}:
                 return item
             seen.append(item)
 
@@ -224,10 +224,10 @@ class Driver:
             header, newline, rest = data[len(mark) :].partition(b"\n")
             if not newline:
                 return data
-            kind, id, arg, length = header.decode().split(" ")
+            kind, ident, arg, length = header.decode().split(" ")
             if len(rest) <= int(length):
                 return data
             assert rest[int(length) : int(length) + 1] == b"\n", "a frame ends with a newline"
-            self._items.put((name, Frame(kind, id, arg, rest[: int(length)])))
+            self._items.put((name, Frame(kind, ident, arg, rest[: int(length)])))
             data = rest[int(length) + 1 :]
         return b""

@@ -12,15 +12,23 @@ from typing import Any, Final
 import pytest
 import sqlalchemy as sa
 
+from madang.kit.link import MemoryStream
 from madang.manager.audit.types import Actor
 from madang.manager.http.endpoint import Endpoint
 from madang.manager.identity.rules import totp
 from madang.manager.identity.tables import users
-from madang.testing.manager import ManagerBox, ScriptedAgent
+from madang.testing.manager import SUCCESS, ManagerBox, ScriptedAgent
 from madang.testing.patience import PATIENCE_S
 from madang.wire.audit import verify
 from madang.wire.kernel import Assignment
-from madang.wire.link import FilesWritten, StreamRequest
+from madang.wire.link import (
+    ExecStarted,
+    FilesWritten,
+    ReadLog,
+    SendSignal,
+    StartExec,
+    StreamRequest,
+)
 
 ID: Final = "the-request"
 HEADERS: Final = {"X-Request-Id": ID}
@@ -115,6 +123,82 @@ async def start_exec(world: World) -> None:
     session = (await world.running()).kernel.session
     spec = {"argv": ["/bin/psql", "--password=swordfish"]}
     await world.talk(f"/v1/sessions/{session}/exec", {"op": "exec", "exec": spec})
+
+
+ONE: Final = "/v1/sessions/{ref}/interpreters/{interpreter}"
+
+
+async def with_interpreter(world: World) -> str:
+    """Path of an interpreter of a session; its program says nothing and ends by a signal."""
+    session = (await world.running()).kernel.session
+    signalled = asyncio.Event()
+
+    async def starts(request: StreamRequest, stream: MemoryStream) -> None:
+        if isinstance(request, StartExec):
+            signalled.clear()
+            await stream.send(ExecStarted(exec_id="x1"))
+        elif isinstance(request, SendSignal):
+            signalled.set()
+        elif isinstance(request, ReadLog):
+            await signalled.wait()
+            await stream.send(SUCCESS)
+        else:
+            await world.agent._serve(request, stream)
+
+    world.agent.serve = starts
+    made = await world.box.call("POST", f"/v1/sessions/{session}/interpreters", {})
+    return f"/v1/sessions/{session}/interpreters/{made['id']}"
+
+
+@act("POST", "/v1/sessions/{ref}/interpreters", "session.exec_started")
+async def start_interpreter(world: World) -> None:
+    session = (await world.running()).kernel.session
+    body = {"env": {"PASSWORD": "swordfish"}}
+    await world.call("POST", f"/v1/sessions/{session}/interpreters", body, status=404)
+
+
+@act("DELETE", ONE, "session.attached")
+async def stop_interpreter(world: World) -> None:
+    await world.call("DELETE", await with_interpreter(world))
+
+
+@act("POST", ONE + "/restart", "session.exec_started")
+async def restart_interpreter(world: World) -> None:
+    await world.call("POST", await with_interpreter(world) + "/restart")
+
+
+@act("POST", ONE + "/interrupt", "session.attached")
+async def interrupt_interpreter(world: World) -> None:
+    await world.call("POST", await with_interpreter(world) + "/interrupt")
+
+
+@act("POST", ONE + "/cells", "session.attached")
+async def execute_cell(world: World) -> None:
+    body = {"code": "login('swordfish')"}
+    await world.call("POST", await with_interpreter(world) + "/cells", body)
+
+
+@act("POST", ONE + "/input", "session.attached")
+async def answer_input(world: World) -> None:
+    path = await with_interpreter(world) + "/input"
+    await world.call("POST", path, {"text": "swordfish"}, status=409)
+
+
+@act("POST", ONE + "/complete", "session.attached")
+async def complete_code(world: World) -> None:
+    path = await with_interpreter(world) + "/complete"
+    await world.call("POST", path, {"code": "swordfish", "cursor": 99}, status=400)
+
+
+@act("POST", ONE + "/inspect", "session.attached")
+async def inspect_code(world: World) -> None:
+    path = await with_interpreter(world) + "/inspect"
+    await world.call("POST", path, {"code": "swordfish", "cursor": 99}, status=400)
+
+
+@act("GET", ONE + "/channel", "session.attached")
+async def open_channel(world: World) -> None:
+    await world.talk(await with_interpreter(world) + "/channel", {"op": "interrupt", "reply": "r"})
 
 
 @act("POST", "/v1/sessions/{ref}/stop", "session.stopped")

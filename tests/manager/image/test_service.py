@@ -25,7 +25,6 @@ from madang.wire.errors import (
     ImageInUse,
     ImageUnknown,
     NodeUnavailable,
-    NotFound,
     PlatformError,
     SizeImpossible,
 )
@@ -122,13 +121,13 @@ class Sessions:
         return self.files[session_id]
 
     async def get(self, caller: Caller, ref: str) -> Session:
-        raise NotFound(f"no session {ref}")
+        return next(each for each in self.sessions.values() if each.name == ref)
 
     async def mount_of(self, session_id: str) -> ImageMount:
-        raise NotFound(f"no session {session_id}")
+        raise NodeUnavailable("the node is away")
 
     async def save_root(self, session_id: str) -> LayerSaved:
-        raise NotFound(f"no session {session_id}")
+        raise NodeUnavailable("the node is away")
 
     async def live_images(self) -> Mapping[str, int]:
         return self.live

@@ -7,6 +7,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from madang.manager.jupyter.rules.catching_up import MAX_HELD, CatchingUp
 from madang.manager.jupyter.rules.frames import Message
 from madang.manager.jupyter.rules.messages import (
     MAX_PARENTS,
@@ -40,7 +41,7 @@ def translator(client: str = "me", *cells: str) -> Translator:
     for cell in cells:
         header = {"msg_id": cell, "msg_type": "execute_request", "session": client}
         parents.add(cell, Parent(header, client))
-    return Translator(Writer("kernel"), parents, client)
+    return Translator(Writer("kernel", "connection"), parents, client)
 
 
 def shown(messages: list[Message]) -> list[tuple[str, str]]:
@@ -84,7 +85,7 @@ def test_a_cell_is_told_in_the_order_that_ipykernel_has() -> None:
 
 def test_another_client_sees_the_cell_but_gets_no_reply_to_it() -> None:
     mine = translator("me", "c")
-    other = Translator(Writer("kernel"), mine._parents, "other")
+    other = Translator(Writer("kernel", "connection"), mine._parents, "other")
     found = told(other, [*one_cell(Story()), Story().tell(K.INPUT, "c", text="?")])
     assert ("shell", "execute_reply") not in shown(found)
     assert ("stdin", "input_request") not in shown(found)
@@ -169,3 +170,42 @@ def test_the_same_request_makes_the_same_cell_and_no_strange_id(msg_id: str) -> 
 
 def test_times_have_a_fraction_even_at_a_full_second() -> None:
     assert utc(0) == "1970-01-01T00:00:00.000000Z"
+
+
+def test_a_cell_that_was_over_before_is_not_told_again() -> None:
+    story = Story()
+    events = one_cell(story)
+    catching_up = CatchingUp(events[-1].at + 1)
+    assert [each for event in events for each in catching_up.take(event)] == []
+
+
+def test_a_cell_that_may_have_been_missed_is_told_from_its_beginning_after_a_clear() -> None:
+    events = one_cell(Story())
+    catching_up = CatchingUp(events[-2].at)
+    found = [each for event in events for each in catching_up.take(event)]
+    kinds = [each.kind for each in found]
+    assert kinds == [
+        K.ACCEPTED, K.RUNNING, K.CLEAR, K.STREAM, K.RESULT, K.DONE, K.STATUS,
+    ]  # fmt: skip
+
+
+@given(since=st.integers(-1, 80), cells=st.integers(1, 3))
+def test_whatever_happened_since_is_told_once_and_in_its_order(since: int, cells: int) -> None:
+    story = Story()
+    events = [event for number in range(cells) for event in one_cell(story, f"c{number}")]
+    begin = 1_700_000_000.0 + since
+    catching_up = CatchingUp(begin)
+    found = [each for event in events for each in catching_up.take(event)]
+    told = [each for each in found if each.kind is not K.CLEAR]
+    for cell in {each.cell for each in told}:
+        seqs = [each.seq for each in told if each.cell == cell]
+        assert seqs == sorted(set(seqs))
+    assert {event.seq for event in events if event.at >= begin} <= {each.seq for each in told}
+    assert not catching_up.holds
+
+
+def test_what_is_held_of_a_cell_is_bounded() -> None:
+    story, catching_up = Story(), CatchingUp(2e9)
+    for _ in range(MAX_HELD * 2):
+        catching_up.take(story.tell(K.STREAM, "c", name="stdout", text="x"))
+    assert len(catching_up._held["c"]) == MAX_HELD

@@ -23,6 +23,8 @@ import zmq
 from jupyter_client import BlockingKernelClient, KernelManager
 
 READY_S: Final = 60
+END_OF_INPUT: Final = "\x04"
+"""An answer that ipykernel takes for none."""
 METADATA: Final = "application/vnd.madang.metadata+json"
 _BINARY: Final = re.compile(r"(?:image/(?!svg)|audio/|video/|application/(?:pdf|octet-stream))")
 _ANSI: Final = re.compile(r"\x1b\[[0-9;]*m")
@@ -63,6 +65,7 @@ class Driver:
         """Running cell's message → clock and CPU time at its beginning."""
         self._replies: Final[dict[str, dict[str, Any]]] = {}
         self._idle: Final[set[str]] = set()
+        self._asks = False
 
     def serve(self) -> None:
         """Until ``quit``, the end of our input, or the kernel's end."""
@@ -113,8 +116,9 @@ class Driver:
         if op == "run":
             message = self._client.execute(text, allow_stdin=True, stop_on_error=False)
             self._asked[message] = ("run", cell)
-        elif op == "input":
-            self._client.input(text)
+        elif op in {"input", "eof"} and self._asks:
+            self._asks = False
+            self._client.input(text if op == "input" else END_OF_INPUT)
         elif op in {"complete", "inspect"}:
             cursor, _, code = text.partition("\n")
             message = getattr(self._client, op)(code, int(cursor))
@@ -166,6 +170,7 @@ class Driver:
     def _wants_input(self, message: Mapping[str, Any]) -> None:
         _, cell = self._asked.get(message["parent_header"].get("msg_id", ""), ("", "-"))
         content = message["content"]
+        self._asks = True
         how = "password" if content.get("password") else "prompt"
         self._out.frame("input", cell, how, content.get("prompt", ""))
 

@@ -121,19 +121,40 @@ server._domain?.on("error", failed);
 
 function withoutTypes(code) {
   if (!typescript) return code;
-  if (typescript === "node") return require("module").stripTypeScriptTypes(code, { mode: "transform" });
   const ts = require(typescript);
   const found = ts.transpileModule(code, {
     reportDiagnostics: true, fileName: "cell.ts",
-    compilerOptions: { target: "es2022", module: "esnext", isolatedModules: false, removeComments: false, preserveValueImports: true },
+    compilerOptions: { target: "es2022", module: "esnext", isolatedModules: false, preserveValueImports: true, sourceMap: true },
   });
   const bad = found.diagnostics.find((each) => each.category === ts.DiagnosticCategory.Error);
   if (bad) {
     const line = code.slice(0, bad.start).split("\n").length;
     throw Object.assign(new SyntaxError(ts.flattenDiagnosticMessageText(bad.messageText, " ")), { cellLine: line });
   }
-  return found.outputText.replace(/^export \{\};\n?/m, "");
+  places = linesOf(JSON.parse(found.sourceMapText).mappings);
+  return found.outputText.replace(/^export \{\};\n?|^\/\/# sourceMappingURL=.*$/gm, "");
 }
+// Of a source map: the line that each line was made of.
+function linesOf(mappings) {
+  const digits = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+  let line = 0;
+  return mappings.split(";").map((segments) => {
+    let first = null;
+    for (const segment of segments.split(",").filter(Boolean)) {
+      const numbers = [];
+      for (let at = 0, value = 0, shift = 0; at < segment.length; at++) {
+        const digit = digits.indexOf(segment[at]);
+        value |= (digit & 31) << shift;
+        if (digit & 32) shift += 5;
+        else numbers.push(value & 1 ? -(value >> 1) : value >> 1), value = shift = 0;
+      }
+      line += numbers[2] ?? 0;
+      first ??= line;
+    }
+    return first === null ? null : first + 1;
+  });
+}
+let places = null;
 
 // `import` statements, which the REPL refuses, as what they mean.
 function withImports(code) {
@@ -154,7 +175,7 @@ function again(code) {
 function lineOf(error) {
   if (error?.cellLine) return error.cellLine;
   const found = /(?:^|[\s(])cell:(\d+)/m.exec(String(error?.stack ?? ""));
-  return found ? Number(found[1]) : null;
+  return found ? places?.[found[1] - 1] ?? Number(found[1]) : null;
 }
 
 function show(value) {
@@ -251,5 +272,5 @@ async function serve() {
   }
   running = false;
 }
-frame("ready", "-", "-", process.versions.node);
+frame("ready", "-", "-", typescript ? require(typescript).version : process.versions.node);
 })();

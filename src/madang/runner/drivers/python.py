@@ -8,7 +8,7 @@ run at the start, with modules that Python has loaded by itself; the rest once i
 from __future__ import annotations
 
 import _ast
-import _signal
+import _signal  # type: ignore[import-not-found]
 import _thread
 import builtins
 import fcntl
@@ -201,7 +201,7 @@ class Driver:
                 buffer = io.BufferedWriter(Raw(fd, self.pipes), 1 << 15)
                 new = io.TextIOWrapper(buffer, "utf-8", "backslashreplace", line_buffering=True)
                 self.streams[name] = new
-                if old is None or getattr(sys, name) is old:
+                if old is None or getattr(sys, name, None) is old:
                     setattr(sys, name, new)
 
     def _offer(self) -> None:
@@ -264,7 +264,6 @@ class Driver:
 
     def _interrupted(self, number: int, frame: Any) -> None:
         if self.busy and os.getpid() == self.pid:
-            self.busy = False
             raise KeyboardInterrupt
 
     # Cells
@@ -313,17 +312,21 @@ class Driver:
         last = None
         if tree.body and isinstance(tree.body[-1], _ast.Expr):
             last = _ast.Expression(tree.body.pop().value)
-        if tree.body:
-            self._evaluate(compile(tree, name, "exec", AWAIT, dont_inherit=True))
+        codes = [compile(tree, name, "exec", AWAIT, dont_inherit=True)] if tree.body else []
         if last is not None:
-            value = self._evaluate(compile(last, name, "eval", AWAIT, dont_inherit=True))
-            if value is not None and not code.rstrip().endswith(";"):
-                self.space["_"] = value
-                self._show(value)
+            codes.append(compile(last, name, "eval", AWAIT, dont_inherit=True))
+        value = self._evaluate(codes)
+        if last is not None and value is not None and not code.rstrip().endswith(";"):
+            self.space["_"] = value
+            self._show(value)
 
-    def _evaluate(self, code: Any) -> Any:
-        value = eval(code, self.space)  # noqa: S307 - what we are for
-        return late("wait_for")(self, value) if code.co_flags & COROUTINE else value
+    def _evaluate(self, codes: list[Any]) -> Any:
+        if any(code.co_flags & COROUTINE for code in codes):
+            return late("evaluate_async")(self, codes)
+        value = None
+        for code in codes:
+            value = eval(code, self.space)  # noqa: S307 - what we are for
+        return value
 
     def _show(self, value: Any) -> None:
         self.flush()
@@ -347,7 +350,7 @@ class Driver:
             os._exit(code)
 
     def flush(self) -> None:
-        for stream in (sys.stdout, sys.stderr, *self.streams.values()):
+        for stream in (*self.streams.values(), *map(sys.__dict__.get, ("stdout", "stderr"))):
             try:
                 stream.flush()
             except Exception:  # noqa: S110 - closed, or not even a stream
@@ -443,14 +446,25 @@ def idle(driver: Driver) -> None:
         report(driver, "-")
 
 
-def wait_for(driver: Driver, coroutine: Any) -> Any:
-    """``await`` at the top of a cell."""
+def evaluate_async(driver: Driver, codes: list[Any]) -> Any:
+    """A cell with ``await`` at its top."""
     import asyncio
+
+    async def evaluate() -> Any:
+        value = None
+        for code in codes:
+            value = eval(code, driver.space)  # noqa: S307 - what we are for
+            if code.co_flags & COROUTINE:
+                value = await value
+        return value
 
     if driver.loop is None or driver.loop.is_closed():
         driver.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(driver.loop)
-    task = driver.loop.create_task(coroutine)
+        if (wakes := getattr(driver.loop, "_csock", None)) is not None:
+            # An interrupt that comes just before the loop waits must not wait with it.
+            _signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
+    task = driver.loop.create_task(evaluate())
     try:
         return driver.loop.run_until_complete(task)
     except KeyboardInterrupt:
@@ -496,7 +510,7 @@ def report(driver: Driver, cell: str) -> None:
 
         told = traceback.TracebackException(type(error), error, trace)  # type: ignore[arg-type]
         ours = [frame.f_globals is globals() for frame, _ in traceback.walk_tb(trace)]
-        told.stack[:] = [each for each, mine in zip(told.stack, ours) if not mine]
+        told.stack[:] = [each for each, mine in zip(told.stack, ours) if not mine]  # noqa: B905
         lines = list(told.format())
         text = list(told.format_exception_only())[-1].strip().partition(": ")[2]
     except BaseException as exc:  # its own __str__, or too deep
@@ -525,9 +539,10 @@ def safe_modules() -> bool:
     own = (os.path.dirname(os.__file__), os.path.join(sys.prefix, "lib-dynload"))
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and file.endswith(".so"):
-            if "site-packages" in file or "dist-packages" in file or not file.startswith(own):
-                return False
+        if not isinstance(file, str) or not file.endswith(".so"):
+            continue
+        if "site-packages" in file or "dist-packages" in file or not file.startswith(own):
+            return False
     return "ctypes" not in sys.modules and "cffi" not in sys.modules
 
 
@@ -614,16 +629,16 @@ def send(driver: Driver, kind: str, data: dict[str, Any], metadata: Any, name: s
 
 def draw_inline(driver: Driver, pyplot: Any) -> None:
     """Figures are shown at the end of their cell, unless the user has chosen a backend."""
-    import matplotlib
+    import matplotlib as mpl
     from matplotlib import rcsetup
 
-    chosen = dict.__getitem__(matplotlib.rcParams, "backend")
+    chosen = dict.__getitem__(mpl.rcParams, "backend")
     if chosen is not getattr(rcsetup, "_auto_backend_sentinel", None):
         return
     inline: Any = type(sys)("madang_inline")
     sys.modules["madang_inline"] = inline
     fill_backend(inline, lambda: show_figures(driver))
-    matplotlib.use("module://madang_inline")
+    mpl.use("module://madang_inline")
 
 
 def show_figures(driver: Driver) -> None:
@@ -657,7 +672,7 @@ def bundle(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """MIME type → content, and metadata. Never raises for what the value's own methods do."""
     kind = type(value)
     data: dict[str, Any] = {}
-    metadata: dict[str, Any] = {}
+    metadata: Any = {}
     if not isinstance(value, type):
         given = _try(value, "_repr_mimebundle_")
         if isinstance(given, tuple) and len(given) == 2:
@@ -774,7 +789,7 @@ def complete(space: dict[str, Any], code: str, cursor: int) -> tuple[str, str, s
 
 def _jedi(space: dict[str, Any], code: str, before: str) -> tuple[int, list[str]] | None:
     try:
-        import jedi
+        import jedi  # type: ignore[import-not-found]
     except ImportError:
         return None
     try:

@@ -160,7 +160,7 @@ run <- function(id, code) {
     for (i in seq_along(parsed)) {
       line <- as.integer(places[[i]])[1L]
       withCallingHandlers({
-        value <- withVisible(eval(parsed[[i]], globalenv()))
+        value <- allowInterrupts(withVisible(eval(parsed[[i]], globalenv())))
         if (value$visible) {
           if (i == length(parsed)) show_value(id, value$value) else print(value$value)
         }
@@ -231,12 +231,12 @@ inspect <- function(id, payload) {
 options(show.error.locations = TRUE, keep.source = TRUE, warn = 1, digits = 7,
   cli.num_colors = 1L, browser = function(...) NULL)
 frame("ready", "-", "-", as.character(getRversion()))
-repeat {
-  got <- tryCatch(next_op(), interrupt = function(i) NULL)
-  if (is.null(got)) next
-  tryCatch(switch(got$op, run = run(got$id, got$text), complete = complete(got$id, got$text),
-    inspect = inspect(got$id, got$text), quit = quit("no")),
-    interrupt = function(i) NULL)
-}
+# An interrupt reaches running code alone; one that comes at another time is dropped.
+suspendInterrupts(repeat {
+  got <- next_op()
+  tryCatch(allowInterrupts(Sys.sleep(0)), interrupt = function(i) NULL)
+  switch(got$op, run = run(got$id, got$text), complete = complete(got$id, got$text),
+    inspect = inspect(got$id, got$text), quit = quit("no"))
+})
 
 })

@@ -64,7 +64,6 @@ class _Running:
     number: int | None
     error: CellError | None = None
     done: Frame | None = None
-    fenced: bool = False
 
 
 class Narrator:
@@ -95,6 +94,8 @@ class Narrator:
             stream: codecs.getincrementaldecoder("utf-8")("replace")
             for stream in (Stream.STDOUT, Stream.STDERR)
         }
+        self._fenced = ""
+        """The newest cell whose stderr is complete."""
         self._bundle = Bundle()
         self._begun = bytearray()
         """Payload of ``more`` frames, which belongs to the next."""
@@ -116,10 +117,12 @@ class Narrator:
         place = record.offset + HEADER.size
         for index, item in self._frames[stream].feed(record.data):
             self._reach(place + index)
-            if isinstance(item, Frame):
-                self._frame(item)
-            else:
+            if not isinstance(item, Frame):
                 self._text(stream, item)
+            elif stream is Stream.STDERR:
+                self._fence(item)
+            else:
+                self._frame(item)
         return self._take()
 
     def gap(self, gap: LogGap) -> list[CellEvent]:
@@ -205,18 +208,10 @@ class Narrator:
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind == "more":
-            if len(self._begun) + len(frame.payload) <= MAX_PAYLOAD:
-                self._begun += frame.payload
-            else:
-                self._lost += len(frame.payload)
+            self._keep_beginning(frame)
             return
         if self._begun:
-            size = len(self._begun) + len(frame.payload) + self._lost
-            lost = size if size > MAX_PAYLOAD else 0
-            payload = b"" if lost else bytes(self._begun) + frame.payload
-            frame = replace(frame, payload=payload, lost_bytes=lost)
-            self._begun.clear()
-            self._lost = 0
+            frame = self._whole(frame)
         match frame.kind:
             case "ready":
                 self.version = frame.payload[:200].decode("utf-8", "replace").strip()
@@ -224,9 +219,7 @@ class Narrator:
                     self._become(S.IDLE)
             case "begin":
                 self._begin(frame.id)
-            case "part":
-                self._bundle.add(frame)
-            case "display" | "result" | "update":
+            case "part" | "display" | "result" | "update":
                 self._show(frame)
             case "clear":
                 self._tell(K.CLEAR, cell=self._cell, wait=frame.arg == "wait")
@@ -237,13 +230,30 @@ class Narrator:
             case "done":
                 self._end_of(frame.id).done = frame
                 self._look()
-            case "fence" if self.running is not None and self.running.row.id == frame.id:
-                self.running.fenced = True
-                self._look()
-            case "completions":
-                self.replies.append(Reply(frame.id, _completions(frame)))
-            case "inspection":
-                self.replies.append(Reply(frame.id, _inspection(frame)))
+            case "completions" | "inspection":
+                answer = _completions(frame) if frame.kind == "completions" else _inspection(frame)
+                self.replies.append(Reply(frame.id, answer))
+
+    def _keep_beginning(self, frame: Frame) -> None:
+        if len(self._begun) + len(frame.payload) <= MAX_PAYLOAD:
+            self._begun += frame.payload
+        else:
+            self._lost += len(frame.payload)
+
+    def _whole(self, frame: Frame) -> Frame:
+        """With what its ``more`` frames began."""
+        size = len(self._begun) + len(frame.payload) + self._lost
+        lost = size if size > MAX_PAYLOAD else 0
+        payload = b"" if lost else bytes(self._begun) + frame.payload
+        self._begun.clear()
+        self._lost = 0
+        return replace(frame, payload=payload, lost_bytes=lost)
+
+    def _fence(self, frame: Frame) -> None:
+        """All that a cell wrote to stderr has come, perhaps before the cell is known to run."""
+        if frame.kind == "fence":
+            self._fenced = frame.id
+            self._look()
 
     def _begin(self, cell: str) -> None:
         if (old := self.running) is not None:
@@ -271,6 +281,8 @@ class Narrator:
 
     def _show(self, frame: Frame) -> None:
         display = self._bundle.add(frame)
+        if frame.kind == "part":
+            return
         bundle, self._bundle = self._bundle, Bundle()
         kind = EventKind(frame.kind)
         if kind is K.RESULT and self.running is not None and self.running.row.silent:
@@ -305,7 +317,7 @@ class Narrator:
     def _look(self) -> None:
         """Both streams are complete: then the cell has ended."""
         running = self.running
-        if running is not None and running.done is not None and running.fenced:
+        if running is not None and running.done is not None and self._fenced == running.row.id:
             self._done(running)
 
     def _done(self, running: _Running) -> None:
@@ -334,7 +346,7 @@ class Narrator:
             cpu_s=_seconds(outcome.cpu_us),
             mem_bytes=outcome.mem_bytes,
         )
-        if not ok and running.row.stop_on_error:
+        if running.done is not None and not ok and running.row.stop_on_error:
             self._abort(lambda _: True)
         self._become(S.IDLE)
 

@@ -122,14 +122,12 @@ class Recipes:
         env = _ENVIRONMENT if recipe.python else {}
         if recipe.suite:
             return replace(said, env={**env, **recipe.environment})
+        mount = await self._images.resolve(caller, recipe.base)
         row = await self._images.find(caller, recipe.base)
-        if row is None or not rules.is_ready(row):
-            raise rules.not_ready(recipe.base, row)
-        if row.kind != ImageKind.ROOT:
+        if row is None or mount.kind != ImageKind.ROOT:
             text = f"image {recipe.base!r} has no root of its own: no recipe can begin with it."
             raise Conflict(text, image=recipe.base)
-        found = rules.config(row).env
-        env = {**found, **env, **recipe.environment}
+        env = {**mount.env, **env, **recipe.environment}
         return replace(said, base=rules.layers(row), env=env)
 
     # --- for the loop

@@ -178,7 +178,8 @@ def _kind(body: Mapping[str, Any]) -> str:
 
 
 def _object(body: Mapping[str, Any], name: str) -> dict[str, Any]:
-    value = body.get(name) or {}
+    value = body.get(name)
+    value = {} if value is None else value
     if not isinstance(value, dict):
         raise InvalidRequest(f"{name} must be an object.", field=name)
     return value

@@ -86,10 +86,12 @@ class Parents:
 
 
 class Writer:
-    """Makes the messages of one kernel; the session id in their headers is the kernel's."""
+    """Makes the messages of one kernel for one connection; their session id is the kernel's."""
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, session: str, connection: str) -> None:
+        """*connection*: makes ids unique of what is no event."""
         self._session: Final = session
+        self._connection: Final = connection
         self._count = 0
 
     def make(
@@ -105,7 +107,7 @@ class Writer:
         """*key* makes the message's id; the same for the same event."""
         self._count += 1
         header = {
-            "msg_id": f"{self._session}_{key or f'r{self._count}'}_{kind}",
+            "msg_id": f"{self._session}_{key or f'{self._connection}{self._count}'}_{kind}",
             "msg_type": kind,
             "username": "madang",
             "session": self._session,
@@ -116,9 +118,8 @@ class Writer:
 
     def status(self, state: str, parent: Mapping[str, Any], *, at: float, key: str = "") -> Message:
         content = {"execution_state": state}
-        return self.make(
-            "iopub", "status", parent, content, at=at, key=f"{key or self._count}{state}"
-        )
+        key = f"{key}{state}" if key else ""
+        return self.make("iopub", "status", parent, content, at=at, key=key)
 
 
 class Translator:

@@ -6,7 +6,8 @@ task of its own, so that an interrupt overtakes a completion that waits for the 
 
 A client that comes back with its old session id goes on where it left. One that this server does
 not know begins with what happens from now on; in a server's first minutes it may have been a client
-of the one before, so it is told what happened since shortly before this one began.
+of the one before, see ``rules.catching_up``. The same event makes messages of the same ids, so that
+whoever wants to can tell what came twice.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import madang
+from madang.kit.ids import new_nonce
+from madang.manager.db import seconds
 from madang.manager.http import Caller
 from madang.manager.jupyter.rules import specs
+from madang.manager.jupyter.rules.catching_up import CatchingUp
 from madang.manager.jupyter.rules.frames import Message
 from madang.manager.jupyter.rules.ids import kernel_id
 from madang.manager.jupyter.rules.messages import (
@@ -32,7 +36,7 @@ from madang.manager.jupyter.rules.messages import (
 from madang.manager.jupyter.service.kernels import Kernels, Memory
 from madang.manager.jupyter.types import INTERPRETER
 from madang.manager.session.types import SessionRow
-from madang.wire.cells import CellRequest, EventKind, Interpreter, InterpreterStatus
+from madang.wire.cells import CellEvent, CellRequest, EventKind, Interpreter, InterpreterStatus
 from madang.wire.errors import InvalidRequest, PlatformError
 
 Send = Callable[[Message], Awaitable[None]]
@@ -45,7 +49,8 @@ MAX_CLIENTS: Final = 200
 MAX_REVIVALS: Final = 5
 """Ends of the interpreter by itself in a row, without an event between, until it counts as dead."""
 YOUNG_S: Final = 300.0
-OVERLAP_S: Final = 5.0
+OVERLAP_S: Final = 60.0
+"""Before a server's beginning the one before it may have told nothing."""
 HISTORY: Final = 1000
 READY_S: Final = 30.0
 """How long an answer waits for an interpreter that starts."""
@@ -64,7 +69,7 @@ class Connection:
         self._client: Final = client
         self._send_now: Final = send
         self._memory: Final[Memory] = kernels.memory(row.id)
-        self._writer: Final = Writer(row.id)
+        self._writer: Final = Writer(row.id, new_nonce())
         self._translator: Final = Translator(self._writer, self._memory.parents, client)
         self._waiting: Final[asyncio.Queue[Message]] = asyncio.Queue(MAX_WAITING)
         self._answering: Final[set[asyncio.Task[None]]] = set()
@@ -116,6 +121,7 @@ class Connection:
     async def _follow(self) -> bool:
         """Until the interpreter ends; whether a cell ended well in between."""
         after, since = self._where()
+        catching_up = CatchingUp(since)
         useful = False
         following = self._cells.follow(self._caller, self._row.id, INTERPRETER, after)
         async with following as events:
@@ -127,11 +133,10 @@ class Connection:
                 if event.name in {InterpreterStatus.IDLE, InterpreterStatus.ENDED}:
                     self._up.set()
                 useful = useful or event.kind is EventKind.DONE
-                if event.at >= since:
-                    ended = event.name == InterpreterStatus.ENDED
-                    if event.kind is not EventKind.STATUS or not ended:
-                        await self.send(*self._translator.messages(event))
-                self._note(event.seq, event.at)
+                for each in catching_up.take(event):
+                    if each.name != InterpreterStatus.ENDED:
+                        await self.send(*self._translator.messages(each))
+                self._note(event, told=not catching_up.holds)
         return useful
 
     def _where(self) -> tuple[int | None, float]:
@@ -139,13 +144,14 @@ class Connection:
         seen = self._memory.seen.get(self._client)
         if self._client and seen is not None:
             return seen, 0.0
-        young = self._kernels.age_s() < YOUNG_S
+        older = seconds(self._row.created_at) < self._kernels.began_at
+        young = older and self._kernels.age_s() < YOUNG_S
         return (0, self._kernels.began_at - OVERLAP_S) if young else (None, 0.0)
 
-    def _note(self, seq: int, at: float) -> None:
-        self._memory.active_at = at
-        if self._client:
-            self._memory.seen[self._client] = seq
+    def _note(self, event: CellEvent, *, told: bool) -> None:
+        self._memory.active_at = event.at
+        if self._client and told:
+            self._memory.seen[self._client] = event.seq
             self._memory.seen.move_to_end(self._client)
             while len(self._memory.seen) > MAX_CLIENTS:
                 self._memory.seen.popitem(last=False)

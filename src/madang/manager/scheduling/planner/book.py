@@ -202,8 +202,8 @@ class Book:
 
     def slack(self, nodes: Sequence[int], shapes: Ints) -> Floats:
         """(columns, machines, shapes): what one member of each would leave on each."""
-        left = np.maximum(self._amounts_of(nodes), 0)
-        found: Floats = left[:, :, None] - self._need_across[:, None, shapes]
+        left = np.ascontiguousarray(np.maximum(self._amounts_of(nodes), 0), np.float64)
+        found: Floats = left[:, :, None] - self._need_across.take(shapes, 1)[:, None, :]
         return found
 
     def count(self, shape: int, amounts: Ints, devices: Ints) -> Ints:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -29,6 +30,27 @@ STEPS: Final = 100.0
 STARVED: Final = 30.0
 """Steps for one starved device."""
 TIE: Final = 1e-4
+KNOWN: Final = 1 << 22
+"""Growths that are remembered, 32 MiB; all are forgotten together."""
+AFTER: Final = 1 << 10
+"""The same of devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class After:
+    """What is left of a machine's devices before and after, whatever its CPUs."""
+
+    total: int
+    usable: Floats
+    """By goal: thousandths that it could use, with enough CPUs; so of the others."""
+    shares: Floats
+    """(kinds of share, devices taken, goals)."""
+    remains: Floats
+    """(kinds of share, devices taken): what is left in all; inf where it can't be."""
+    wholes: Floats
+    """(counts of whole devices, goals)."""
+    rests: Floats
+    """(counts of whole devices)."""
 
 
 class Fragments:
@@ -50,16 +72,23 @@ class Fragments:
         self._cpu_beside: Final = beside(policy.typical or _mix(book))
         self._cpus: Final = np.array(sorted({t.cpu_milli for t in typical}), np.int64)
         self._weights: Final = self._weigh(typical)
-        shares = [shape.share for shape in book.shapes]
+        shares = np.array([shape.share for shape in book.shapes], np.int64)
         self._is_share: Final = np.flatnonzero(shares)
-        self._is_whole: Final = np.flatnonzero(np.array(shares) == 0)
-        self._share_kinds, self._share_kind = np.unique(
-            np.array(shares, np.int64)[self._is_share], return_inverse=True
-        )
-        self._whole_kinds, self._whole_kind = np.unique(
+        self._is_whole: Final = np.flatnonzero(shares == 0)
+        self._share_kinds, share_kind = np.unique(shares[self._is_share], return_inverse=True)
+        self._whole_kinds, whole_kind = np.unique(
             book.need[self._is_whole, -3], return_inverse=True
         )
+        self._share_pairs, self._share_pair = self._pairs(share_kind, self._is_share)
+        self._whole_pairs, self._whole_pair = self._pairs(whole_kind, self._is_whole)
         self._known: Final[dict[tuple[int, ...], Floats]] = {}
+        self._after: Final[dict[tuple[int, ...], After]] = {}
+
+    def _pairs(self, kind: Ints, shapes: Ints) -> tuple[Ints, Ints]:
+        """What growth depends on, (kind, CPUs) across; and by shape, which of these it is."""
+        both = np.stack((kind, self._need_cpu[shapes]), 1)
+        pairs, which = np.unique(both, axis=0, return_inverse=True)
+        return np.ascontiguousarray(pairs.T), which.reshape(-1)
 
     def _weigh(self, typical: Sequence[Typical]) -> Floats:
         """(models, cpu levels + 1, goals): how much of the mix has enough of so many CPUs."""
@@ -112,35 +141,55 @@ class Fragments:
         key = (self._model[node], state.amounts[self._cpu], *sorted(state.devices))
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = _coarse(self._options(node).min(1))
+            if len(self._known) * len(self._need_cpu) > KNOWN:
+                self._known.clear()
+            found = self._known[key] = _coarse(self._growth(node))
         return found
 
-    def _options(self, node: int) -> Floats:
-        """(shapes, devices): growth if a share goes there; inf where it can't.
-
-        What needs no share is in the first column.
-        """
+    def _growth(self, node: int) -> Floats:
+        """By shape, on the device where it is least; inf where there is none."""
         state = self._book.state(node)
-        left = np.maximum(np.array(state.devices, np.int64), 0)
-        cpu = state.amounts[self._cpu]
-        weights = self._weights[self._model[node]]
-        mine = weights[np.searchsorted(self._cpus, cpu - self._need_cpu, side="right")]
+        after = self._after_of(tuple(sorted(state.devices)))
+        weights, cpu = self._weights[self._model[node]], state.amounts[self._cpu]
+        found = np.full(len(self._need_cpu), np.inf)
+        kind, mine = self._mine(weights, cpu, self._whole_pairs)
+        gained = (after.wholes[kind] * mine).sum(1)
+        found[self._is_whole] = (after.rests[kind] - gained)[self._whole_pair]
+        if state.devices:
+            kind, mine = self._mine(weights, cpu, self._share_pairs)
+            gains = (after.shares[kind] * mine[:, None, :]).sum(2)
+            found[self._is_share] = (after.remains[kind] - gains).min(1)[self._share_pair]
+        return found - self._before(after, weights, cpu)
+
+    def _mine(self, weights: Floats, cpu: int, pairs: Ints) -> tuple[Ints, Floats]:
+        """Kinds, and (pairs, goals): how much of the mix has enough of the CPUs that are left."""
+        kind, need = pairs
+        return kind, weights[np.searchsorted(self._cpus, cpu - need, side="right")]
+
+    def _before(self, after: After, weights: Floats, cpu: int) -> float:
         now = weights[int(np.searchsorted(self._cpus, cpu, side="right"))]
+        return after.total - float(now @ after.usable)
+
+    def _after_of(self, devices: tuple[int, ...]) -> After:
+        if (found := self._after.get(devices)) is None:
+            if len(self._after) > AFTER:
+                self._after.clear()
+            found = self._after[devices] = self._compute(devices)
+        return found
+
+    def _compute(self, devices: tuple[int, ...]) -> After:
+        left = np.maximum(np.array(devices, np.int64), 0)
         low = np.where(left[:, None] < self._levels, left[:, None], 0)
         sums = low.sum(0)
         full, total = int((left == WHOLE).sum()), int(left.sum())
         most = int(left.max()) if len(left) else 0
         usable = self._usable(np.array(full), np.array(most), total - sums)
-        before = total - float(now @ usable)
-        shares, remains = self._after_share(left, low, full, total)
-        wholes, rests = self._after_whole(left, sums, full, total)
-        found = np.full((len(self._book.shapes), max(1, len(left))), np.inf)
-        gained = (wholes[self._whole_kind] * mine[self._is_whole]).sum(1)
-        found[self._is_whole, 0] = rests[self._whole_kind] - gained
-        if len(left):
-            gains = (shares[self._share_kind] * mine[self._is_share, None, :]).sum(2)
-            found[self._is_share] = remains[self._share_kind] - gains
-        return found - before
+        return After(
+            total,
+            usable,
+            *self._after_share(left, low, full, total),
+            *self._after_whole(left, sums, full, total),
+        )
 
     def _after_share(self, left: Ints, low: Ints, full: int, total: int) -> tuple[Floats, Floats]:
         """By share and device taken: what each goal can use; what is left, inf if it can't be."""
@@ -173,7 +222,14 @@ class Fragments:
         share = self._book.shapes[shape].share
         if not share:
             return self._book.pick(node, shape)
-        return ((int(self._options(node)[shape].argmin()), share),)
+        state = self._book.state(node)
+        after = self._after_of(tuple(state.devices))
+        weights, cpu = self._weights[self._model[node]], state.amounts[self._cpu]
+        kind = int(np.searchsorted(self._share_kinds, share))
+        need = int(self._need_cpu[shape])
+        mine = weights[int(np.searchsorted(self._cpus, cpu - need, side="right"))]
+        growth = after.remains[kind] - (after.shares[kind] * mine).sum(1)
+        return ((int((growth - self._before(after, weights, cpu)).argmin()), share),)
 
 
 def frequent(mix: Sequence[Typical]) -> list[Typical]:

@@ -71,8 +71,8 @@ class Pack:
         return score
 
     def block(self, nodes: Sequence[int], shapes: Ints, slack: Floats) -> Floats:
-        left = slack * self._across[:, None, shapes]
-        left *= self._book.inverse[:, nodes, None]
+        left = slack * self._across.take(shapes, 1)[:, None, :]
+        left *= self._book.inverse.take(nodes, 1)[:, :, None]
         found: Floats = np.add.reduce(left)
         return found
 
