@@ -37,7 +37,9 @@ def test_a_language_does_all_that_it_says(platform: Platform, tmp_path: Path, na
     if version is None:
         pytest.skip(f"{name} is not installed on this machine")
     if name in HIDDEN:
-        pytest.skip(f"{name} needs an image of its own: the host image does not show {HIDDEN[name]}")
+        pytest.skip(
+            f"{name} needs an image of its own: the host image does not show {HIDDEN[name]}"
+        )
     language = Languages().get(name)
     seen = {"version": version} | by_command(platform, language, SAMPLES[name], tmp_path)
     if language.cells:
