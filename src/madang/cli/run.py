@@ -116,8 +116,8 @@ def run(
 
     LANGUAGE -c CODE runs a piece of code, LANGUAGE FILE… [-- ARGUMENT…] builds and runs files, with
     --build-options and --run-options before them; `madang languages` lists them. After `--` stands
-    a command. -i alone, or with a LANGUAGE, opens a console (see `madang console`) in a session that
-    ends with it.
+    a command. -i alone, or with a LANGUAGE, opens a console (see `madang console`) in a session
+    that ends with it.
 
     \b
     madang run -i --image torch
