@@ -120,8 +120,7 @@ class Connection:
 
     async def _follow(self) -> bool:
         """Until the interpreter ends; whether a cell ended well in between."""
-        after, since = self._where()
-        catching_up = CatchingUp(since)
+        after, catching_up = self._where()
         useful = False
         following = self._cells.follow(self._caller, self._row.id, INTERPRETER, after)
         async with following as events:
@@ -139,14 +138,16 @@ class Connection:
                 self._note(event, told=not catching_up.holds)
         return useful
 
-    def _where(self) -> tuple[int | None, float]:
-        """After which event, and since when, this client is told."""
+    def _where(self) -> tuple[int | None, CatchingUp]:
+        """After which event this client is told, and what of it."""
         seen = self._memory.seen.get(self._client)
         if self._client and seen is not None:
-            return seen, 0.0
+            return seen, CatchingUp(0.0, 0.0)
         older = seconds(self._row.created_at) < self._kernels.began_at
         young = older and self._kernels.age_s() < YOUNG_S
-        return (0, self._kernels.began_at - OVERLAP_S) if young else (None, 0.0)
+        if young:
+            return 0, CatchingUp(self._kernels.began_at, OVERLAP_S)
+        return None, CatchingUp(0.0, 0.0)
 
     def _note(self, event: CellEvent, *, told: bool) -> None:
         self._memory.active_at = event.at
