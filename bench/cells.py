@@ -8,11 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Final
 
-from rows import START_S, Bench, Row, interleaved, ms
-
 from madang.client import Cells
 from madang.wire.cells import CellStatus
 from madang.wire.session import Session, SessionSpec, SessionStatus, SizeRequest
+from rows import START_S, Bench, Row, interleaved, ms
 
 CELLS: Final = 200
 FIRST: Final = 30
@@ -21,9 +20,7 @@ FIRST: Final = 30
 def _session(bench: Bench) -> Session:
     size = SizeRequest(cpu=0.5, mem_bytes=512 << 20)
     made = bench.client.create_session(SessionSpec(size=size))
-    return bench.client.wait_session(
-        made.id, until=[SessionStatus.RUNNING], timeout_s=START_S
-    )
+    return bench.client.wait_session(made.id, until=[SessionStatus.RUNNING], timeout_s=START_S)
 
 
 def _timed(cells: Cells) -> float:

@@ -1,6 +1,6 @@
 """The matrix: every language of this machine, each in sessions of the host image.
 
-``MADANG_MATRIX=FILE`` writes what was seen, for the table of the documentation
+``LANGUAGE_MATRIX=FILE`` writes what was seen, for the table of the documentation
 (``scripts/language_table.py``).
 """
 
@@ -25,7 +25,9 @@ from madang.wire.session import SessionSpec, SessionStatus, SizeRequest
 
 pytestmark = pytest.mark.slow
 SIZE = SizeRequest(cpu=1, mem_bytes=1 << 30)
-NAMES = [one.name for one in Languages().all()]
+HIDDEN = {"haskell": "/var/lib/ghc, where Debian's GHC keeps its packages"}
+"""What sessions of the host image don't see, though the language needs it."""
+NAMES = sorted(SAMPLES)
 
 
 @pytest.mark.timeout(300)
@@ -34,12 +36,16 @@ def test_a_language_does_all_that_it_says(platform: Platform, tmp_path: Path, na
     version = found_here().get(name)
     if version is None:
         pytest.skip(f"{name} is not installed on this machine")
+    if name in HIDDEN:
+        pytest.skip(
+            f"{name} needs an image of its own: the host image does not show {HIDDEN[name]}"
+        )
     language = Languages().get(name)
     seen = {"version": version} | by_command(platform, language, SAMPLES[name], tmp_path)
     if language.cells:
         with platform.client() as client:
             seen |= by_cells(client, language, SAMPLES[name])
-    if path := os.environ.get("MADANG_MATRIX"):
+    if path := os.environ.get("LANGUAGE_MATRIX"):
         file = Path(path)
         known = json.loads(file.read_text()) if file.exists() else {}
         file.write_text(json.dumps(known | {name: seen}, indent=1, sort_keys=True) + "\n")
@@ -66,7 +72,7 @@ def by_command(
     (folder / file).write_text(samples.broken)
     bad = platform.madang(*run, file, cwd=folder, timeout=120)
     named = re.search(rf"{re.escape(file)}\W+(line )?3\b|line 3\b", bad.stderr)
-    check(seen, "error", bad.returncode not in {0, 127} and named is not None, bad)
+    check(seen, "error", bad.returncode != 0 and named is not None, bad)
     return seen
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -22,6 +22,18 @@ Picture()
 def driver() -> Iterator[Driver]:
     with Driver.start(Languages(), "python") as driver:
         yield driver
+
+
+def interrupt_once(driver: Driver) -> Callable[[Outcome], bool]:
+    """Once the cell says that it goes."""
+
+    def look(outcome: Outcome) -> bool:
+        if b"go" not in outcome.stdout:
+            return False
+        driver.interrupt()
+        return True
+
+    return look
 
 
 def joined(outcome: Outcome, kind: str) -> list[tuple[str, bytes]]:
@@ -92,11 +104,11 @@ def test_who_does_not_answer_is_the_end_of_input(driver: Driver) -> None:
 def test_an_interrupt_ends_the_cell_and_nothing_else(driver: Driver) -> None:
     driver.interrupt()  # nothing runs: nothing happens
     code = "print('go', flush=True)\nimport time\ntime.sleep(60)"
-    outcome = driver.run(code, when=lambda o: b"go" in o.stdout and not driver.interrupt())
+    outcome = driver.run(code, when=interrupt_once(driver))
     assert outcome.error is not None
     assert (outcome.error[0], outcome.error[2]) == ("KeyboardInterrupt", 3)
     waits = "print('go', flush=True)\nimport asyncio\nawait asyncio.sleep(60)"
-    outcome = driver.run(waits, when=lambda o: b"go" in o.stdout and not driver.interrupt())
+    outcome = driver.run(waits, when=interrupt_once(driver))
     assert outcome.error is not None
     assert outcome.error[0] == "KeyboardInterrupt"
     assert driver.run("3").result == "3"
@@ -105,7 +117,7 @@ def test_an_interrupt_ends_the_cell_and_nothing_else(driver: Driver) -> None:
 def test_a_cell_that_takes_the_signal_for_itself_keeps_it_for_itself(driver: Driver) -> None:
     driver.run("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)")
     code = "print('go', flush=True)\nimport time\ntime.sleep(60)"
-    outcome = driver.run(code, when=lambda o: b"go" in o.stdout and not driver.interrupt())
+    outcome = driver.run(code, when=interrupt_once(driver))
     assert outcome.error is not None
     assert outcome.error[0] == "KeyboardInterrupt"
 
@@ -181,7 +193,8 @@ def test_rich_values_are_shown_with_all_that_they_offer(driver: Driver) -> None:
 def test_a_picture_is_whole_while_children_write(driver: Driver) -> None:
     outcome = driver.run(
         "import subprocess\n"
-        "noise = [subprocess.Popen(['sh', '-c', 'while :; do echo xxxxxxxx; done']) for _ in '12']\n"
+        "loud = ['sh', '-c', 'while :; do echo xxxxxxxx; done']\n"
+        "noise = [subprocess.Popen(loud) for _ in '12']\n"
         + PICTURE.replace("Picture()", "[display(Picture()) for _ in range(20)]\n")
         + "\nfor each in noise: each.kill(); each.wait()"
     )

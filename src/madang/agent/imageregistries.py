@@ -57,16 +57,11 @@ class ImageRegistry:
         return frozenset({(self.host.strip("[]"), 80 if self.http else 443)})
 
 
-def read(path: str) -> tuple[ImageRegistry, ...]:
-    """The file at *path*; empty: none. Raises ConfigInvalid."""
-    if not path:
-        return ()
+def parse_file(path: str, text: str) -> tuple[ImageRegistry, ...]:
+    """What the file at *path* says. Raises ConfigInvalid."""
     try:
-        with open(path, "rb") as file:
-            found = tomllib.load(file)
-    except OSError as exc:
-        raise ConfigInvalid(f"images.registries: {path} can't be read ({exc.strerror}).") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as exc:
         raise ConfigInvalid(f"images.registries: {path}: {exc}") from exc
     return tuple(_registry(path, host, table) for host, table in found.items())
 

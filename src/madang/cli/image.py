@@ -13,6 +13,7 @@ from madang.cli.imagebuild import watch
 from madang.cli.imagemoves import MOVES
 from madang.cli.options import parse_labels, read_policy
 from madang.cli.printable import print_error_text, printable
+from madang.cli.recipes import build_file, find, lock, recipes
 from madang.cli.terminal import Notes
 from madang.wire import exits
 from madang.wire.errors import InvalidRequest, PlatformError
@@ -25,7 +26,7 @@ def image() -> None:
     """List, build, fetch, save, version and remove images."""
 
 
-for _command in MOVES:
+for _command in (*MOVES, lock, recipes):
     image.add_command(_command)
 
 
@@ -129,6 +130,10 @@ def rm(names: tuple[str, ...], force: bool) -> int:
 @click.option("--warm", multiple=True, metavar="MODULE",
               help="Keep it imported, for sessions to start at once; may be repeated.")  # fmt: skip
 @click.option("--policy", metavar="FILE", help="Sandbox policy of all sessions from this image.")
+@click.option("--name", "image_name", help="Of a recipe's image. Default: the recipe's.")
+@click.option("--locked", is_flag=True, help="Take what the recipe's .lock says, nothing newer.")
+@click.option("--fresh", is_flag=True, help="Make steps of the recipe again that were made before.")
+@click.option("--disk", metavar="SIZE", help="Disk of each step of a recipe, like 40g.")
 @click.option("-d", "--detach", is_flag=True, help="Start the build and print its session's name.")
 def build(
     name: str,
@@ -136,20 +141,36 @@ def build(
     files: tuple[str, ...],
     labels: tuple[str, ...],
     warm: tuple[str, ...],
+    image_name: str | None,
+    locked: bool,
+    fresh: bool,
+    disk: str | None,
     policy: str | None,
     detach: bool,
 ) -> int:
-    """Build an image from Python packages, one shared layer for each.
+    """Build an image: from Python packages, one shared layer for each, or by a recipe.
 
-    The build is a session: its log comes live, Ctrl-C cancels it.
+    A recipe is a file NAME.toml, or one of ours (see `image recipes`). Builds are sessions: their
+    log comes live, Ctrl-C cancels.
 
     \b
     madang image build digits --pip numpy --pip scikit-learn==1.5.2
     madang image build torch --pip torch --pip numpy --warm torch --warm numpy
+    madang image build tools.toml
+    madang image build r
     """
     wanted = [*requirements, *(line for file in files for line in read_requirements(file))]
     if not wanted:
-        raise InvalidRequest("nothing to install: give --pip REQUIREMENT or -r FILE.")
+        return build_file(
+            find(name),
+            name=image_name,
+            locked=locked,
+            fresh=fresh,
+            labels=labels,
+            policy=policy,
+            disk=disk,
+            detach=detach,
+        )
     marks = parse_labels(labels) | ({WARM: ",".join(warm)} if warm else {})
     config = load()
     notes = Notes(plain=config.plain)

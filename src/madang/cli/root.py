@@ -42,6 +42,7 @@ SECTIONS: Final = {
         "get": ("madang.cli.files:get", "Copy files out of a session."),
         "ls": ("madang.cli.files:ls", "List files of a session."),
         "image": ("madang.cli.image:image", "List, build and remove images."),
+        "commit": ("madang.cli.recipes:commit", "Save what a session changed as an image."),
         "jupyter": ("madang.cli.jupyter:jupyter", "Sessions as kernels of Jupyter clients."),
     },
     "Administration": {

@@ -30,7 +30,7 @@ from madang.client.sync import Client
 from madang.kit.codec import to_json
 from madang.wire import exits
 from madang.wire.errors import InvalidRequest, WorkspaceIncomplete
-from madang.wire.session import HOST_IMAGE, Session, SessionSpec, SessionStatus
+from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec, SessionStatus
 
 
 @click.command(
@@ -51,11 +51,14 @@ from madang.wire.session import HOST_IMAGE, Session, SessionSpec, SessionStatus
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="Label; may be repeated.")
 @click.option("--policy", metavar="FILE", help="Sandbox policy that makes it stricter.")
 @click.option("--runtime", metavar="NAME", help="What starts its programs, like crun.")
+@click.option("--writable", is_flag=True, help="Let it change its image's root, for itself.")
+@click.option("--root", is_flag=True, help="The same, and programs believe they are root.")
 @click.option("--network", type=click.Choice(["none", "full"]), help="Network. Default: none.")
 @click.option("--allow", multiple=True, metavar="HOST[:PORT]", help="Network: only this; repeat.")
 @click.option("--bandwidth", metavar="RATE", help="Bits/s of the network each way, like 100mbit.")
 @wishes
 @click.option("--learn", is_flag=True, help="Write down what it uses, for `policy learn`.")
+@click.option("--entry", is_flag=True, help="Run the image's own program; ours are arguments.")
 @click.option("-t", "--tty", is_flag=True, help="Give it a terminal. Ctrl-P Ctrl-Q detaches.")
 @click.option(
     "-i/ ",
@@ -87,10 +90,13 @@ def run(
     labels: tuple[str, ...],
     policy: str | None,
     runtime: str | None,
+    writable: bool,
+    root: bool,
     network: str | None,
     allow: tuple[str, ...],
     bandwidth: str | None,
     learn: bool,
+    entry: bool,
     tty: bool,
     stdin: bool | None,
     detach: bool,
@@ -112,8 +118,8 @@ def run(
 
     LANGUAGE -c CODE runs a piece of code, LANGUAGE FILE… [-- ARGUMENT…] builds and runs files, with
     --build-options and --run-options before them; `madang languages` lists them. After `--` stands
-    a command. -i alone, or with a LANGUAGE, opens a console (see `madang console`) in a session that
-    ends with it.
+    a command. -i alone, or with a LANGUAGE, opens a console (see `madang console`) in a session
+    that ends with it.
 
     \b
     madang run -i --image torch
@@ -123,6 +129,7 @@ def run(
     madang run --preset small --time 2h -- python3 train.py
     madang run --cpu 2 --mem 4g --image torch -- python3 train.py --epochs 3
     madang run -t -- bash
+    madang run --image tool --entry -- --help
     madang run --allow data.example.org:443 --allow files.example.org:443 -- python fetch.py
     """
     config = load()
@@ -143,7 +150,7 @@ def run(
         runtime=runtime or "",
         network=network_request(network, allow, bandwidth),
     )
-    spec = with_wishes(spec, **asked)
+    spec = replace(with_wishes(spec, **asked), root=_root(writable=writable, root=root))
     notes = Notes(quiet=quiet or as_json, plain=config.plain)
     syncing = Syncing(config, notes, asked=sync, limit=sync_limit)
     set_off = click.get_current_context().meta[SET_OFF]
@@ -154,6 +161,8 @@ def run(
         argv, source = command_of(client, command, set_off=set_off, sync=sync is not False)
         words, encoding = encode_argv(argv)
         spec = replace(spec, argv=words, argv_encoding=encoding)
+        if entry:
+            spec = _with_entry(client, spec)
         if dry_run:
             return _dry_run(client, spec, as_json=as_json)
         where = None if no_output else (output or "")
@@ -161,7 +170,7 @@ def run(
         def go(spec: SessionSpec) -> int:
             if language is not None:
                 return _converse(client, spec, language, notes, output=where)
-            if detach or not command:
+            if detach or not spec.argv:
                 return _start(client, spec, notes, as_json=as_json)
             return _follow(client, spec, notes, output=where, as_json=as_json)
 
@@ -169,6 +178,25 @@ def run(
             return go(_with_source(syncing.apply(client, spec), source, asked=sync))
         except WorkspaceIncomplete:  # not there any more, or this is another server
             return go(syncing.apply(client, spec, again=True))
+
+
+def _with_entry(client: Client, spec: SessionSpec) -> SessionSpec:
+    """Run what the image says: its entry point, with our arguments or else its own."""
+    said = client.get_image(spec.image).config
+    entry, usual = (
+        tuple(text.encode().decode(spec.argv_encoding) for text in texts)
+        for texts in (said.entrypoint, said.cmd)
+    )
+    argv = (*entry, *(spec.argv or usual))
+    if not argv:
+        raise InvalidRequest(f"image {spec.image} says no program to run; give one after --.")
+    return replace(spec, argv=argv)
+
+
+def _root(*, writable: bool, root: bool) -> RootMode:
+    if root:
+        return RootMode.FAKE
+    return RootMode.WRITABLE if writable else RootMode.READ_ONLY
 
 
 def _with_source(spec: SessionSpec, source: str, *, asked: bool | None) -> SessionSpec:

@@ -86,7 +86,7 @@ class Cells:
         """
         story = Story(self.interpreter.id, code)
         story.id = self.execute(code, stdin=answer is not None)
-        while not story.ended:
+        while True:
             for event in self.take():
                 if story.add(event):
                     if show is not None:
@@ -94,9 +94,11 @@ class Cells:
                     if story.asks and answer is not None:
                         story.asks = False
                         self.input(answer(event.text, event.secret))
+            if story.ended:
+                break
             if self.finished:
                 raise InterpreterEnded(f"the interpreter has ended: {self.ended}")
-            if not story.ended and not self._events:
+            if not self._events:
                 self.pump()
         return story.cell()
 

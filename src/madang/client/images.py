@@ -5,24 +5,30 @@ What takes long is answered with the session that does it: follow it, or wait fo
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from madang.client.calls import Call, query, read_as
 from madang.kit.codec import to_json
 from madang.wire.image import (
+    CommitRequest,
     FollowRequest,
     Image,
     ImportRequest,
     Pruned,
     PullRequest,
     PushRequest,
+    RecipeLock,
+    RecipeRequest,
     RollbackRequest,
     TagRequest,
 )
 from madang.wire.session import Session
 
 T = TypeVar("T")
+COMMIT_S: Final = 900.0
+"""All that a session changed is read, checked and written."""
 _JSON: Final = {"Content-Type": "application/json"}
 
 
@@ -47,6 +53,22 @@ def export(name: str, key: str) -> Call[Session]:
 def check(key: str) -> Call[Session]:
     """The session leaves ``/outputs/check.json``."""
     return _post("/v1/images/check", Session, None, key)
+
+
+def build_recipe(request: RecipeRequest, key: str) -> Call[Image]:
+    """The image's ``build`` is the session of the step under way, as long as it is BUILDING."""
+    return _post("/v1/images/recipes", Image, request, key)
+
+
+def lock(name: str) -> Call[RecipeLock]:
+    """What the steps of a recipe's image took."""
+    return Call(method="GET", path=_path(name, "lock"), decode=read_as(RecipeLock))
+
+
+def commit(session: str, request: CommitRequest) -> Call[Image]:
+    """Save what a session changed in its root."""
+    call = _post(f"/v1/sessions/{quote(session, safe='')}/commit", Image, request)
+    return replace(call, timeout_s=COMMIT_S)
 
 
 def tag(name: str, target: str) -> Call[Image]:

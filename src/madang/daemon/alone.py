@@ -8,7 +8,7 @@ import signal
 import socket
 from collections.abc import Callable
 
-from madang.daemon import server
+from madang.daemon import config, server
 from madang.daemon.settings import Settings
 from madang.daemon.state import Owner, StateFolder
 from madang.daemon.supervisor import listen
@@ -44,5 +44,11 @@ async def _serve(
     for signum in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(signum, stop.set)
     await server.serve(
-        settings, listener, stop=stop, ready=ready, token_wanted=token_wanted, with_node=False
+        settings,
+        listener,
+        stop=stop,
+        ready=ready,
+        token_wanted=token_wanted,
+        with_node=False,
+        registries=config.registries_text(settings),
     )

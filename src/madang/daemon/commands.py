@@ -57,6 +57,7 @@ def _execute_supervisor(settings: Settings, detach: bool) -> NoReturn:
     """Become the supervisor: a fresh interpreter that has loaded nothing else."""
     word = {
         "settings": codec.to_builtins(settings),
+        "registries": configuration.registries_text(settings),
         "detach": detach,
         "client": client_file(),
         "at": time.time(),

@@ -37,13 +37,13 @@ class Parts:
     agent: Agent
 
 
-def build(settings: Settings, clock: Clock) -> Parts:
-    """Everything that runs in the server process."""
+def build(settings: Settings, clock: Clock, registries: str = "") -> Parts:
+    """Everything that runs in the server process. *registries*: text of the file of that name."""
     state = settings.server.state
     blobs = BlobStore(os.path.join(state, "server", "blobs"))
     manager = Manager(manager_settings(settings), blobs, clock)
     runtime = make_runtime(settings, clock)
-    found = registry(os.environ, imageregistries.read(settings.images.registries))
+    found = registry(os.environ, imageregistries.parse_file(settings.images.registries, registries))
     hook = Builds.on(runtime, state, found, clock)
     agent = Agent(agent_settings(settings), runtime, blobs, clock, hook=hook)
     return Parts(blobs, manager, agent)

@@ -183,6 +183,18 @@ def load(
     )
 
 
+def registries_text(settings: Settings) -> str:
+    """The file of image registries; the server itself need not be able to read it."""
+    path = settings.images.registries
+    if not path:
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise ConfigInvalid(f"images.registries: {path} can't be read ({exc}).") from exc
+
+
 def _build(values: dict[str, dict[str, Any]], env: Mapping[str, str]) -> Settings:
     server = values.setdefault("server", {})
     server["state"] = os.path.realpath(server.get("state") or default_state(env))

@@ -84,13 +84,14 @@ async def serve(
     token_wanted: bool = True,
     with_node: bool = True,
     clock: Clock | None = None,
+    registries: str = "",
 ) -> None:
     """Run everything until *stop*; *ready* is told the new admin token, if one was made.
 
     Sessions go on afterwards. Raises what makes this machine unable to serve.
     """
     clock = clock or SystemClock()
-    parts = compose.build(settings, clock)
+    parts = compose.build(settings, clock, registries)
     async with contextlib.AsyncExitStack() as opened:
         await parts.blobs.open()
         await parts.manager.open()
@@ -120,7 +121,9 @@ async def end_task(task: asyncio.Task[None]) -> None:
         await task
 
 
-async def run(settings: Settings, listener: socket.socket, report: int, wanted: bool) -> None:
+async def run(
+    settings: Settings, listener: socket.socket, report: int, wanted: bool, registries: str
+) -> None:
     """The process: signals in, one line out."""
     stop = asyncio.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
@@ -132,7 +135,9 @@ async def run(settings: Settings, listener: socket.socket, report: int, wanted: 
         gc.freeze()
         log.info("ready", extra={"pid": os.getpid()})
 
-    await serve(settings, listener, stop=stop, ready=ready, token_wanted=wanted)
+    await serve(
+        settings, listener, stop=stop, ready=ready, token_wanted=wanted, registries=registries
+    )
 
 
 def tell(report: int, word: dict[str, object]) -> None:
@@ -153,7 +158,7 @@ def main() -> int:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     listener = socket.socket(fileno=listener_fd)
     try:
-        asyncio.run(run(settings, listener, report, word["token_wanted"]))
+        asyncio.run(run(settings, listener, report, word["token_wanted"], word["registries"]))
     except PlatformError as exc:
         log.error(exc.text, extra={"code": exc.code})
         tell(report, {"op": "failed", "code": exc.code, "text": exc.text})

@@ -45,10 +45,13 @@ FILES: Final = 65536
 class Supervisor:
     """Start, watch, start again, stop."""
 
-    def __init__(self, settings: dict[str, Any], folder: StateFolder, user: Owner) -> None:
+    def __init__(
+        self, settings: dict[str, Any], folder: StateFolder, user: Owner, registries: str
+    ) -> None:
         self.folder = folder
         self.ready = False
         self._settings = settings
+        self._registries = registries
         self._user = user
         self._listener = listen(settings["server"]["host"], settings["server"]["port"])
         host, port = self._listener.getsockname()[:2]
@@ -110,7 +113,11 @@ class Supervisor:
             os.close(self._report)
         self._report, report_in = os.pipe2(os.O_CLOEXEC)
         self._heard = b""
-        word = {"settings": self._settings, "token_wanted": not self.folder.read_token()}
+        word = {
+            "settings": self._settings,
+            "token_wanted": not self.folder.read_token(),
+            "registries": self._registries,
+        }
         try:
             return fork_server(word, self.folder, self._user, self._listener, report_in)
         finally:
@@ -259,7 +266,7 @@ def _run(word: dict[str, Any], verdict: int) -> None:
     user = Owner(*[settings["server"]["uid"]] * 2) if root else Owner(os.geteuid(), os.getegid())
     folder = StateFolder.open(settings["server"]["state"], server=user)
     try:
-        supervisor = Supervisor(settings, folder, user)
+        supervisor = Supervisor(settings, folder, user, word["registries"])
 
         def announce() -> None:
             told = save_client(word["client"], supervisor.url, folder.join("token"))

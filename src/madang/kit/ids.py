@@ -9,6 +9,9 @@ import time
 from typing import Final
 
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
+_PAIRS: Final = [a + b for a in _ALPHABET for b in _ALPHABET]
+"""Two characters, for ten bits."""
+_SHIFTS: Final = range(120, -1, -10)
 NAME: Final = re.compile(r"[a-z][a-z0-9]*(?:-[a-z0-9]+)*")
 MAX_NAME: Final = 40
 
@@ -34,7 +37,7 @@ _ANIMALS: Final = (
 def new_id() -> str:
     """26 characters (ULID, lower case): sorts by time of making, 80 random bits."""
     value = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10))
-    return "".join(_ALPHABET[value >> shift & 31] for shift in range(125, -1, -5))
+    return "".join([_PAIRS[value >> shift & 1023] for shift in _SHIFTS])
 
 
 def new_nonce() -> str:

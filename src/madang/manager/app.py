@@ -83,6 +83,7 @@ from madang.manager.session.loops import IdleWatch, Reaper, Retention, Scheduler
 from madang.manager.session.service import AgentService, SessionService
 from madang.manager.session.service.accounts import SessionLedger
 from madang.manager.session.service.kernels import KernelService, kernel_of
+from madang.manager.session.service.making import Maker
 from madang.manager.session.service.policies import SessionPolicies
 from madang.manager.session.service.queueing import QueueService
 from madang.manager.session.service.records import Records
@@ -192,11 +193,8 @@ class Manager:
         )
         memory = Memory()
         reader = SnapshotReader(self.fleet, self.groups, memory, self.limits, self.policies)
-        self.sessions: Final = SessionService(
-            self.database,
-            self.feed,
+        maker = Maker(
             self.fleet,
-            self.agents,
             self.images,
             self.people,
             blobs,
@@ -204,11 +202,20 @@ class Manager:
             self.presets,
             self.groups,
             self.policies,
+            clock,
+            limits,
+        )
+        self.sessions: Final = SessionService(
+            self.database,
+            self.feed,
+            self.fleet,
+            self.agents,
+            maker,
+            self.limits,
             reader,
             memory,
             Records(self.database, self.audit),
             clock,
-            limits,
         )
         self.queue: Final = QueueService(self.database, self.sessions, reader, memory, clock)
         self.kernels: Final = KernelService(self.fleet, self.policies)

@@ -57,6 +57,17 @@ OF_GUEST: dict[str, tuple[str, str]] = {
     ),
 }
 """Attack → what it gains of gVisor's kernel, and why that is nothing of the machine."""
+_ITS_OWN = "the root is the session's own copy, on its own disk; the image stays as it is"
+OF_FAKE_ROOT: dict[str, tuple[str, str]] = {
+    "write_outside_of_the_scratch_space": (r"\['/', .*\]", _ITS_OWN),
+    "write_to_the_image_and_system": (r"/usr/x, /bin/x, /etc/x, .*", _ITS_OWN),
+    "use_capabilities": (
+        r"\{'CapInh': '0{16}', 'CapPrm': '0{15}2', 'CapEff': '0{15}2', 'CapBnd': '0{15}2', .*\}",
+        "CAP_DAC_OVERRIDE, over files of the session's own user alone",
+    ),
+    "become_another_user": (r"setuid\(1\)", "the filter says so; nothing was done"),
+}
+"""Attack → what it gains with a fake root, and why that is nothing of the machine."""
 LIBC = ctypes.CDLL(None, use_errno=True)
 NUMBERS = {
     "x86_64": {

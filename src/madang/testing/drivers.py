@@ -179,7 +179,7 @@ class Driver:
         return self.wait_for({"complete": "completions", "inspect": "inspection"}[op], ident)
 
     def wait_for(self, kind: str, ident: str | None = None) -> Frame:
-        seen = []
+        seen: list[bytes | Frame] = []
         while True:
             _, item = self.next(seen)
             if isinstance(item, Frame) and item.kind == kind and ident in {None, item.id}:

@@ -300,7 +300,7 @@ SAMPLES: Final = {
         print='println("hä")\nprintln(stderr, "oh")',
         wrong="y = 1\n\nnope()",
         ask='println("hello ", readline())',
-        loop="while true end",
+        loop="while true; sleep(0.001); end",
         large='for i in 1:300 print("0123456789"^1000) end',
         name="printl",
         names="println",

@@ -16,10 +16,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar, Final, TypeVar
 
+import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from madang.manager.scheduling.planner import plan
+from madang.manager.scheduling.planner import plan, plugins
+from madang.manager.scheduling.planner.book import Book, shape_of
 from madang.manager.scheduling.types import (
     WHOLE,
     Ask,
@@ -255,6 +257,23 @@ class PlannerSuite:
             held=shuffled(snapshot.held),
         )
         assert plan(snapshot, self.policy, NOW) == plan(other, self.policy, NOW)
+
+    @given(snapshots())
+    @settings(
+        max_examples=20, deadline=None,
+        suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
+    )  # fmt: skip
+    def test_scores_are_the_same_in_all_three_ways(self, snapshot: Snapshot) -> None:
+        shapes = list({shape_of(ask, SLOTS, 0): None for ask in snapshot.pending})
+        book = Book(snapshot.rooms, SLOTS, shapes)
+        placement = plugins.placement(self.policy.placement)(book, self.policy)
+        nodes, numbers = range(len(snapshot.rooms)), np.arange(len(shapes))
+        slack = book.slack(nodes, numbers)
+        block = placement.block(nodes, numbers, slack)
+        for shape in numbers.tolist():
+            row = placement.row(shape)
+            for node in np.flatnonzero(book.fits(shape)).tolist():
+                assert row[node] == block[node, shape] == placement.score(node, shape)
 
     @given(st.integers(1, 6), st.integers(1, 4), st.integers(1, 4))
     @settings(

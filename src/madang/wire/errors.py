@@ -56,8 +56,10 @@ class PolicyUnkept(PlatformError):
     code = "policy.unkept"
     http_status = 409
     help_text = (
-        "The machine can't keep a rule of the session's sandbox policy, so the session was not "
-        "started. Take the rule out, or set `sandbox.accept_unkept` to run with a warning."
+        "No machine where the session may run can keep a rule of its sandbox policy, so it was not "
+        "made, or not started. Take the rule out, choose another runtime or group, or let an "
+        "administrator do without it, with a warning: `accept_unenforced` of the group, "
+        "`sandbox.accept_unkept` of the machine."
     )
 
 

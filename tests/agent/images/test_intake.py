@@ -202,9 +202,12 @@ async def test_compressed_data_that_ends_in_the_middle_is_damaged(
     builds: Builds, tmp_path: Path, kind: str
 ) -> None:
     layer = foreign.tar([entry("f", os.urandom(100_000))])
-    make = {"gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress}.get(kind)
-    run = subprocess.run(["zstd", "-c"], input=layer, capture_output=True, check=True)
-    packed = make(layer) if make else run.stdout
+    packed = {
+        "gzip": gzip.compress(layer),
+        "bzip2": bz2.compress(layer),
+        "xz": lzma.compress(layer),
+        "zstd": subprocess.run(["zstd", "-c"], input=layer, capture_output=True, check=True).stdout,
+    }[kind]
     code, text = await _take(builds, tmp_path, [layer], packed=[packed[:-2000]])
     assert code == DAMAGED
     assert "damaged" in text
@@ -300,6 +303,7 @@ async def test_headers_of_impossible_sizes_are_not_read_into_memory(
 async def test_what_docker_saves_is_read_too(builds: Builds, tmp_path: Path) -> None:
     layers = [foreign.tar([folder("bin"), entry("bin/a", "a")]), foreign.tar([entry("b", "b")])]
     archive = foreign.tar(foreign.saved(foreign.image(layers, {"Cmd": ["/bin/a"]})))
+    text = ""
     for stdin in (archive, gzip.compress(archive)):
         ended, text = await scripts.run(builds, tmp_path, "import", stdin=stdin)
         assert ended.exit_code == SUCCESS, text

@@ -10,11 +10,12 @@ from dataclasses import replace
 import pytest
 
 from madang.agent.files import read_changes
+from madang.agent.launcher.offers import find
 from madang.agent.layers import LayerStore
 from madang.kit.clock import SystemClock
 from madang.testing.roots import BUSYBOX, busybox_layer, root_image
 from madang.testing.sessions import Launcher, Outcome, Sessions, spec
-from madang.wire.errors import Conflict, InvalidRequest
+from madang.wire.errors import Conflict, InvalidRequest, RuntimeNotOffered
 from madang.wire.kernel import ImageMount, KernelId
 from madang.wire.session import RootMode
 
@@ -247,3 +248,37 @@ async def test_without_a_root_of_its_own_nothing_was_changed(
     await sessions.runtime.start(kernel, asked)
     with pytest.raises(Conflict, match="no root of its own"):
         await sessions.runtime.changes(kernel)
+
+
+@pytest.mark.parametrize("runtime", ["crun", "runc"])
+async def test_other_runtimes_start_programs_in_it_too(
+    sessions: Sessions, tiny: ImageMount, runtime: str
+) -> None:
+    if why := find(runtime)[1]:
+        pytest.skip(f"{runtime}: {why}")
+    script = "echo x > /new; ls /; cat /etc/passwd"
+    asked = replace(spec("/bin/sh", "-c", script), image=tiny, runtime=runtime)
+    kernel = await sessions.prepare(asked)
+    await sessions.runtime.start(kernel, asked)
+    done = await sessions.outcome(kernel)
+    assert {"bin", "work", "madang", "www:x:33:33::/:/bin/false"} <= set(done.out.decode().split())
+    assert "usr" not in done.out.decode().split()
+    assert b"Read-only file system" in done.err
+
+
+@pytest.mark.parametrize(
+    ("runtime", "root"),
+    [
+        ("crun", RootMode.WRITABLE),
+        ("runc", RootMode.FAKE),
+        ("runsc", RootMode.READ_ONLY),
+    ],
+)
+async def test_what_a_runtime_can_t_do_is_refused(
+    sessions: Sessions, tiny: ImageMount, runtime: str, root: RootMode
+) -> None:
+    if why := find(runtime)[1]:
+        pytest.skip(f"{runtime}: {why}")
+    asked = replace(spec("true"), image=tiny, root=root, runtime=runtime)
+    with pytest.raises(RuntimeNotOffered):
+        await sessions.prepare(asked)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from madang.agent import files
-from madang.agent.launcher import cgroups, main, warm
+from madang.agent.launcher import cgroups, main, pressure
 from madang.agent.launcher.processes import stat_fields
 from madang.agent.launcher.registry import Uids
 from madang.agent.launcher.warm import block_of, key_of, name_of
 from madang.agent.runtime.native import NativeRuntime
 from madang.testing.patience import PATIENCE_S
 from madang.testing.sessions import (
+    HOST,
     Launcher,
     Outcome,
     Sessions,
@@ -304,7 +307,7 @@ for line in open("/proc/self/maps"):
             try: content = memory.read(high - low)
             except (OSError, OverflowError): continue
         if re.search(rb"(?:canary-){6}", content): found.append(line)
-print(found, [p for p in os.listdir("/proc") if p.isdecimal()])
+print(found, {p for p in os.listdir("/proc") if p.isdecimal()} - {str(os.getpid())})
 """
 
 
@@ -314,7 +317,39 @@ async def test_nothing_of_one_session_is_seen_by_the_next(sessions: Sessions) ->
     done = await sessions.run(WARM, "-c", FIND)
 
     assert await _starts(sessions) == before + 2
-    assert done.out == b"[] ['1', '3']\n", done
+    assert done.out == b"[] {'1'}\n", done
+
+
+async def test_the_init_of_a_warm_session_keeps_nothing_of_what_it_was(
+    own_sessions: Sessions,
+) -> None:
+    """Another process had prepared everything; see ``builder``."""
+    kernel, _ = await _started(own_sessions)
+    (init,) = [pid for pid in _named(_of(own_sessions), "madang-init") if not _powers(pid)]
+    here = Path(f"/proc/{init}")
+    (program,) = _children(init)
+    files = sorted(os.readlink(entry) for entry in (here / "fd").iterdir())
+    status = dict(line.split(":\t", 1) for line in (here / "status").read_text().splitlines())
+
+    assert _place(here / "root") == _place(Path(f"/proc/{program}/root"))
+    assert _place(here / "cwd") == _place(here / "root")
+    named = [name for name in files if name.startswith("/") and name != "/dev/null"]
+    assert named == ["/memfd:madang (deleted)"], "its order alone"
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    assert len(set(status["Uid"].split())) == 1
+    assert status["Groups"].strip() == ""
+    assert await _answers(own_sessions, kernel)
+
+
+def _powers(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    sets = [line.split()[1] for line in status.splitlines() if line.startswith("Cap")]
+    return sum(int(each, 16) for each in sets)
+
+
+def _place(path: Path) -> tuple[int, int]:
+    info = path.stat()
+    return info.st_dev, info.st_ino
 
 
 async def test_each_fork_draws_other_numbers(sessions: Sessions) -> None:
@@ -429,13 +464,43 @@ async def test_over_the_budget_the_one_that_was_not_used_for_longest_ends() -> N
                 assert (await sessions.run(WARM, *show, image=image)).out == nested, image.name
 
 
-@pytest.mark.parametrize(("available", "short"), [(40, True), (60, False)])
-def test_memory_is_short_below_a_twentieth(
-    available: int, short: bool, monkeypatch: pytest.MonkeyPatch
+@contextlib.contextmanager
+def _instead_of(launcher: Launcher, path: str, text: str) -> Iterator[None]:
+    """What the launcher finds at *path*, in its own mount namespace."""
+    assert launcher.process is not None
+    enter = ("nsenter", "-t", str(launcher.process.pid), "-m")
+    fake = launcher.state / "fake"
+    fake.write_text(text)
+    subprocess.run([*enter, "mount", "--bind", str(fake), path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([*enter, "umount", path], check=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (pressure.MEMINFO, "MemTotal: 1000 kB\nMemAvailable: 40 kB\n"),
+        (pressure.STALLS, "some avg10=90.00 total=1\nfull avg10=40.00 total=1\n"),
+    ],
+)
+async def test_what_is_kept_warm_goes_where_memory_is_short_and_comes_back(
+    own_sessions: Sessions, path: str, text: str
 ) -> None:
-    text = f"MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: {available} kB\n"
-    monkeypatch.setattr(cgroups, "read", lambda _: text)
-    assert warm.is_short() is short
+    if not os.path.exists(path):
+        pytest.skip(f"this kernel has no {path}")
+    show = ("-c", IN_NEST)
+    await _until_warm(own_sessions, HOST)
+    with _instead_of(_of(own_sessions), path, text):
+        async with asyncio.timeout(PATIENCE_S):
+            while (await _kept(own_sessions)).interpreters:
+                await asyncio.sleep(0.1)
+        for _ in range(2):
+            assert (await own_sessions.run(WARM, *show)).out == b"0\n"
+            assert not (await _kept(own_sessions)).interpreters
+
+    await _until_warm(own_sessions, HOST)
 
 
 async def test_a_numeric_library_is_imported_already(sessions: Sessions) -> None:
@@ -483,7 +548,7 @@ HOSTILE: dict[str, str] = {
     "m.enter = lambda *_: time.sleep(1000)",
     "its forks lie about who they are": "import os, struct, __main__ as m\n"
     "import socket\n"
-    "def lie(init_fd, *rest):\n"
+    "def lie(hurry, init_fd, *rest):\n"
     "    if os.fork(): os._exit(0)\n"
     "    s = socket.socket(fileno=init_fd)\n"
     "    for pid in (1, 2, 3):\n"

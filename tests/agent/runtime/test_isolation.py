@@ -32,6 +32,7 @@ from madang.agent import files
 from madang.agent.launcher.offers import DOCKER, LACKS
 from madang.agent.runtime.native import NativeRuntime
 from madang.testing import attacks, evasions
+from madang.testing.roots import FakeRootRuntime
 from madang.testing.sessions import (
     PYTHON,
     ChosenRuntime,
@@ -50,6 +51,8 @@ from madang.wire.size import MIB
 
 IS_ROOT = os.geteuid() == 0
 ORDINARY = 2_000_072_000
+FAKE_ROOT = "fake root"
+"""Nor this: sessions whose programs believe they are root of a root of their own."""
 WARM = "warm"
 """Not a runtime: the native one, whose sessions are forks of a warm interpreter."""
 NESTED_UID = "NESTED_UID"
@@ -139,7 +142,7 @@ def booty() -> Iterator[dict[str, Any]]:
         }
 
 
-@pytest.fixture(scope="module", params=[*choices(), *[WARM] * IS_ROOT])
+@pytest.fixture(scope="module", params=[*choices(), *[WARM, FAKE_ROOT] * IS_ROOT])
 def chosen(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -157,6 +160,8 @@ def launcher(chosen: str, request: pytest.FixtureRequest) -> Iterator[Launcher]:
 
 
 def runtime_of(launcher: Launcher, chosen: str) -> NativeRuntime:
+    if chosen == FAKE_ROOT:
+        return FakeRootRuntime(launcher)
     return launcher.runtime() if chosen == WARM else ChosenRuntime(launcher, chosen)
 
 
@@ -238,8 +243,9 @@ def test_an_attack_gains_nothing(battle: Battle, chosen: str, name: str) -> None
     if why := LACKS.get(chosen, {}).get(attacks.PROMISES.get(name, "")):
         pytest.skip(f"{chosen} can't promise that: {why}")
     gained = battle.gained[name]
-    if chosen == RUNSC and gained and name in attacks.OF_GUEST:
-        expected, why = attacks.OF_GUEST[name]
+    allowed = {RUNSC: attacks.OF_GUEST, FAKE_ROOT: attacks.OF_FAKE_ROOT}.get(chosen, {})
+    if gained and name in allowed:
+        expected, why = allowed[name]
         if re.fullmatch(expected, gained):
             pytest.skip(f"{gained}: {why}")
     assert gained is None, f"{attacks.ATTACKS[name].__doc__}\ngained: {gained}"

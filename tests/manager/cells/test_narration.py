@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -235,8 +236,9 @@ def test_what_is_too_large_is_named_instead() -> None:
 def test_requests_for_input_and_their_answers() -> None:
     narrator = ready(cell("a"))
     asked = (OUT, frame("input", "a", "password", "pin: "))
-    for record in after(1000, log((OUT, frame("begin", "a")), asked)):
-        events = narrator.record(record)
+    begun, request = after(1000, log((OUT, frame("begin", "a")), asked))
+    narrator.record(begun)
+    events = narrator.record(request)
     assert [(e.kind, e.text, e.secret) for e in events] == [(K.INPUT, "pin: ", True)]
     assert narrator.asking
     assert [e.kind for e in narrator.answered(1.0)] == [K.ANSWERED]
@@ -311,7 +313,9 @@ PIECES = st.lists(
 def test_a_second_reader_tells_the_same_with_the_same_numbers(
     pieces: list[tuple[Stream, bytes]],
 ) -> None:
-    live, told, rows = Narrator(NONCE, 0), [], []
+    live = Narrator(NONCE, 0)
+    told: list[CellEvent] = []
+    rows: list[CellRow] = []
     for number, record in enumerate(log(*pieces)):
         if number % 5 == 2:
             row, events = live.accept(cell("abc"[len(rows) % 3] if len(rows) < 3 else f"n{number}"))
@@ -331,11 +335,7 @@ def test_how_output_is_cut_changes_nothing_but_where_text_is(noise: bytes, cuts:
     whole = noise + frame("display", "a", "text/plain", noise) + noise + frame("done", "a", "ok")
     places = [0, *sorted(cut % (len(whole) + 1) for cut in cuts), len(whole)]
     frames = Frames(NONCE)
-    found = [
-        item
-        for start, end in zip(places, places[1:], strict=False)
-        for _, item in frames.feed(whole[start:end])
-    ]
+    found = [item for start, end in pairwise(places) for _, item in frames.feed(whole[start:end])]
     assert [f for f in found if isinstance(f, Frame)] == [
         Frame("display", "a", "text/plain", noise),
         Frame("done", "a", "ok", b""),

@@ -50,13 +50,14 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
 
     thread = threading.Thread(target=lambda: asyncio.run(serve()))
     thread.start()
-    yield ready.result(30)
+    yield ready.result(PATIENCE_S)
     loop, done = stop.result()
     loop.call_soon_threadsafe(done.set)
     thread.join(PATIENCE_S)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_answers_are_as_described(live: tuple[str, str]) -> None:
     url, token = live
     described = schemathesis.openapi.from_url(f"{url}/v1/openapi.json")

@@ -75,7 +75,7 @@ class Line:
 OWNERS = frozenset({OWNER, "project_admin", "domain_admin", "root"})
 ADMINS = frozenset({"domain_admin", "root"})
 S, P, U = "/v1/sessions/{ref}", "/v1/projects/{project}", "/v1/users/{user}"
-I, CELL = S + "/interpreters/{interpreter}", {"interpreter": "python", "cell": "c"}
+ONE, CELL = S + "/interpreters/{interpreter}", {"interpreter": "python", "cell": "c"}
 DRAFT = {"text": "version = 1\n"}
 LINES = {
     "GET /v1/health": Line(),
@@ -110,17 +110,17 @@ LINES = {
     "GET /v1/interpreters": Line(),
     f"GET {S}/interpreters": Line("session"),
     f"POST {S}/interpreters": Line("session", body={}, does=OWNERS),
-    f"GET {I}": Line("session", lacks=True, fill=CELL),
-    f"DELETE {I}": Line("session", lacks=True, fill=CELL, does=OWNERS),
-    f"POST {I}/restart": Line("session", lacks=True, fill=CELL, does=OWNERS),
-    f"POST {I}/interrupt": Line("session", lacks=True, fill=CELL, does=OWNERS),
-    f"GET {I}/cells": Line("session", lacks=True, fill=CELL),
-    f"POST {I}/cells": Line("session", body={"code": "1"}, lacks=True, fill=CELL, does=OWNERS),
-    f"GET {I}/cells/{{cell}}": Line("session", lacks=True, fill=CELL),
-    f"POST {I}/input": Line("session", body={"text": "a"}, lacks=True, fill=CELL, does=OWNERS),
-    f"POST {I}/complete": Line("session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS),
-    f"POST {I}/inspect": Line("session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS),
-    f"GET {I}/channel": Line("session", lacks=True, fill=CELL, does=OWNERS),
+    f"GET {ONE}": Line("session", lacks=True, fill=CELL),
+    f"DELETE {ONE}": Line("session", lacks=True, fill=CELL, does=OWNERS),
+    f"POST {ONE}/restart": Line("session", lacks=True, fill=CELL, does=OWNERS),
+    f"POST {ONE}/interrupt": Line("session", lacks=True, fill=CELL, does=OWNERS),
+    f"GET {ONE}/cells": Line("session", lacks=True, fill=CELL),
+    f"POST {ONE}/cells": Line("session", body={"code": "1"}, lacks=True, fill=CELL, does=OWNERS),
+    f"GET {ONE}/cells/{{cell}}": Line("session", lacks=True, fill=CELL),
+    f"POST {ONE}/input": Line("session", body={"text": "a"}, lacks=True, fill=CELL, does=OWNERS),
+    f"POST {ONE}/complete": Line("session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS),
+    f"POST {ONE}/inspect": Line("session", body={"code": "a"}, lacks=True, fill=CELL, does=OWNERS),
+    f"GET {ONE}/channel": Line("session", lacks=True, fill=CELL, does=OWNERS),
     f"POST {S}/stop": Line("session", body={}, does=OWNERS),
     f"POST {S}/freeze": Line("session", does=OWNERS),
     f"POST {S}/thaw": Line("session", does=OWNERS),

@@ -44,7 +44,7 @@ async def test_an_image_is_built_used_and_removed(either_box: ManagerBox) -> Non
     assignment: Assignment = await agent.assigned(session["id"])
     assert assignment.spec.build
     assert assignment.spec.owner
-    assert assignment.spec.argv == ("python3", "-I", "/madang/tools/build.pyz", "numpy")
+    assert assignment.spec.argv == ("python3", "-I", "/madang/tools/build.pyz", "pip", "numpy")
     await box.call("POST", "/v1/images", {"name": "digits", "requirements": ["x"]}, status=409)
 
     await agent.running(assignment)

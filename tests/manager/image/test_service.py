@@ -13,6 +13,7 @@ from madang.kit.codec import convert
 from madang.manager.audit.service import AuditLog
 from madang.manager.db import Database, open_database
 from madang.manager.db.events import list_events
+from madang.manager.http import Caller
 from madang.manager.identity.store import add_user
 from madang.manager.image.service import ImageService
 from madang.manager.image.types import MANIFEST_PATIENCE_S, REMOVED_S, ImageSettings, Owner
@@ -28,6 +29,8 @@ from madang.wire.errors import (
     SizeImpossible,
 )
 from madang.wire.image import BuildRequest, ImageStatus
+from madang.wire.kernel import ImageMount
+from madang.wire.link import LayerSaved
 from madang.wire.session import Ended, Reason, Result, Session, SessionSpec, SessionStatus
 
 ANN = Owner(user_id="u-ann", user="ann", project_id="default")
@@ -84,11 +87,20 @@ class Sessions:
     keys: dict[str, str] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     live: dict[str, int] = field(default_factory=dict)
+    offers: dict[str, tuple[str, ...]] = field(default_factory=dict)
     refuse: PlatformError | None = None
     away: bool = False
     crash: bool = False
 
-    async def start_build(self, owner: Owner, spec: SessionSpec, key: str) -> Session:
+    async def start_build(
+        self,
+        owner: Owner,
+        spec: SessionSpec,
+        key: str,
+        offers: tuple[str, ...] = (),
+        mount: ImageMount | None = None,
+    ) -> Session:
+        self.offers[key] = offers
         if self.crash:
             raise asyncio.CancelledError
         if self.refuse is not None:
@@ -107,6 +119,15 @@ class Sessions:
             raise NodeUnavailable("the node is away")
         assert path == "/outputs/image.json"
         return self.files[session_id]
+
+    async def get(self, caller: Caller, ref: str) -> Session:
+        return next(each for each in self.sessions.values() if each.name == ref)
+
+    async def mount_of(self, session_id: str) -> ImageMount:
+        raise NodeUnavailable("the node is away")
+
+    async def save_root(self, session_id: str) -> LayerSaved:
+        raise NodeUnavailable("the node is away")
 
     async def live_images(self) -> Mapping[str, int]:
         return self.live

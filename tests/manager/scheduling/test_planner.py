@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from madang.manager.scheduling.planner import plan, plugins
-from madang.manager.scheduling.planner.book import Floats
+from madang.manager.scheduling.planner.book import Floats, Ints
 from madang.manager.scheduling.planner.order import decayed, mean_share
 from madang.manager.scheduling.planner.placement import Pack
 from madang.manager.scheduling.planner.plugins import UnknownPlugin
@@ -189,9 +190,13 @@ class Picky(Pack):
     def row(self, shape: int) -> Floats:
         return np.where([room.node == "b" for room in self._book.rooms], np.inf, super().row(shape))
 
-    def column(self, node: int, slack: Floats) -> Floats:
-        found = super().column(node, slack)
-        return found + np.inf if self._book.rooms[node].node == "b" else found
+    def block(self, nodes: Sequence[int], shapes: Ints, slack: Floats) -> Floats:
+        found = super().block(nodes, shapes, slack)
+        found[[self._book.rooms[node].node == "b" for node in nodes]] = np.inf
+        return found
+
+    def score(self, node: int, shape: int) -> float:
+        return np.inf if self._book.rooms[node].node == "b" else super().score(node, shape)
 
 
 def test_a_gang_that_a_plugin_stops_half_way_leaves_nothing_behind(

@@ -51,7 +51,7 @@ async def refused(box: ManagerBox, policy: str = "", **more: Any) -> dict[str, A
     body = {"argv": ["x"], "policy": policy, **more}
     error = dict(await box.call("POST", "/v1/sessions", body, status=409))
     assert error["code"] == "policy.unkept"
-    return error | error["details"]
+    return {**error, **error["details"]}
 
 
 async def apply(box: ManagerBox, text: str, target: str = "site") -> None:

@@ -45,7 +45,10 @@ path-include=/usr/share/doc/*/copyright
 force-unsafe-io
 force-confold
 """
-_APT = b'Acquire::Languages "none";\nAPT::Install-Suggests "false";\n'
+_APT = b"""Acquire::Languages "none";
+APT::Install-Suggests "false";
+Dpkg::Use-Pty "0";
+"""
 _NO_SERVICES = b"#!/bin/sh\nexit 101\n"
 
 

@@ -8,7 +8,7 @@ later: the program is the init's child, signalled, waited for and killed as any 
 The runtime works in a root of its own, where there is nothing of the machine but what sessions may
 read anyway::
 
-    /            the image's template, read-only; the runtime itself is in its /usr
+    /            the machine's own system, read-only; the runtime itself is in its /usr
     /mnt         memory: bundle and state of a start, deleted after it
     /srv         the session's root, with all that is mounted on it
     /sys/fs/cgroup   version 2, read-only: the session's limits are not the runtime's business
@@ -74,7 +74,7 @@ def enter(order: Order, view: View) -> None:
     """Make both roots and move into the runtime's; we have a mount namespace of our own."""
     root, outer = mounts.assemble(order, view), os.fsencode(view.outer)
     quiet = syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC
-    syscalls.bind(os.fsencode(view.template), outer, recursive=True)
+    syscalls.bind(os.fsencode(view.host), outer, recursive=True)
     syscalls.mount(b"proc", outer + b"/proc", b"proc", quiet)
     syscalls.mount(b"tmpfs", outer + b"/sys", b"tmpfs", quiet, b"mode=755,size=64k")
     os.makedirs(outer + b"/sys/fs/cgroup")

@@ -25,7 +25,7 @@ import termios
 from base64 import b64decode
 from collections.abc import Callable, Mapping
 from functools import cache, partial
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from madang.agent.launcher import (
     box,
@@ -43,10 +43,10 @@ from madang.agent.launcher import (
     syscalls,
     truth,
 )
+from madang.agent.launcher.builder import Builder, build
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.containers import Containers, Refused
 from madang.agent.launcher.gvisor import Gvisor
-from madang.agent.launcher.mounts import Frame
 from madang.agent.launcher.order import Order, View
 from madang.agent.launcher.processes import say
 from madang.agent.launcher.seat import Seat
@@ -72,10 +72,15 @@ _OOM_SCORE: Final = b"300"
 NAMESPACES: Final = (
     syscalls.CLONE_NEWNET | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC | syscalls.CLONE_NEWCGROUP
 )
-CHANGED_SIGNALS: Final = (
-    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE),
-    *(signal.SIGXFSZ, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN),
-    signal.SIGTTOU,
+CHANGED_SIGNALS: Final = tuple(
+    map(
+        int,
+        (
+            *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGPIPE),
+            *(signal.SIGXFSZ, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTSTP, signal.SIGTTIN),
+            signal.SIGTTOU,
+        ),
+    )
 )
 """Those that Python, we, or who started us (nohup, shells) may have ignored: programs get the
 defaults."""
@@ -88,48 +93,120 @@ def run(link: socket.socket, group: Group | None, seat: Seat | None = None) -> N
     With a *seat* it is in a nest (see ``nest``): in its group already, root there and nowhere else.
     """
     try:
-        message, fds = channel.receive(link) if _ready(link, group, seat) else (None, [])
-        if message is not None:
-            order = Order.from_json(channel.from_memory(fds[0]))
-            os.close(fds[0])
-            if order.box:
-                box.run(link, order)
-            elif _set_up(link, order, seat.frame if seat is not None else None, fds[1:]):
-                if order.spec.build and order.spec.image.kind == ImageKind.ROOT:
-                    relay.start()
-                _Init(link, order, seat).serve()
+        if seat is not None:
+            assert group is not None
+            _run_with_builder(link, group, seat)
+        elif _ready(link, group):
+            _run(link)
     except BaseException as exc:
         say(f"madang init: {exc!r}")
     finally:
         os._exit(0)
 
 
-def _ready(link: socket.socket, group: Group | None, seat: Seat | None) -> bool:
-    """Do everything that needs no session; whether it could be done."""
+def _run(link: socket.socket) -> None:
+    message, fds = channel.receive(link)
+    if message is None:
+        return
+    order = Order.from_json(channel.from_memory(fds[0]))
+    os.close(fds[0])
+    if order.box:
+        box.run(link, order)
+    elif _set_up(link, order):
+        if order.spec.build and order.spec.image.kind == ImageKind.ROOT:
+            relay.start()
+        _Init(link, order).serve()
+
+
+def _begin() -> None:
     for number in CHANGED_SIGNALS:
         syscalls.handle(number, syscalls.DEFAULT)
     syscalls.set_process_name("madang-init")
     gc.disable()
+
+
+def _ready(link: socket.socket, group: Group | None) -> bool:
+    """Do everything that needs no session; whether it could be done."""
+    _begin()
     try:
         if group is not None:
             syscalls.die_with_parent(signal.SIGKILL)
-            if seat is None:
-                group.join()
+            group.join()
             syscalls.unshare(NAMESPACES)
             syscalls.loopback_up()
-            if seat is not None:
-                seat.set_up(group)
-                seat.offer(link)
-                seat.wait()
         else:
             syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     except OSError as exc:
         channel.send(link, {"failed": f"a slot can't be made: {exc}"})
         return False
-    sent = channel.send(link, {"ready": True, "warm": seat is not None and seat.taken})
+    sent = channel.send(link, {"ready": True})
     if group is not None:
         _rehearse(group)
     return sent
+
+
+# -- with a seat -----------------------------------------------------------------------------------
+
+
+def _run_with_builder(link: socket.socket, group: Group, seat: Seat) -> None:
+    """In a nest; see ``builder``."""
+    _begin()
+    try:
+        syscalls.die_with_parent(signal.SIGKILL)
+        syscalls.unshare(NAMESPACES | syscalls.CLONE_NEWNS)
+        built = build(partial(_build, link, group, seat), link)
+    except OSError as exc:
+        channel.send(link, {"failed": f"a slot can't be made: {exc}"})
+        return
+    if built is None:
+        return
+    job = built.value["job"]
+    os.chdir("/")  # The builder has moved our root, too, but not where we were.
+    seat.resume(built.value["pid"], built.fds)
+    try:
+        limit_resources()
+        os.umask(0o022)
+        _become_user(job["uid"])
+        seccomp.install(job["filter"])
+    except OSError as exc:
+        channel.send(link, {"failed": f"the sandbox can't be set up: {exc}"})
+        return
+    spec = ExecSpec(argv=(), cwd=os.fsdecode(job["cwd"]), **built.value["streams"])
+    init = _Init(link, built.order, seat)
+    init.begin()
+    if init.start(MAIN, spec, job):
+        init.loop()
+
+
+def _build(link: socket.socket, group: Group, seat: Seat, builder: Builder) -> None:
+    """Everything that the init of a slot in a nest need not do itself."""
+    try:
+        syscalls.loopback_up()
+        seat.set_up(group)
+        seat.offer(link)
+        seat.wait()
+    except OSError as exc:
+        channel.send(link, {"failed": f"a slot can't be made: {exc}"})
+        return
+    assert seat.frame is not None
+    channel.send(link, {"ready": True, "warm": seat.taken})
+    if not seat.hurry:
+        _rehearse(group)
+    message, fds = channel.receive(link)
+    if message is None:
+        return
+    order = Order.from_json(channel.from_memory(fds[0]))
+    try:
+        seat.frame.take(fds[1:])
+        seat.frame.fill(order)
+        syscalls.sethostname(order.spec.hostname.encode())
+    except Exception as exc:
+        channel.send(link, {"failed": f"the sandbox can't be set up: {exc}"})
+        return
+    spec = order.spec
+    streams = {"tty": spec.tty, "stdin": spec.stdin, "rows": spec.rows, "cols": spec.cols}
+    value = {"job": _job(spec, order), "streams": streams, "pid": seat.pid}
+    builder.hand_over(value, fds[0], seat.descriptors)
 
 
 def _rehearse(group: Group) -> None:
@@ -145,20 +222,12 @@ def _rehearse(group: Group) -> None:
     environment(order, order.spec)
 
 
-def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: list[int]) -> bool:
-    """Whether the sandbox stands; if not, the keeper is told why.
-
-    *frame*: the session's root, if it was made ahead and we are in it; then *folders* are its own,
-    as ``Frame.take`` wants them.
-    """
+def _set_up(link: socket.socket, order: Order) -> bool:
+    """Whether the sandbox stands; if not, the keeper is told why."""
     listener: list[int] = []
     try:
         if order.view is not None:
-            if frame is None:
-                _make_root(order, order.view)
-            else:
-                frame.take(folders)
-                frame.fill(order)
+            _make_root(order, order.view)
             listener = _restrict(order)
         else:
             os.umask(0o022)
@@ -170,10 +239,7 @@ def _set_up(link: socket.socket, order: Order, frame: Frame | None, folders: lis
 
 def settle_in(order: Order) -> None:
     """What is left to be done in a box, where Docker has done the rest. Raises OSError."""
-    for number in CHANGED_SIGNALS:
-        syscalls.handle(number, syscalls.DEFAULT)
-    syscalls.set_process_name("madang-init")
-    gc.disable()
+    _begin()
     os.chdir("/")
     limit_resources()
     os.umask(0o022)
@@ -185,7 +251,7 @@ def settle_in(order: Order) -> None:
 
 def serve(link: socket.socket, order: Order, lifeline: int) -> None:
     """Be the init of a session in a box until it is over, or *lifeline* is closed."""
-    _Init(link, order, None, lifeline).serve()
+    _Init(link, order, lifeline=lifeline).serve()
 
 
 @cache
@@ -224,28 +290,21 @@ def _restrict(order: Order) -> list[int]:
         return []
     if order.spec.root is RootMode.FAKE:
         fakeroot.become(order.uid, nested=order.nested)
+        _let_go()
     else:
-        _become_user(order)
-    syscalls.die_with_parent(signal.SIGKILL)  # Again: a change of uid clears it.
-    syscalls.no_new_privileges()
-    # We are a copy of the launcher, which has handled other sessions' secrets.
-    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    syscalls.close_on_exec_from(3)
-    _forget_standard_files()
+        _become_user(mounts.shown_uid(order), nested=order.nested)
     listener = guarded.restrict(order)
     seccomp.install(_filter(order))
     return listener
 
 
-def _filter(order: Order) -> bytes:
-    return b64decode(order.program) if order.program else filter_program()
+def _become_user(uid: int, *, nested: bool = False) -> None:
+    """With no capability, nothing of others and no way back; the filter is left.
 
-
-def _become_user(order: Order) -> None:
-    """Nested, our only uid becomes an ordinary one in a namespace that owns nothing."""
+    Nested, our only uid becomes an ordinary one in a namespace that owns nothing.
+    """
     syscalls.drop_bounding_set()
-    uid = mounts.shown_uid(order)
-    if order.nested:
+    if nested:
         fakeroot.enter_user_namespace(uid, os.geteuid())
         syscalls.drop_bounding_set()
         os.setresgid(uid, uid, uid)
@@ -253,6 +312,21 @@ def _become_user(order: Order) -> None:
     else:
         syscalls.change_user(uid)
     syscalls.drop_capabilities()
+    _let_go()
+
+
+def _let_go() -> None:
+    """Of what the launcher had; and no way back."""
+    syscalls.die_with_parent(signal.SIGKILL)  # Again: a change of uid clears it.
+    syscalls.no_new_privileges()
+    # We are a copy of the launcher, which has handled other sessions' secrets.
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.close_on_exec_from(3)
+    _forget_standard_files()
+
+
+def _filter(order: Order) -> bytes:
+    return b64decode(order.program) if order.program else filter_program()
 
 
 def _forget_standard_files() -> None:
@@ -272,12 +346,20 @@ def limit_resources() -> None:
 
 class _Init:
     def __init__(
-        self, link: socket.socket, order: Order, seat: Seat | None, lifeline: int = -1
+        self,
+        link: socket.socket,
+        order: Order | int,
+        seat: Seat | None = None,
+        *,
+        lifeline: int = -1,
     ) -> None:
-        """*lifeline*: where it is readable, the session is over."""
+        """*order*: or where it can be read once it is needed, of an ordinary session.
+
+        *lifeline*: where it is readable, the session is over.
+        """
         self._link = link
         self._lifeline = lifeline
-        self._order = order
+        self._given = order
         self._seat = seat
         self._programs: dict[int, str] = {}
         """pid → ``main`` or an exec's id"""
@@ -286,31 +368,48 @@ class _Init:
         self._gvisor: Gvisor | None = None
         self._kill: Callable[[int, int], None] = os.killpg
         self._kill_all: Callable[[int], None] = partial(os.kill, -1)
+        if isinstance(order, Order):
+            self._choose(order)
+        self._wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wake_writer = wake_writer
+
+    def _choose(self, order: Order) -> None:
+        """Who starts and kills programs."""
         if order.runtime == RUNSC:
             self._containers = self._gvisor = Gvisor(order, filter_program())
             self._kill, self._kill_all = self._gvisor.signal, self._gvisor.signal_all
         elif order.runtime != NATIVE and not order.box:
             self._containers = Containers(order, filter_program())
-        self._wake, wake_writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._wake_writer = wake_writer
+
+    @property
+    def _order(self) -> Order:
+        if isinstance(self._given, int):
+            fd, self._given = self._given, Order.from_json(channel.from_memory(self._given))
+            os.close(fd)
+        return self._given
 
     def serve(self) -> None:
+        self.begin()
+        spec = self._order.spec
+        if not spec.argv:
+            channel.send(self._link, {"program": MAIN, "idle": True})
+        if not spec.argv or self.start(MAIN, spec):
+            self.loop()
+        if self._order.view is None:
+            _kill_descendants()
+
+    def begin(self) -> None:
         syscalls.handle(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_writer, warn_on_full_buffer=False)
         self._selector.register(self._link, selectors.EVENT_READ)
         self._selector.register(self._wake, selectors.EVENT_READ)
         if self._lifeline >= 0:
             self._selector.register(self._lifeline, selectors.EVENT_READ)
-        spec = self._order.spec
-        if not spec.argv:
-            if self._seat is not None:
-                self._seat.give_up()
-            channel.send(self._link, {"program": MAIN, "idle": True})
-        if not spec.argv or self._start(MAIN, spec):
-            while self._step():
-                pass
-        if self._order.view is None:
-            _kill_descendants()
+
+    def loop(self) -> None:
+        """Until the session is over."""
+        while self._step():
+            pass
 
     def _step(self) -> bool:
         """One event; False once the session is over."""
@@ -333,12 +432,12 @@ class _Init:
         elif message["do"] == "exec":
             spec = checks.exec_spec(channel.from_memory(fds[0]))
             os.close(fds[0])
-            self._start(message["program"], spec)
+            self.start(message["program"], spec)
         return True
 
     def _signal(self, program: str, number: int) -> None:
         """To the program's process group; without a main program, to everything."""
-        if program == MAIN and not self._order.spec.argv:
+        if program == MAIN and MAIN not in self._programs.values():
             if self._order.view is not None:
                 with contextlib.suppress(ProcessLookupError):
                     self._kill_all(number)
@@ -366,10 +465,12 @@ class _Init:
             elif self._gvisor is not None and self._gvisor.has_ended(pid):
                 return False
 
-    def _start(self, name: str, spec: KernelSpec | ExecSpec) -> bool:
+    def start(
+        self, name: str, spec: KernelSpec | ExecSpec, job: dict[str, Any] | None = None
+    ) -> bool:
         """Start a program; its ends of pipes or terminal go to the keeper at once.
 
-        Whether it runs; if not, the keeper knows why.
+        Whether it runs; if not, the keeper knows why. *job*: see ``_job``.
         """
         inner: list[int] = []
         seat = self._seat if name == MAIN else None
@@ -380,7 +481,8 @@ class _Init:
         try:
             if self._containers is None:
                 inner = _connected(_open_terminal if spec.tty else _open_pipes, spec, connect)
-                pid = _spawn(spec, self._order, inner, seat)
+                job = _job(spec, self._order) if job is None else job
+                pid = _spawn(job, spec, inner, seat)
             else:
                 if not (spec.tty and self._containers.makes_terminals):
                     opening = _open_terminal if spec.tty else _open_pipes
@@ -441,7 +543,20 @@ def _open_terminal(spec: KernelSpec | ExecSpec) -> tuple[list[int], list[int]]:
     return [slave, slave, slave], [master]
 
 
-def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int], seat: Seat | None) -> int:
+def _job(spec: KernelSpec | ExecSpec, order: Order) -> dict[str, Any]:
+    """All that a program is told; of types that every Python reads, see ``warmed``."""
+    return {
+        "argv": checks.argv_bytes(spec.argv, spec.argv_encoding),
+        "env": environment(order, spec),
+        "cwd": os.fsencode(_real_path(order, spec.cwd)),
+        "uid": order.uid,
+        "filter": _filter(order),
+    }
+
+
+def _spawn(
+    job: dict[str, Any], spec: KernelSpec | ExecSpec, inner: list[int], seat: Seat | None
+) -> int:
     """Start the program in a session of its own; its pid. Raises Refused.
 
     Who waits in the *seat* becomes it, if somebody does.
@@ -449,8 +564,6 @@ def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int], seat: Se
     By posix_spawn: it shares our memory until its exec, where a fork would copy page tables. What
     it can't do for us, we do around it: our own working directory is the program's meanwhile.
     """
-    argv = checks.argv_bytes(spec.argv, spec.argv_encoding)
-    variables = environment(order, spec)
     name = os.ttyname(inner[0]) if spec.tty else ""
     if spec.tty:  # A session leader's first open of a terminal makes it the controlling one.
         actions: list[tuple[object, ...]] = [(os.POSIX_SPAWN_OPEN, 0, name, os.O_RDWR, 0)]
@@ -458,16 +571,16 @@ def _spawn(spec: KernelSpec | ExecSpec, order: Order, inner: list[int], seat: Se
     else:
         actions = [(os.POSIX_SPAWN_DUP2, fd, number) for number, fd in enumerate(inner)]
     try:
-        os.chdir(_real_path(order, spec.cwd))
+        os.chdir(job["cwd"])
     except OSError as exc:
         text = f"can't enter the working directory {spec.cwd[:200]}: {exc.strerror}"
         raise Refused(126, text) from exc
-    if seat is not None:
-        job = {"argv": argv, "env": variables, "cwd": os.fsencode(spec.cwd), "uid": order.uid}
-        job |= {"filter": _filter(order), "tty": os.fsencode(name) if spec.tty else b""}
-        if (pid := seat.become(job, inner)) is not None:
-            return pid
+    argv, variables = job["argv"], job["env"]
     try:
+        if seat is not None:
+            pid = seat.become(job | {"tty": os.fsencode(name)}, inner)
+            if pid is not None:
+                return pid
         return _spawn_first(candidates(argv[0], variables), argv, variables, actions)
     finally:
         os.chdir("/")

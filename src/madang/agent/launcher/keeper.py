@@ -110,7 +110,7 @@ def _fork_init(link: socket.socket, group: Group | None, berth: Berth | None) ->
 
         def begin(joins: list[int]) -> NoReturn:
             syscalls.close_all_but(link.fileno(), *joins)
-            init.run(link, group, Seat(joins, berth.view))
+            init.run(link, group, Seat(joins, berth.view, hurry=berth.hurry))
 
         return fork_init((berth.user, berth.pids), group, begin)
     if group is not None:

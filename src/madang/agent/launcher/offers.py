@@ -17,6 +17,7 @@ from madang.wire.errors import NetworkRefused, PolicyInvalid, RuntimeNotOffered,
 from madang.wire.image import ImageKind
 from madang.wire.kernel import NATIVE, RUNSC, WITHOUT_NETWORK, KernelSpec
 from madang.wire.policy import Sandbox
+from madang.wire.session import RootMode
 from madang.wire.size import MIB, Size, format_bytes
 
 PACKAGES: Final = {"crun": "crun", "runc": "runc", RUNSC: "runsc"}
@@ -32,7 +33,9 @@ _NO_NETWORK: Final = (
     "network: gVisor has network interfaces of its own, which the machine's rules don't reach. "
     "Leave --network out, or use another runtime."
 )
-_NO_ROOTS: Final = "an image with a root of its own needs the runtime native"
+_WITH_ROOTS: Final = ("crun", "runc")
+_NO_ROOTS: Final = "it runs no image with a root of its own"
+_NO_OWN_ROOTS: Final = "a session that changes its root needs the runtime native"
 _NOT_ALLOWED: Final = "`node.runtimes` does not name it"
 
 
@@ -145,8 +148,10 @@ class Offers:
             raise RuntimeNotOffered(name, offered=self.programs, why=why)
         if name == NATIVE:
             return Offer()
-        if spec.image.kind == ImageKind.ROOT:
-            raise RuntimeNotOffered(name, offered=(NATIVE,), why=_NO_ROOTS)
+        if spec.image.kind == ImageKind.ROOT and name not in _WITH_ROOTS:
+            raise RuntimeNotOffered(name, offered=(NATIVE, *_WITH_ROOTS), why=_NO_ROOTS)
+        if spec.root is not RootMode.READ_ONLY:
+            raise RuntimeNotOffered(name, offered=(NATIVE,), why=_NO_OWN_ROOTS)
         _check_size(name, spec)
         if name == DOCKER:  # For the start alone: its init installs the session's own.
             found = profile.profile(Sandbox(widen=spec.sandbox.widen))

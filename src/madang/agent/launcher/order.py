@@ -50,6 +50,8 @@ class Berth:
     pids: int
     view: View
     """Of its image; the service folder is not known yet."""
+    hurry: bool = False
+    """A session waits for it: nothing is rehearsed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,6 +31,7 @@ def start() -> None:
     if os.fork() == 0:
         try:
             signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGPIPE, signal.SIG_IGN)  # Clients leave when they like.
             syscalls.close_all_but(listener.fileno())
             syscalls.set_process_name("madang-relay")
             syscalls.die_with_parent(signal.SIGKILL)
@@ -48,7 +49,11 @@ def _serve(listener: socket.socket) -> None:
     while True:
         free.acquire()
         client, _ = listener.accept()
-        threading.Thread(target=_carry, args=(client, free), daemon=True).start()
+        try:
+            threading.Thread(target=_carry, args=(client, free), daemon=True).start()
+        except RuntimeError:  # No thread to be had: the client sees an end.
+            client.close()
+            free.release()
 
 
 def _carry(client: socket.socket, free: threading.Semaphore) -> None:

@@ -12,9 +12,10 @@ import os
 import signal
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Any, Final
 
-from madang.agent.launcher import channel, syscalls
+from madang.agent.launcher import channel
 from madang.agent.launcher.cgroups import Group
 from madang.agent.launcher.mounts import Frame
 from madang.agent.launcher.order import View
@@ -28,8 +29,12 @@ _FORMAT: Final = 2
 class Seat:
     """The init's side: a fork of the interpreter that waits in our slot to become its program."""
 
-    def __init__(self, joins: list[int], view: View) -> None:
-        """*joins*: descriptors by which it can be put into our group. *view*: of its image."""
+    def __init__(self, joins: list[int], view: View, *, hurry: bool = False) -> None:
+        """*joins*: descriptors by which it can be put into our group. *view*: of its image.
+
+        *hurry*: see ``Berth``.
+        """
+        self.hurry = hurry
         self._joins = joins
         self._view = view
         self.frame: Frame | None = None
@@ -40,8 +45,7 @@ class Seat:
         """Who waited here was asked, and did not become the program."""
 
     def set_up(self, group: Group) -> None:
-        """Move into a root made ahead. Raises OSError."""
-        syscalls.unshare(syscalls.CLONE_NEWNS)
+        """Move into a root made ahead, in a mount namespace of our own. Raises OSError."""
         self.frame = Frame(self._view, group)
         self.frame.enter()
 
@@ -62,16 +66,35 @@ class Seat:
         assert self._link is not None
         try:
             self._pid = _sender(self._link)
-            # Only a child of ours, so that we see it end; nobody else can be waited for.
-            os.waitid(os.P_PID, self._pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
             for fd in self._joins:
                 os.write(fd, b"%d" % self._pid)
         except (OSError, ValueError):
             self.give_up()
+        return self._link is not None
+
+    @property
+    def pid(self) -> int:
+        """Who waits; 0: nobody."""
+        return self._pid if self.taken else 0
+
+    @property
+    def descriptors(self) -> list[int]:
+        """For ``resume`` elsewhere."""
+        return [] if self._link is None else [self._link.fileno()]
+
+    def resume(self, pid: int, descriptors: Sequence[int]) -> None:
+        """The init's: go on with who waits, if somebody does, where its builder began."""
         for fd in self._joins:
             os.close(fd)
-        self._joins = []
-        return self._link is not None
+        if not pid:
+            return
+        self._link, self._pid = channel.adopt(descriptors[0]), pid
+        self._link.settimeout(SEAT_S)
+        try:  # Only a child of ours, so that we see it end; nobody else can be waited for.
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self.missed = True
+            self.give_up()
 
     @property
     def taken(self) -> bool:
@@ -83,7 +106,7 @@ class Seat:
             return None
         memory = channel.memory_of(marshal.dumps(job, _FORMAT))
         try:
-            socket.send_fds(self._link, [b"go"], [*streams, memory], socket.MSG_NOSIGNAL)
+            channel.send_bytes(self._link, b"go", [*streams, memory])
             if self._link.recv(16) == b"on":
                 self._link.close()
                 self._link = None

@@ -188,7 +188,7 @@ def sethostname(name: bytes) -> None:
     check(_libc.sethostname(name, len(name)), "sethostname")
 
 
-def fork_sibling(flags: int) -> int:
+def fork_sibling(flags: int = 0) -> int:
     """Fork a child of our parent; 0 in the child. No handler of a fork runs, in C nor in Python."""
     flags |= CLONE_PARENT | signal.SIGCHLD
     return check(_libc.syscall(number("clone"), flags, None, None, None, None), "clone")

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
 
-from madang.agent.launcher import cgroups, channel, seccomp
+from madang.agent.launcher import channel, pressure, seccomp
 from madang.agent.launcher.cgroups import Group, Hierarchies
 from madang.agent.launcher.failures import Failures
 from madang.agent.launcher.mounts import Templates
@@ -66,8 +66,6 @@ _PIDS: Final = 64
 _BLOCKS: Final = 100
 """Into so many the uids are cut; half of them may be nests'."""
 LEAST_UIDS: Final = 40
-_LEAST_FREE: Final = 0.05
-"""Of the machine's memory; where less is left, interpreters end."""
 
 Key = tuple[str, str, tuple[str, ...], tuple[tuple[str, str], ...], tuple[str, ...], int, Any]
 
@@ -139,11 +137,11 @@ class Nest:
         now = time.monotonic()
         return max(1, sum(now - at < _RECENT_S for at in self.starts))
 
-    def offer(self, fds: Sequence[int]) -> None:
+    def offer(self, hurry: bool, fds: Sequence[int]) -> None:
         """A slot's seat. Lost where it does not read: then the slot's init waits in vain."""
         flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
         try:
-            socket.send_fds(self.link, [b"s"], list(fds), flags)
+            socket.send_fds(self.link, [b"h" if hurry else b"s"], list(fds), flags)
         except OSError:
             pass
 
@@ -203,7 +201,7 @@ class Warmth:
         if nest is None or not nest.ready or uid not in nest.block:
             return None
         try:
-            slot = nest.slots.pop(0) if nest.slots else self._make(nest)
+            slot = nest.slots.pop(0) if nest.slots else self._make(nest, hurry=True)
         except PlatformError as exc:
             say(f"launcher: {exc.text}")
             return None
@@ -260,7 +258,7 @@ class Warmth:
         """Make an interpreter, if there is room and none failed lately."""
         if key in self._nests or self._uids is None:
             return
-        if self._failures.holds(key):
+        if self._failures.holds(key) or pressure.is_short():
             return
         if not self._make_room(self._sizes.get(key, _LEAST_BYTES)):
             return
@@ -421,10 +419,12 @@ class Warmth:
 
     # -- forks made ahead --------------------------------------------------------------------
 
-    def _make(self, nest: Nest) -> Slot:
+    def _make(self, nest: Nest, *, hurry: bool = False) -> Slot:
+        """*hurry*: a session waits for it."""
         assert nest.namespaces is not None
-        berth = Berth(*nest.namespaces, nest.view)
-        slot = self._slots.make(nest.slots, berth, nest.offer, partial(self._miss, nest))
+        berth = Berth(*nest.namespaces, nest.view, hurry)
+        offer, miss = partial(nest.offer, hurry), partial(self._miss, nest)
+        slot = self._slots.make(nest.slots, berth, offer, miss)
         slot.nest = nest.name
         slot.became = partial(self._trust, nest)
         return slot
@@ -477,7 +477,7 @@ class Warmth:
                 self._retire(nest)
             elif len(nest.slots) > nest.wanted:
                 self._slots.drop(nest.slots.pop())
-        if is_short():
+        if pressure.is_short():
             self._end_oldest()
         self._measure()
         self._look_later()
@@ -513,13 +513,3 @@ class Warmth:
         if oldest is not None:
             self._retire(oldest)
         return oldest is not None
-
-
-def is_short() -> bool:
-    """Whether the machine's memory is."""
-    found = dict.fromkeys(("MemTotal", "MemAvailable"), 0)
-    for line in cgroups.read("/proc/meminfo").splitlines():
-        name, _, value = line.partition(":")
-        if name in found:
-            found[name] = int(value.split()[0])
-    return found["MemAvailable"] < found["MemTotal"] * _LEAST_FREE

@@ -5,34 +5,27 @@ the time: of its own forks each would soon hold alone whatever was written betwe
 
 ::
 
-    launcher ── zygote ── (a fork that leaves at once) ── keeper or guard
-
-The launcher is a subreaper, so these become its children.
+    launcher ──┬── zygote
+               └── keepers and guards, forked by the zygote as its siblings
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import errno
 import gc
 import os
 import signal
 import socket
-import sys
 from dataclasses import asdict
 from typing import Final, NoReturn
 
 from madang.agent.launcher import channel, guard, keeper, nest, syscalls
 from madang.agent.launcher.cgroups import Hierarchies
 from madang.agent.launcher.order import Berth, Order, View
+from madang.agent.launcher.warmed import close_gaps
 
 _ANSWER_S: Final = 10.0
 """Who has not forked by then is given up."""
-_SMALL_BYTES: Final = 512
-"""The largest object that CPython packs with others of its size, in steps of 16 bytes."""
-_POOL_BYTES: Final = 16 * 1024
-_BYTES_HEADER: Final = sys.getsizeof(b"")
 
 
 class ZygoteLost(OSError):
@@ -58,7 +51,7 @@ class Zygote:
         """
         if berth is None:
             return self._fork({"slot": slot}, [launcher.fileno()])
-        message = {"slot": slot, "view": asdict(berth.view)}
+        message = {"slot": slot, "view": asdict(berth.view), "hurry": berth.hurry}
         return self._fork(message, [launcher.fileno(), berth.user, berth.pids])
 
     def fork_guard(self, launcher: socket.socket) -> int:
@@ -120,7 +113,7 @@ class Zygote:
             syscalls.set_process_name("madang-zygote")
             syscalls.die_with_parent(signal.SIGKILL)
             gc.disable()
-            _kept = _close_gaps()
+            close_gaps()
             while self._obey(link):
                 pass
         finally:
@@ -131,38 +124,24 @@ class Zygote:
         message, fds = channel.receive(link)
         if message is None:
             return False
-        answer = self._fork_twice(message, fds)
+        try:
+            pid = syscalls.fork_sibling()
+            answer = {"pid": pid}
+        except OSError as exc:
+            pid, answer = -1, {"errno": exc.errno or errno.EAGAIN}
+        if pid == 0:
+            try:
+                self._become(message, fds)
+            finally:
+                os._exit(1)
         for fd in fds:
             os.close(fd)
         return channel.send(link, answer)
 
-    def _fork_twice(self, message: channel.Message, fds: list[int]) -> channel.Message:
-        reader, writer = os.pipe2(os.O_CLOEXEC)
-        try:
-            middle = os.fork()
-            if middle == 0:
-                self._fork_and_leave(message, fds, writer)
-            os.waitpid(middle, 0)
-            found = os.read(reader, 100)
-            return {"pid": int(found)} if found else {"errno": errno.EAGAIN}
-        except OSError as exc:
-            return {"errno": exc.errno}
-        finally:
-            os.close(reader)
-            os.close(writer)
-
-    def _fork_and_leave(self, message: channel.Message, fds: list[int], writer: int) -> NoReturn:
-        with contextlib.suppress(OSError):
-            pid = os.fork()
-            if pid == 0:
-                self._become(message, fds)
-            os.write(writer, str(pid).encode())
-        os._exit(0)
-
     def _become(self, message: channel.Message, fds: list[int]) -> NoReturn:
         syscalls.close_all_but(*fds)
         launcher, *others = fds
-        link = socket.socket(fileno=launcher)
+        link = channel.adopt(launcher)
         if "guard" in message:
             guard.run(link)
         if "nest" in message:
@@ -173,21 +152,5 @@ class Zygote:
         berth = None
         if others:
             user, pids = others
-            berth = Berth(user, pids, View(**message["view"]))
+            berth = Berth(user, pids, View(**message["view"]), hurry=message["hurry"])
         keeper.run(link, self._folder, group, *self._owner, berth)
-
-
-def _close_gaps() -> list[bytes]:
-    """Fill the gaps between small objects, for as long as the result is kept.
-
-    Else forks put theirs into gaps all over the pages that they share with us. What the allocator
-    of large ones has free goes back: it would be copied just so.
-    """
-    filled = [
-        bytes(size - _BYTES_HEADER)
-        for size in range(48, _SMALL_BYTES + 1, 16)
-        for _ in range(_POOL_BYTES // size)
-    ]
-    with contextlib.suppress(AttributeError):  # Of glibc only.
-        ctypes.CDLL(None).malloc_trim(0)
-    return filled

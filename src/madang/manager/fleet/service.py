@@ -16,7 +16,7 @@ from typing import Final
 from madang.kit.clock import Clock
 from madang.kit.codec import from_json
 from madang.kit.loop import Loop
-from madang.manager.db import Database, micros, seconds
+from madang.manager.db import Database, Reader, micros, seconds
 from madang.manager.db.events import EventFeed, add_event
 from madang.manager.fleet import store
 from madang.manager.fleet.types import Duties, FleetSettings, NodeRow
@@ -26,6 +26,9 @@ from madang.wire.kernel import Hello, HostLoad, Reports
 from madang.wire.link import BulkStream, ManagerEnd, StreamRequest
 
 log = logging.getLogger(__name__)
+
+RECENT_S: Final = 5.0
+"""How long what was read of machines is believed where that harms nobody."""
 
 
 class Sender(Loop):
@@ -105,6 +108,8 @@ class FleetService:
         self._settings: Final = settings
         self._connections: Final[dict[str, Connection]] = {}
         self._duties: Duties | None = None
+        self._recent: list[NodeRow] | None = None
+        self._recent_at = 0.0
 
     def bind(self, duties: Duties) -> None:
         self._duties = duties
@@ -132,6 +137,7 @@ class FleetService:
         at = micros(self._clock.now())
         async with self._database.begin() as tx:
             newest = await store.greet(tx, hello, at)
+        self._recent = None
         if not newest:
             log.warning("an outdated agent was sent away", extra={"node": hello.node})
             return None
@@ -238,6 +244,13 @@ class FleetService:
     async def nodes(self) -> list[NodeRow]:
         async with self._database.read() as tx:
             return await store.list_nodes(tx)
+
+    async def recent_nodes(self, tx: Reader) -> list[NodeRow]:
+        """As of a few seconds ago at most, with all that have connected since."""
+        now = self._clock.monotonic()
+        if self._recent is None or now - self._recent_at > RECENT_S:
+            self._recent, self._recent_at = await store.list_nodes(tx), now
+        return self._recent
 
     def view(self, row: NodeRow, *, sessions: int) -> Node:
         """As the API shows it."""

@@ -30,6 +30,16 @@ class Slots:
         cpu = math.ceil(round(size.cpu * 1000, 6))
         return cls(cpu, size.mem_bytes, size.disk_bytes, size.pids)
 
+    @property
+    def amounts(self) -> dict[str, int]:
+        """By slot."""
+        return {
+            "cpu_milli": self.cpu_milli,
+            "mem_bytes": self.mem_bytes,
+            "disk_bytes": self.disk_bytes,
+            "pids": self.pids,
+        }
+
     def within(self, other: Slots) -> bool:
         """Whether *other* has as much of everything."""
         return (

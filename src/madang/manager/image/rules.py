@@ -45,7 +45,7 @@ MAX_REQUIREMENTS: Final = 200
 MAX_REQUIREMENT: Final = 500
 MAX_LAYERS: Final = 400
 MAX_KEY: Final = 200
-_NAME: Final = re.compile(r"[a-z][a-z0-9._-]{1,39}")
+_NAME: Final = re.compile(r"[a-z][a-z0-9._-]{0,39}")
 _REQUIREMENT: Final = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?\s*(?:\[[A-Za-z0-9 ,._-]*\])?\s*"
     r"(?:@\s*https?://\S.*|[<>=!~(;].*)?"
@@ -140,7 +140,7 @@ def check_marks(labels: Mapping[str, str], text: str) -> None:
 def check_name(name: str) -> str:
     """Raises InvalidRequest, Conflict."""
     if not _NAME.fullmatch(name):
-        text = f"name: {name[:60]!r} is no image name: 2 to 40 of a-z 0-9 . _ -"
+        text = f"name: {name[:60]!r} is no image name: 1 to 40 of a-z 0-9 . _ -"
         raise InvalidRequest(f"{text}, beginning with a letter.", field="name")
     if name == HOST_IMAGE:
         raise Conflict(f"{HOST_IMAGE!r} is built in; choose another name.")
@@ -242,11 +242,6 @@ def build_size(asked: SizeRequest, settings: ImageSettings) -> SizeRequest:
         disk_bytes=asked.disk_bytes or settings.disk_bytes,
         time_s=asked.time_s or settings.time_s,
     )
-
-
-def is_ready(row: ImageRow) -> bool:
-    """Whether sessions can start from it."""
-    return row.status in {ImageStatus.READY, ImageStatus.KEPT}
 
 
 def renewed(making: str) -> str:

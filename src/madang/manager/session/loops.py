@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Final
 
 from madang.kit.clock import Clock
@@ -24,7 +24,7 @@ from madang.manager.scheduling.types import Place, Plan, Preempt, Told, Wait
 from madang.manager.session import store
 from madang.manager.session.rules import accounts_of, look_of
 from madang.manager.session.service import AgentService, moves
-from madang.manager.session.service.estimates import estimates, pending_of
+from madang.manager.session.service.estimates import estimates, pending_of, reason_in
 from madang.manager.session.service.snapshots import SnapshotReader, View
 from madang.manager.session.types import LIFE, SessionRow, SessionSettings
 from madang.wire.kernel import KernelId, KernelReport
@@ -133,7 +133,7 @@ class Scheduler(Loop):
             row = await store.find(tx, place.session)
             if row is None:
                 continue
-            if await self._limits.find_over(tx, accounts_of(row), asdict(row.slots)) is not None:
+            if await self._limits.find_over(tx, accounts_of(row), row.slots.amounts) is not None:
                 continue  # a limit was changed meanwhile, which has woken us
             if await moves.assign(tx, row, place.node, at=at) is None:
                 self.wake()  # another was faster, or the room is gone: plan again
@@ -201,7 +201,7 @@ class Scheduler(Loop):
 def _is_news(row: Any, wait: Wait, new: Pending | None = None, refresh: bool = False) -> bool:
     if row.pending is None:
         return True
-    old = from_json(Pending, row.pending)
+    old = reason_in(row.pending)
     if old.code != wait.code:
         return True
     return refresh and (old.text != wait.text or (new is not None and _moved(old, new)))

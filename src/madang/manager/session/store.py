@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -224,10 +225,12 @@ _ADD_KEY: Final = sa.insert(idempotency)
 _PRUNE_KEYS: Final = sa.delete(idempotency).where(idempotency.c.created_at < _B("b_before"))
 
 
+_VALUES: Final = attrgetter(*SessionRow.__slots__)
+
+
 async def add(tx: Transaction, row: SessionRow, *, actor: str) -> None:
     """A new session, with the first line of its history."""
-    columns = {name: getattr(row, name) for name in SessionRow.__slots__}
-    await tx.execute(_ADD, **columns)
+    await tx.execute(_ADD, **dict(zip(SessionRow.__slots__, _VALUES(row), strict=True)))
     await _note(tx, row, None, actor, "created")
 
 

@@ -38,6 +38,7 @@ The cell was interrupted."
   elif [ "$status" -ne 0 ]; then
     result=error
     line=$(sed -n 's/^.*\<\(code\|[Mm]ain\)\(\.[a-z]*\)\{0,1\}[:(]\([0-9][0-9]*\).*$/\3/p' "$folder/said" | head -n 1)
+    [ -n "$line" ] || line=$(sed -n 's/^.*\<line \([0-9][0-9]*\).*$/\1/p' "$folder/said" | head -n 1)
     text=$(grep -i -m 1 'error\|panic\|exception' "$folder/said" || tail -n 1 "$folder/said")
     frame error "$1" "${line:--}" "ExitStatus
 ${text:-The program ended with $status.}

@@ -8,7 +8,7 @@ run at the start, with modules that Python has loaded by itself; the rest once i
 from __future__ import annotations
 
 import _ast
-import _signal
+import _signal  # type: ignore[import-not-found]
 import _thread
 import builtins
 import fcntl
@@ -264,7 +264,6 @@ class Driver:
 
     def _interrupted(self, number: int, frame: Any) -> None:
         if self.busy and os.getpid() == self.pid:
-            self.busy = False
             raise KeyboardInterrupt
 
     # Cells
@@ -462,6 +461,9 @@ def evaluate_async(driver: Driver, codes: list[Any]) -> Any:
     if driver.loop is None or driver.loop.is_closed():
         driver.loop = asyncio.new_event_loop()
         asyncio.set_event_loop(driver.loop)
+        if (wakes := getattr(driver.loop, "_csock", None)) is not None:
+            # An interrupt that comes just before the loop waits must not wait with it.
+            _signal.set_wakeup_fd(wakes.fileno(), warn_on_full_buffer=False)
     task = driver.loop.create_task(evaluate())
     try:
         return driver.loop.run_until_complete(task)
@@ -508,7 +510,7 @@ def report(driver: Driver, cell: str) -> None:
 
         told = traceback.TracebackException(type(error), error, trace)  # type: ignore[arg-type]
         ours = [frame.f_globals is globals() for frame, _ in traceback.walk_tb(trace)]
-        told.stack[:] = [each for each, mine in zip(told.stack, ours) if not mine]
+        told.stack[:] = [each for each, mine in zip(told.stack, ours) if not mine]  # noqa: B905
         lines = list(told.format())
         text = list(told.format_exception_only())[-1].strip().partition(": ")[2]
     except BaseException as exc:  # its own __str__, or too deep
@@ -537,9 +539,10 @@ def safe_modules() -> bool:
     own = (os.path.dirname(os.__file__), os.path.join(sys.prefix, "lib-dynload"))
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
-        if isinstance(file, str) and file.endswith(".so"):
-            if "site-packages" in file or "dist-packages" in file or not file.startswith(own):
-                return False
+        if not isinstance(file, str) or not file.endswith(".so"):
+            continue
+        if "site-packages" in file or "dist-packages" in file or not file.startswith(own):
+            return False
     return "ctypes" not in sys.modules and "cffi" not in sys.modules
 
 
@@ -626,16 +629,16 @@ def send(driver: Driver, kind: str, data: dict[str, Any], metadata: Any, name: s
 
 def draw_inline(driver: Driver, pyplot: Any) -> None:
     """Figures are shown at the end of their cell, unless the user has chosen a backend."""
-    import matplotlib
+    import matplotlib as mpl
     from matplotlib import rcsetup
 
-    chosen = dict.__getitem__(matplotlib.rcParams, "backend")
+    chosen = dict.__getitem__(mpl.rcParams, "backend")
     if chosen is not getattr(rcsetup, "_auto_backend_sentinel", None):
         return
     inline: Any = type(sys)("madang_inline")
     sys.modules["madang_inline"] = inline
     fill_backend(inline, lambda: show_figures(driver))
-    matplotlib.use("module://madang_inline")
+    mpl.use("module://madang_inline")
 
 
 def show_figures(driver: Driver) -> None:
@@ -669,7 +672,7 @@ def bundle(value: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     """MIME type → content, and metadata. Never raises for what the value's own methods do."""
     kind = type(value)
     data: dict[str, Any] = {}
-    metadata: dict[str, Any] = {}
+    metadata: Any = {}
     if not isinstance(value, type):
         given = _try(value, "_repr_mimebundle_")
         if isinstance(given, tuple) and len(given) == 2:
@@ -786,7 +789,7 @@ def complete(space: dict[str, Any], code: str, cursor: int) -> tuple[str, str, s
 
 def _jedi(space: dict[str, Any], code: str, before: str) -> tuple[int, list[str]] | None:
     try:
-        import jedi
+        import jedi  # type: ignore[import-not-found]
     except ImportError:
         return None
     try:

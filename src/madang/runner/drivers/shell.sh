@@ -124,7 +124,8 @@ madang_run() {
   madang_eval "$2"
   madang_status=$?
   [ -z "${BASH_VERSION-}" ] || trap - DEBUG
-  [ -z "${BASH_VERSION-}" ] || shopt -u extdebug
+  # This takes the inheritance of traps away with it.
+  [ -z "${BASH_VERSION-}" ] || { shopt -u extdebug; set -E; }
   madang_now; madang_cpu
   if [ -n "$madang_interrupted" ]; then
     madang_frame error "$1" - "Interrupted

@@ -208,18 +208,10 @@ class Narrator:
 
     def _frame(self, frame: Frame) -> None:
         if frame.kind == "more":
-            if len(self._begun) + len(frame.payload) <= MAX_PAYLOAD:
-                self._begun += frame.payload
-            else:
-                self._lost += len(frame.payload)
+            self._keep_beginning(frame)
             return
         if self._begun:
-            size = len(self._begun) + len(frame.payload) + self._lost
-            lost = size if size > MAX_PAYLOAD else 0
-            payload = b"" if lost else bytes(self._begun) + frame.payload
-            frame = replace(frame, payload=payload, lost_bytes=lost)
-            self._begun.clear()
-            self._lost = 0
+            frame = self._whole(frame)
         match frame.kind:
             case "ready":
                 self.version = frame.payload[:200].decode("utf-8", "replace").strip()
@@ -227,9 +219,7 @@ class Narrator:
                     self._become(S.IDLE)
             case "begin":
                 self._begin(frame.id)
-            case "part":
-                self._bundle.add(frame)
-            case "display" | "result" | "update":
+            case "part" | "display" | "result" | "update":
                 self._show(frame)
             case "clear":
                 self._tell(K.CLEAR, cell=self._cell, wait=frame.arg == "wait")
@@ -240,10 +230,24 @@ class Narrator:
             case "done":
                 self._end_of(frame.id).done = frame
                 self._look()
-            case "completions":
-                self.replies.append(Reply(frame.id, _completions(frame)))
-            case "inspection":
-                self.replies.append(Reply(frame.id, _inspection(frame)))
+            case "completions" | "inspection":
+                answer = _completions(frame) if frame.kind == "completions" else _inspection(frame)
+                self.replies.append(Reply(frame.id, answer))
+
+    def _keep_beginning(self, frame: Frame) -> None:
+        if len(self._begun) + len(frame.payload) <= MAX_PAYLOAD:
+            self._begun += frame.payload
+        else:
+            self._lost += len(frame.payload)
+
+    def _whole(self, frame: Frame) -> Frame:
+        """With what its ``more`` frames began."""
+        size = len(self._begun) + len(frame.payload) + self._lost
+        lost = size if size > MAX_PAYLOAD else 0
+        payload = b"" if lost else bytes(self._begun) + frame.payload
+        self._begun.clear()
+        self._lost = 0
+        return replace(frame, payload=payload, lost_bytes=lost)
 
     def _fence(self, frame: Frame) -> None:
         """All that a cell wrote to stderr has come, perhaps before the cell is known to run."""
@@ -277,6 +281,8 @@ class Narrator:
 
     def _show(self, frame: Frame) -> None:
         display = self._bundle.add(frame)
+        if frame.kind == "part":
+            return
         bundle, self._bundle = self._bundle, Bundle()
         kind = EventKind(frame.kind)
         if kind is K.RESULT and self.running is not None and self.running.row.silent:

@@ -78,11 +78,12 @@ class CellService:
         self._tasks: Final = TaskSet()
         self.on_news: Callable[[], None] = lambda: None
         """Called when ``flush`` has something to do."""
-        self._around: Final = Around(
-            kernels, clock, self._tasks, settings, news=lambda: self.on_news()
-        )
+        self._around: Final = Around(kernels, clock, self._tasks, settings, news=self._news)
         self._hubs: Final[dict[str, Hub]] = {}
         self._opening: Final = asyncio.Lock()
+
+    def _news(self) -> None:
+        self.on_news()
 
     # Interpreters
 

@@ -122,14 +122,12 @@ class Recipes:
         env = _ENVIRONMENT if recipe.python else {}
         if recipe.suite:
             return replace(said, env={**env, **recipe.environment})
+        mount = await self._images.resolve(caller, recipe.base)
         row = await self._images.find(caller, recipe.base)
-        if row is None or not rules.is_ready(row):
-            raise rules.not_ready(recipe.base, row)
-        if row.kind != ImageKind.ROOT:
+        if row is None or mount.kind != ImageKind.ROOT:
             text = f"image {recipe.base!r} has no root of its own: no recipe can begin with it."
             raise Conflict(text, image=recipe.base)
-        found = rules.config(row).env
-        env = {**found, **env, **recipe.environment}
+        env = {**mount.env, **env, **recipe.environment}
         return replace(said, base=rules.layers(row), env=env)
 
     # --- for the loop
@@ -158,12 +156,16 @@ class Recipes:
                     text = f"step {step.name}: its result can't be kept: {exc.text}"
                     await self._images.fail(row, text)
                 return
-            row = await self._add(row, made)
+            if (grown := await self._add(row, made)) is None:
+                return
+            row = grown
         for step in steps[len(from_json(Making, row.making).steps) :]:
             if (known := await self._known(row, step)) is None:
                 await self._start(row, step)
                 return
-            row = await self._add(row, known)
+            if (grown := await self._add(row, known)) is None:
+                return
+            row = grown
         await self._finish(row)
 
     async def _made(self, row: ImageRow, step: Step, session: Session) -> Made:
@@ -197,8 +199,8 @@ class Recipes:
         found = (made for text in texts for made in from_json(Making, text).steps)
         return next((made for made in found if made.key == key), None)
 
-    async def _add(self, row: ImageRow, made: Made) -> ImageRow:
-        """The row as it is then."""
+    async def _add(self, row: ImageRow, made: Made) -> ImageRow | None:
+        """The row as it is then; None: another was faster, and goes on."""
         making = from_json(Making, row.making)
         grown = replace(making, steps=(*making.steps, made))
         layers = stacked(grown)
@@ -210,9 +212,8 @@ class Recipes:
             build="",
         )
         async with self._database.begin() as tx:
-            if not await store.advance(tx, row, row_then):
-                raise Conflict(f"image {row.name!r} is being made by another server.")
-        return row_then
+            advanced = await store.advance(tx, row, row_then)
+        return row_then if advanced else None
 
     async def _start(self, row: ImageRow, step: Step) -> None:
         """The session of *step*; the same one if it was started before."""

@@ -34,6 +34,7 @@ class Versions:
     async def list(self, caller: Caller, name: str) -> tuple[Image, ...]:
         """The one in force, then the older ones."""
         live = await self._images.sessions.live_images()
+        await self._images.find(caller, name)  # a build that has just ended counts
         async with self._database.read() as tx:
             rows = await self._rows(tx, caller, name)
         return tuple(rules.to_image(row, live.get(row.digest, 0)) for row in rows)
@@ -69,6 +70,7 @@ class Versions:
 
     async def rollback(self, caller: Caller, name: str, digest: str) -> Image:
         """An older version is in force again; the name is not looked after any more."""
+        await self._images.find(caller, name)
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
             rows = await self._rows(tx, caller, name)
@@ -93,6 +95,7 @@ class Versions:
     async def follow(self, caller: Caller, name: str, refresh_s: float) -> Image:
         """Look for changes so often from now on; 0: never."""
         rules.check_refresh(refresh_s)
+        await self._images.find(caller, name)
         now = micros(self._clock.now())
         refresh_us = micros(refresh_s)
         async with self._database.begin() as tx:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 from madang.kit.codec import from_json
@@ -41,12 +42,18 @@ def estimates(view: View, waits: Iterable[Wait], memory: Memory, now: float) -> 
     return found
 
 
+@lru_cache(maxsize=8192)
+def reason_in(text: str) -> Pending:
+    """Of a row; each pass looks at those of all that wait."""
+    return from_json(Pending, text)
+
+
 def pending_of(row: Any, wait: Wait, told: Told | None, at: int) -> Pending:
     """*row*: of ``store.list_pending``, with what was said before."""
     since = seconds(at)
     if row.pending is None:
         since = seconds(row.created_at)
-    elif (old := from_json(Pending, row.pending)).code == wait.code:
+    elif (old := reason_in(row.pending)).code == wait.code:
         since = old.since
     return Pending(
         code=wait.code,

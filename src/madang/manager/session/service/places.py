@@ -3,27 +3,60 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from madang.manager.db import seconds
 from madang.manager.fleet.types import NodeRow, Slots
+from madang.manager.policy.rules import kinds_in
 from madang.manager.policy.types import Demands
-from madang.manager.scheduling.rules import lacking, offers, show, slot_name
+from madang.manager.scheduling.rules import (
+    NETWORK,
+    kept_words,
+    lacking,
+    offers,
+    show,
+    slot_name,
+    unkept,
+)
 from madang.manager.scheduling.types import GroupRules, Wishes
-from madang.manager.session.service.keeping import own_kinds, refuse_unkept
-from madang.manager.session.types import SessionRow
-from madang.wire.errors import GroupRefused, NetworkRefused, RuntimeNotOffered, SizeImpossible
+from madang.manager.session.service.keeping import (
+    NETWORKS,
+    own_kinds,
+    runtime_of,
+)
+from madang.wire.errors import (
+    GroupRefused,
+    NetworkRefused,
+    PolicyUnkept,
+    RuntimeNotOffered,
+    SizeImpossible,
+)
 from madang.wire.kernel import NATIVE
+from madang.wire.policy import IMAGE, SESSION
+from madang.wire.policy_kept import accepted_as, first_places
 from madang.wire.session import SessionSpec
 
 MAX_KIND = 80
 
 
-def wishes_for(
-    spec: SessionSpec, row: SessionRow, accounts: tuple[str, ...], after: tuple[str, ...]
-) -> Wishes:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """A session that is to be made, and where."""
+
+    spec: SessionSpec
+    slots: Slots
+    image_policy: str
+    group: str
+    project: str
+    """Its id."""
+    at: int
+
+
+def wishes_for(asking: Asking, accounts: tuple[str, ...], after: tuple[str, ...]) -> Wishes:
     """*after*: ids."""
+    spec = asking.spec
     needs = [*spec.node_labels]
     if spec.runtime:
         needs.append(f"runtime:{spec.runtime}")
@@ -34,7 +67,7 @@ def wishes_for(
         after=after,
         after_any=spec.after_any,
         not_before=spec.not_before,
-        give_up_at=None if waited is None else seconds(row.created_at) + waited,
+        give_up_at=None if waited is None else seconds(asking.at) + waited,
         needs=tuple(needs),
         arch=spec.arch,
         apart=spec.apart,
@@ -42,23 +75,15 @@ def wishes_for(
         reservation=spec.reservation,
         accounts=accounts,
         kind=os.path.basename(spec.argv[0])[:MAX_KIND] if spec.argv else "",
-        keeps=own_kinds(row.image_policy, spec.policy),
+        keeps=own_kinds(asking.image_policy, spec.policy),
     )
 
 
 def refuse_impossible(
-    row: SessionRow,
-    wishes: Wishes,
-    spec: SessionSpec,
-    rules: GroupRules,
-    demands: Demands,
-    nodes: Sequence[NodeRow],
+    asking: Asking, wishes: Wishes, rules: GroupRules, demands: Demands, nodes: Sequence[NodeRow]
 ) -> None:
-    """What no machine of its group could ever do; a group without machines may get some.
-
-    *row* has its project and group.
-    """
-    slots, group = row.slots, row.group_name
+    """What no machine of its group could ever do; a group without machines may get some."""
+    spec, slots, group = asking.spec, asking.slots, asking.group
     if spec.runtime and rules.runtimes and spec.runtime not in rules.runtimes:
         raise RuntimeNotOffered(
             spec.runtime, offered=rules.runtimes, why=f"group {group} does not allow it"
@@ -79,7 +104,7 @@ def refuse_impossible(
         raise _too_large(slots, group, [node.capacity for node, *_ in mine])
     needs = set(wishes.needs)
     fitting = [node for node, offered, _ in mine if needs <= offered]
-    refuse_unkept(row, wishes, spec.policy, rules, demands, fitting)
+    _refuse_unkept(asking, wishes, rules, demands, fitting)
 
 
 def _lacks(
@@ -103,11 +128,52 @@ def _is(offer: str, kind: str) -> bool:
 
 
 def _too_large(slots: Slots, group: str, capacities: Sequence[Slots]) -> SizeImpossible:
-    asked = asdict(slots)
-    slot, most = lacking(asked, [asdict(capacity) for capacity in capacities])
+    asked = slots.amounts
+    slot, most = lacking(asked, [capacity.amounts for capacity in capacities])
     name = slot_name(slot)
     text = (
         f"{name}: asks {show(slot, asked[slot])}, but the largest machine has "
         f"{show(slot, most)}. Ask for less with --{name}."
     )
     return SizeImpossible(text, slot=name, asked=asked[slot], largest=most, group=group)
+
+
+def _refuse_unkept(
+    asking: Asking, wishes: Wishes, rules: GroupRules, demands: Demands, nodes: Sequence[NodeRow]
+) -> None:
+    """Where none of *nodes*, which have all else that it needs, can keep its rules."""
+    runtime = runtime_of(wishes.needs)
+    shared = demands.shared(asking.group, asking.project)
+    own = [kinds_in(asking.image_policy, IMAGE), kinds_in(asking.spec.policy, SESSION)]
+    found = []
+    for node in nodes:
+        asked = first_places([*shared, demands.of_node(node.name), *own], rules.accepts)
+        if NETWORKS.intersection(wishes.needs):
+            asked[NETWORK] = ""
+        lacks = unkept(node.facts, runtime)
+        found.append({kind: place for kind, place in asked.items() if kind in lacks})
+    if found and all(found):
+        raise _not_kept(asking.group, runtime, found)
+
+
+def _not_kept(
+    group: str, runtime: str, found: Sequence[Mapping[str, str]]
+) -> NetworkRefused | PolicyUnkept:
+    """*found*: what each machine does not keep; named is what the most of them don't."""
+    times = Counter(kind for missing in found for kind in missing)
+    kind, count = max(times.items(), key=lambda item: item[1])  # The first of equals.
+    place = next(missing[kind] for missing in found if kind in missing)
+    by = f" by runtime {runtime}" if runtime else ""
+    if kind == NETWORK:
+        text = f"no machine of group {group} gives its sessions a network{by}."
+        return NetworkRefused(f"{text} Choose another runtime, or none.", group=group)
+    (words,) = kept_words([f":{kind}"])
+    if count == len(found):
+        text = f"policy: {place} can't be kept{by}: no machine of group {group} keeps {words}"
+    else:
+        text = f"policy: no machine of group {group} keeps all its rules{by}"
+        text += f"; most don't keep {words} ({place})"
+    mend = "Take the rule out, or choose another runtime or group"
+    if accepted := accepted_as(kind):
+        mend += f'; an administrator may set accept_unenforced = ["{accepted}"] for the group'
+    return PolicyUnkept(f"{text}. {mend}.", place=place, kind=kind, group=group)

@@ -73,7 +73,7 @@ class QueueService:
             group=row.group_name,
             place=place,
             waiting=len(before),
-            pending=None if row.pending is None else from_json(Pending, row.pending),
+            pending=_reason(row),
             options=() if place is None else await self._options(caller, row, view),
             forecast=self._forecast(row.group_name),
         )
@@ -140,5 +140,13 @@ def _entry(row: Any, place: int) -> QueueEntry:
         priority=row.priority,
         place=place,
         created_at=seconds(row.created_at),
-        pending=None if row.pending is None else from_json(Pending, row.pending),
+        pending=_reason(row),
     )
+
+
+def _reason(row: Any) -> Pending:
+    """There is one from the start."""
+    if row.pending is not None:
+        return from_json(Pending, row.pending)
+    text = "waits to be looked at: it is new, the next pass will say more."
+    return Pending(code="queue.new", text=text, since=seconds(row.created_at))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from madang.manager.db import Reader, seconds
@@ -51,6 +51,9 @@ class SnapshotReader:
         self._memory: Final = memory
         self._limits: Final = limits
         self._policies: Final = policies
+        self._asks: dict[str, tuple[int, Ask]] = {}
+        """By session, with the version of its row; as long as ``_basis`` holds."""
+        self._basis: tuple[Groups, Demands] | None = None
 
     async def read(self, tx: Reader, pending: Sequence[Any], now: float) -> View:
         """*pending*: rows of ``store.list_pending``, or session rows."""
@@ -61,7 +64,7 @@ class SnapshotReader:
         placed = await store.list_placed(tx)
         held = tuple([_held(row, group_of.get(row.node, ""), groups) for row in placed])
         demands = await self._policies.demands(tx)
-        asks = tuple([ask_of(row, groups, demands) for row in pending])
+        asks = self._asks_of(pending, groups, demands)
         rooms = tuple([_room(node, groups) for node in nodes if node.name in online])
         asks, rooms = _kept(asks, rooms, {node.name: node for node in nodes}, groups, demands)
         fair = any(_rules(groups, ask.group).policy.order == "fair" for ask in asks)
@@ -76,6 +79,18 @@ class SnapshotReader:
             ended=await _ended(tx, asks, held),
         )
         return View(snapshot, await self._planned_by(tx, groups, (*pending, *placed), asks), groups)
+
+    def _asks_of(self, pending: Sequence[Any], groups: Groups, demands: Demands) -> tuple[Ask, ...]:
+        """Most rows are as they were in the pass before."""
+        basis = groups, demands
+        known = self._asks if self._basis == basis else {}
+        self._basis, self._asks = basis, {}
+        for row in pending:
+            version, ask = known.get(row.id, (0, None))
+            if ask is None or version != row.version:
+                ask = ask_of(row, groups, demands)
+            self._asks[row.id] = row.version, ask
+        return tuple([ask for _, ask in self._asks.values()])
 
     async def _planned_by(
         self, tx: Reader, groups: Groups, rows: Sequence[Any], asks: Sequence[Ask]
@@ -115,7 +130,7 @@ def _names(accounts: Iterable[str], rows: Sequence[Any], groups: Groups) -> dict
 
 
 def _room(node: NodeRow, groups: Groups) -> Room:
-    capacity, used = asdict(node.capacity), asdict(node.used)
+    capacity, used = node.capacity.amounts, node.used.amounts
     labels, arch = offers(node.facts, _rules(groups, node.group).labels)
     return Room(
         node=node.name,

@@ -5,42 +5,32 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 from madang.kit.clock import Clock
-from madang.kit.codec import from_json, to_json
-from madang.kit.ids import new_id, new_name
+from madang.kit.codec import to_json
+from madang.kit.ids import new_name
 from madang.manager.db import Database, Reader, Transaction, micros, seconds
 from madang.manager.db.events import EventFeed, last_event
 from madang.manager.fleet.service import FleetService
-from madang.manager.fleet.types import Slots
 from madang.manager.http import Caller
-from madang.manager.identity.service import People
-from madang.manager.limits.service import LimitService, PresetService
-from madang.manager.limits.types import Asked
-from madang.manager.policy.service import PolicyService
+from madang.manager.limits.service import LimitService
 from madang.manager.scheduling.planner import plan
-from madang.manager.scheduling.rules import priority_of
-from madang.manager.scheduling.service import GroupService, Memory
-from madang.manager.scheduling.service.reservations import check_use
+from madang.manager.scheduling.service import Memory
 from madang.manager.session import store
 from madang.manager.session.rules import (
     accounts_of,
-    check_root,
-    check_spec,
-    next_phases,
-    resolve_size,
     view,
 )
 from madang.manager.session.service import moves
 from madang.manager.session.service.agents import AgentService
 from madang.manager.session.service.estimates import estimates, pending_of
 from madang.manager.session.service.kernels import not_running
-from madang.manager.session.service.places import refuse_impossible, wishes_for
+from madang.manager.session.service.making import Maker
 from madang.manager.session.service.records import Records
 from madang.manager.session.service.snapshots import SnapshotReader, View
-from madang.manager.session.types import Blobs, Images, SessionRow, SessionSettings
+from madang.manager.session.types import SessionRow
 from madang.wire.api import StopRequest
 from madang.wire.errors import (
     Ambiguous,
@@ -50,7 +40,6 @@ from madang.wire.errors import (
     InvalidRequest,
     NotFound,
     PreconditionFailed,
-    WorkspaceIncomplete,
 )
 from madang.wire.kernel import ImageMount, KernelReport
 from madang.wire.session import (
@@ -61,7 +50,6 @@ from madang.wire.session import (
     SessionSpec,
     SessionStatus,
 )
-from madang.wire.size import Size
 
 S = SessionStatus
 
@@ -90,35 +78,23 @@ class SessionService:
         feed: EventFeed,
         fleet: FleetService,
         agents: AgentService,
-        images: Images,
-        people: People,
-        blobs: Blobs,
+        maker: Maker,
         limits: LimitService,
-        presets: PresetService,
-        groups: GroupService,
-        policies: PolicyService,
         reader: SnapshotReader,
         memory: Memory,
         records: Records,
         clock: Clock,
-        settings: SessionSettings,
     ) -> None:
         self._database: Final = database
         self.records: Final = records
         self._feed: Final = feed
         self._fleet: Final = fleet
         self._agents: Final = agents
-        self._images: Final = images
-        self._people: Final = people
-        self._blobs: Final = blobs
+        self._maker: Final = maker
         self._limits: Final = limits
-        self._presets: Final = presets
-        self._groups: Final = groups
-        self._policies: Final = policies
         self._reader: Final = reader
         self._memory: Final = memory
         self._clock: Final = clock
-        self._settings: Final = settings
 
     # Making
 
@@ -144,10 +120,9 @@ class SessionService:
             async with self._database.read() as tx:
                 if (known := await self._by_key(tx, caller, key, digest)) is not None:
                     return Created(known, repeated=True)
-        row = await self._prepare(caller, spec, body.decode(), kind, mount)
+        ready = await self._maker.ready(caller, spec, body.decode(), kind, mount)
         if offers:
-            mount = replace(from_json(ImageMount, row.image_mount), offers=offers)
-            row = replace(row, image_mount=to_json(mount).decode())
+            ready = replace(ready, mount=replace(ready.mount, offers=offers))
         async with self._database.begin() as tx:
             if key is not None:
                 if (known := await self._by_key(tx, caller, key, digest)) is not None:
@@ -157,14 +132,11 @@ class SessionService:
                     owner_id=caller.user_id,
                     key=key,
                     digest=digest,
-                    session_id=row.id,
-                    at=row.created_at,
+                    session_id=ready.id,
+                    at=ready.at,
                 )
-            project_id = await self._people.project_for(tx, caller, spec.project)
-            if project_id != row.project_id:
-                raise Conflict("your default project was changed at this moment: try again.")
-            row = await self._within_limits(tx, row)
-            row = replace(row, name=await self._free_name(tx, caller, spec.name))
+            name = await self._free_name(tx, caller, spec.name)
+            row = await self._maker.row(tx, caller, ready, name, self._get)
             await store.add(tx, row, actor=caller.user)
             await self.records.created(tx, caller, row, spec)
         self._feed.wake()
@@ -181,115 +153,6 @@ class SessionService:
             text = f"Idempotency-Key {key!r} made session {known.session_id}, which was removed."
             raise Conflict(text, session=known.session_id)
         return row
-
-    async def _prepare(
-        self,
-        caller: Caller,
-        spec: SessionSpec,
-        body: str,
-        kind: SessionKind | None,
-        mount: ImageMount | None = None,
-    ) -> SessionRow:
-        check_spec(spec)
-        if spec.preset:
-            spec = replace(spec, size=await self._presets.fill(spec.preset, spec.size))
-        size = resolve_size(spec, self._settings)
-        mount = mount or await self._images.resolve(caller, spec.image)
-        check_root(spec, mount)
-        image_policy = await self._images.policy_of(caller, spec.image)
-        if spec.workspace is not None and not await self._blobs.complete(spec.workspace):
-            text = f"the server lacks files of working directory {spec.workspace[:12]}; send them."
-            raise WorkspaceIncomplete(text, workspace=spec.workspace)
-        if kind is None:
-            kind = SessionKind.RUN if spec.argv else SessionKind.IDLE
-        row = self._row(caller, spec, body, kind, size, mount)
-        return await self._put_in_group(caller, spec, replace(row, image_policy=image_policy))
-
-    async def _put_in_group(self, caller: Caller, spec: SessionSpec, row: SessionRow) -> SessionRow:
-        """With its project, group, priority and wishes. Raises GroupRefused, NotFound, …"""
-        async with self._database.read() as tx:
-            project_id = await self._people.project_for(tx, caller, spec.project)
-            row = replace(row, project_id=project_id)
-            groups = await self._groups.current(tx)
-            name = groups.choose(spec.group, caller, project_id)
-            rules = groups.rules[name]
-            if spec.reservation:
-                await check_use(tx, spec.reservation, name, row.project_id)
-            demands = await self._policies.demands(tx)
-            after = [(await self._get(tx, caller, ref)).id for ref in spec.after]
-            accounts = await self._limits.accounts(
-                tx, user=row.owner_id, project=row.project_id, token=row.token_id
-            )
-            wishes = wishes_for(spec, row, accounts, tuple(after))
-        row = replace(row, group_name=name)
-        refuse_impossible(row, wishes, spec, rules, demands, await self._fleet.nodes())
-        priority = priority_of(spec.priority, name, rules, administers=caller.administers)
-        text = to_json(wishes).decode()
-        return replace(row, priority=priority, wishes=text)
-
-    def _row(
-        self,
-        caller: Caller,
-        spec: SessionSpec,
-        body: str,
-        kind: SessionKind,
-        size: Size,
-        mount: ImageMount,
-    ) -> SessionRow:
-        at = micros(self._clock.now())
-        slots = Slots.of(size)
-        return SessionRow(
-            id=new_id(),
-            name=spec.name or "",
-            kind=str(kind),
-            owner_id=caller.user_id,
-            owner=caller.user,
-            project_id=caller.project_id,
-            status=str(S.PENDING),
-            result=None,
-            priority=0,
-            spec=body,
-            image=spec.image,
-            image_digest=mount.digest,
-            image_mount=to_json(mount).decode(),
-            image_policy="",
-            cpu_milli=slots.cpu_milli,
-            mem_bytes=slots.mem_bytes,
-            pids=slots.pids,
-            disk_bytes=slots.disk_bytes,
-            time_us=moves.to_stored(size.time_s),
-            node=None,
-            held_by=None,
-            attempt=0,
-            nonce="",
-            revision=0,
-            created_at=at,
-            started_at=None,
-            ended_at=None,
-            status_since=at,
-            deadline=None,
-            stop_reason="",
-            stop_text="",
-            grace_us=micros(spec.grace_s),
-            frozen_at=None,
-            freeze_revision=0,
-            pending=None,
-            ended=None,
-            phases=next_phases("[]", S.PENDING, at),
-            enforced="{}",
-            warnings="[]",
-            log_end=None,
-            refused="{}",
-            version=1,
-            token_id=caller.token_id,
-        )
-
-    async def _within_limits(self, tx: Reader, row: SessionRow) -> SessionRow:
-        """With the time limit that it gets. Raises LimitRefused, LimitExceeded."""
-        time_s = None if row.time_us is None else seconds(row.time_us)
-        asked = Asked(slots=asdict(row.slots), time_s=time_s)
-        granted = await self._limits.check_create(tx, accounts_of(row), asked, at=row.created_at)
-        return row if granted == time_s else replace(row, time_us=moves.to_stored(granted))
 
     async def _free_name(self, tx: Transaction, caller: Caller, wanted: str | None) -> str:
         if wanted is not None:
@@ -311,10 +174,10 @@ class SessionService:
 
     async def draft(self, caller: Caller, spec: SessionSpec) -> tuple[SessionRow, View]:
         """The row that ``create`` would add, with its place or its reason, among all that wait."""
-        row = await self._prepare(caller, spec, to_json(spec).decode(), None)
-        now = seconds(row.created_at)
+        ready = await self._maker.ready(caller, spec, to_json(spec).decode(), None)
+        now = seconds(ready.at)
         async with self._database.read() as tx:
-            row = await self._within_limits(tx, row)
+            row = await self._maker.row(tx, caller, ready, spec.name or "", self._get)
             found = await self._reader.read(tx, [*await store.list_pending(tx, SEEN), row], now)
         decided = plan(found.snapshot, found.policies, now)
         for place in decided.places:
