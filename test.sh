@@ -1,9 +1,10 @@
 #!/bin/sh
 # Format, lint, types, import contracts, tests, documentation: from a bare Debian 12 on.
 #
-#   ./test.sh [--fast] [PYTEST ARGUMENT…]
+#   ./test.sh [--fast | --full] [PYTEST ARGUMENT…]
 #
-# --fast leaves out what takes long (tests marked slow, the documentation).
+# --fast leaves out what takes long (tests marked slow, the documentation); --full installs every
+# language that Debian has for the matrix, which is skipped otherwise for what is not there.
 set -eu
 root=$(cd "$(dirname "$0")" && pwd)
 cd "$root"
@@ -11,13 +12,19 @@ log=$root/.venv.log
 : >"$log"
 . scripts/common.sh
 
-fast=
-if [ "${1:-}" = --fast ]; then fast=1; shift; fi
+fast= full=
+case ${1:-} in
+--fast) fast=1; shift ;;
+--full) full=1; shift ;;
+esac
 
 # Tests use the real thing: PostgreSQL, file systems, other languages' view of a session's size,
 # OCI runtimes, Docker, a firewall.
-packages ca-certificates chromium crun docker.io e2fsprogs gcc iproute2 libc6-dev nftables nodejs \
-    openjdk-17-jre-headless postgresql python3-matplotlib python3-numpy runc runsc uidmap
+packages ca-certificates chromium crun docker.io e2fsprogs gcc iproute2 libc6-dev lua5.4 nftables \
+    nodejs openjdk-17-jre-headless php-cli postgresql python3-matplotlib python3-numpy \
+    r-base-core runc runsc uidmap
+[ -z "$full" ] || packages g++ ghc golang-go libmono-system-core4.0-cil mono-mcs mono-runtime \
+    node-typescript octave openjdk-17-jdk-headless ruby rustc
 environment "$root/.venv" requirements/dev.txt
 project "$root/.venv" -e
 # The real Jupyter, which tests drive from outside.

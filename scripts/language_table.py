@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from madang.kit.languages import Languages
+from madang.testing.languages import SAMPLES
 
 BEGIN: Final = "<!-- table -->\n"
 END: Final = "<!-- end of table -->\n"
@@ -33,6 +34,8 @@ def table(seen: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
     yield "| language | name | version | " + " | ".join(COLUMNS.values()) + " |\n"
     yield "|---" * (3 + len(COLUMNS)) + "|\n"
     for language in Languages().all():
+        if language.name not in SAMPLES:
+            continue
         found = seen.get(language.name, {})
         version = found.get("version", "not seen")
         marks = (found.get(column, " ")[:1] for column in COLUMNS)

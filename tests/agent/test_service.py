@@ -153,6 +153,27 @@ async def test_a_program_that_ignores_sigterm_is_killed_after_the_grace(it: Node
     await stream.close()
 
 
+async def test_who_only_keeps_watch_is_no_visitor(it: NodeUnderTest) -> None:
+    wanted = shell("echo ready; sleep 60")
+    await it.want(wanted)
+    kernel = wanted.kernel
+    await it.running(kernel)
+
+    async def first(request: ReadLog) -> tuple[int, int]:
+        """Visits and clients while its first output is read."""
+        stream = await it.open(request)
+        async for item in stream:
+            assert isinstance(item, LogRecord)
+            activity = it.agent.kernels[kernel].report().activity
+            assert activity is not None
+            await stream.close()
+            return activity.visits, activity.clients
+        raise AssertionError("no output")
+
+    assert await first(ReadLog(kernel=kernel, follow=True, visit=False)) == (0, 0)
+    assert await first(ReadLog(kernel=kernel, follow=True)) == (1, 1)
+
+
 async def test_what_is_stopped_before_it_started_never_starts(it: NodeUnderTest) -> None:
     wanted = shell("echo started > /tmp/x; sleep 60")
     await it.want(replace(wanted, wanted=Wanted.STOP, stop_reason="user", stop_text="changed mind"))

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from madang.client import Cells, Client, cellcalls
+from madang.client import AsyncClient, Cells, Client, cellcalls
 from madang.client.cellstory import text_of
-from madang.testing.platform import start
+from madang.testing.platform import Platform, start
 from madang.wire.cells import (
     Cell,
     CellEvent,
@@ -167,6 +168,34 @@ def test_the_end_of_program_or_session_is_told(client: Client, session: Session)
     found = client.call(cellcalls.interpreters(session.id))
     assert [each.status for each in found] == [InterpreterStatus.ENDED] * 2
     assert client.call(cellcalls.interpreters(None)) == []
+
+
+async def test_asyncio_programs_have_the_same(platform: Platform, session: Session) -> None:
+    async with AsyncClient(platform.url, platform.token) as client:
+        cells = await client.cells(session.id, after=0)
+        async with cells:
+
+            async def answer(prompt: str, hidden: bool) -> str:
+                assert (prompt, hidden) == ("who? ", False)
+                return "ada"
+
+            cell = await cells.run("who = input('who? ')\nwho + '!'", answer=answer)
+            assert result(cell) == "'ada!'"
+            assert (await cells.complete("wh")).matches[0].startswith("wh")
+            assert not (await cells.inspect("nothing_of_it")).found
+            many = await asyncio.gather(*(cells.run(f"{n} * 2") for n in range(5)))
+            assert [result(each) for each in many] == [str(n * 2) for n in range(5)]
+            long = await cells.execute("print('go', flush=True)\nwhile True: pass")
+            async for event in cells:
+                if event.kind is EventKind.STREAM:
+                    await cells.interrupt()
+                if event.kind is EventKind.DONE and event.cell == long:
+                    break
+            with pytest.raises(Conflict):
+                await cells.input("nobody asked")
+            await cells.restart()
+            lost = await cells.run("who")
+            assert lost.error is not None
 
 
 def test_what_is_not_there_is_said_in_words(client: Client, session: Session) -> None:

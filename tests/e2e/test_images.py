@@ -82,9 +82,9 @@ def test_an_archive_becomes_an_image_that_runs(
     archive = tmp_path / "tool.tar"
     archive.write_bytes(foreign.tar(foreign.layout(_image("1"))))
     _madang(platform, "image", "import", str(archive), "tool")
-    assert _shell(platform, "tool", "cat /version; echo $TOOL; ls /old; ls -ld /tmp").startswith(
-        "1\nyes"
-    )
+    assert _shell(
+        platform, "tool", "cat /version; echo; echo $TOOL; ls /old; ls -ld /tmp"
+    ).startswith("1\nyes")
     said = json.loads(_madang(platform, "image", "inspect", "tool"))
     assert said["config"]["entrypoint"] == ["/bin/echo", "entry"]
     assert said["config"]["labels"] == {"made-by": "test"}
@@ -146,7 +146,7 @@ def test_an_export_is_the_same_each_time_and_imports_again(
         _madang(platform, "image", "export", "mine", str(path))
     assert out[0].read_bytes() == out[1].read_bytes()
     _madang(platform, "image", "import", str(out[0]), "again")
-    assert _shell(platform, "again", "cat /version; echo $TOOL") == "20\nyes"
+    assert _shell(platform, "again", "cat /version; echo; echo $TOOL") == "20\nyes"
 
 
 def test_what_is_no_image_is_told_and_leaves_nothing(platform: Platform, tmp_path: Path) -> None:

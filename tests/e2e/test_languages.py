@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 SIZE = SizeRequest(cpu=1, mem_bytes=1 << 30)
 HIDDEN = {"haskell": "/var/lib/ghc, where Debian's GHC keeps its packages"}
 """What sessions of the host image don't see, though the language needs it."""
-NAMES = [one.name for one in Languages().all()]
+NAMES = sorted(SAMPLES)
 
 
 @pytest.mark.timeout(300)
@@ -37,7 +37,9 @@ def test_a_language_does_all_that_it_says(platform: Platform, tmp_path: Path, na
     if version is None:
         pytest.skip(f"{name} is not installed on this machine")
     if name in HIDDEN:
-        pytest.skip(f"{name} needs an image of its own: the host image does not show {HIDDEN[name]}")
+        pytest.skip(
+            f"{name} needs an image of its own: the host image does not show {HIDDEN[name]}"
+        )
     language = Languages().get(name)
     seen = {"version": version} | by_command(platform, language, SAMPLES[name], tmp_path)
     if language.cells:

@@ -38,7 +38,7 @@ STATUS = "window.jupyterapp?.shell?.currentWidget?.sessionContext?.session?.kern
 
 def write_notebook() -> None:
     kernel = {"name": "python", "display_name": "Python", "language": "python"}
-    cells = [
+    cells: list[dict[str, Any]] = [
         {"cell_type": "code", "id": name, "metadata": {}, "outputs": [], "execution_count": None,
          "source": source}
         for name, source in CELLS.items()

@@ -175,13 +175,13 @@ def test_times_have_a_fraction_even_at_a_full_second() -> None:
 def test_a_cell_that_was_over_before_is_not_told_again() -> None:
     story = Story()
     events = one_cell(story)
-    catching_up = CatchingUp(events[-1].at + 1)
+    catching_up = CatchingUp(events[-1].at + 1, 0)
     assert [each for event in events for each in catching_up.take(event)] == []
 
 
 def test_a_cell_that_may_have_been_missed_is_told_from_its_beginning_after_a_clear() -> None:
     events = one_cell(Story())
-    catching_up = CatchingUp(events[-2].at)
+    catching_up = CatchingUp(events[-2].at, 0)
     found = [each for event in events for each in catching_up.take(event)]
     kinds = [each.kind for each in found]
     assert kinds == [
@@ -194,7 +194,7 @@ def test_whatever_happened_since_is_told_once_and_in_its_order(since: int, cells
     story = Story()
     events = [event for number in range(cells) for event in one_cell(story, f"c{number}")]
     begin = 1_700_000_000.0 + since
-    catching_up = CatchingUp(begin)
+    catching_up = CatchingUp(begin + 60, 60)
     found = [each for event in events for each in catching_up.take(event)]
     told = [each for each in found if each.kind is not K.CLEAR]
     for cell in {each.cell for each in told}:
@@ -205,7 +205,7 @@ def test_whatever_happened_since_is_told_once_and_in_its_order(since: int, cells
 
 
 def test_what_is_held_of_a_cell_is_bounded() -> None:
-    story, catching_up = Story(), CatchingUp(2e9)
+    story, catching_up = Story(), CatchingUp(2e9, 60)
     for _ in range(MAX_HELD * 2):
         catching_up.take(story.tell(K.STREAM, "c", name="stdout", text="x"))
     assert len(catching_up._held["c"]) == MAX_HELD

@@ -465,3 +465,13 @@ async def test_the_log_has_an_end_and_can_be_read_from_there(either_box: Manager
         await scheduling.prune(tx, before=1 << 51)
         kept = await scheduling.list_decisions(tx, start=0, until=1 << 62, limit=100)
         assert [row.at for row in kept] == [1 << 50]
+
+
+async def test_a_session_has_a_reason_before_any_pass_has_looked_at_it(box: ManagerBox) -> None:
+    await box.manager._scheduler.stop()
+    session = await create(box, "new")
+    why = await box.call("GET", "/v1/sessions/new/why")
+    queue = await box.call("GET", "/v1/queue")
+
+    for pending in (why["pending"], queue["items"][0]["pending"]):
+        assert (pending["code"], pending["since"]) == ("queue.new", session["created_at"])

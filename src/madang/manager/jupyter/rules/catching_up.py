@@ -15,11 +15,17 @@ MAX_HELD: Final = 2000
 
 
 class CatchingUp:
-    """Fed with all events that are kept, from the oldest on."""
+    """Fed with all events that are kept, from the oldest on.
 
-    def __init__(self, since: float) -> None:
-        """*since*: Unix time; what was over then is not told."""
-        self._since: Final = since
+    A cell whose beginning is no longer kept is told without a clear.
+    """
+
+    def __init__(self, began: float, overlap_s: float) -> None:
+        """*began*: Unix time since when nobody else tells. What was over *overlap_s* before it is
+        not told.
+        """
+        self._began: Final = began
+        self._since: Final = began - overlap_s
         self._held: Final[dict[str, list[CellEvent]]] = {}
         self._told: Final[set[str]] = set()
 
@@ -34,7 +40,7 @@ class CatchingUp:
         if not cell:
             return [event] if late else []
         if cell in self._told:
-            return [event]
+            return self._cleared([event])
         held = self._held.setdefault(cell, [])
         held.append(event)
         del held[:-MAX_HELD]
@@ -42,15 +48,15 @@ class CatchingUp:
             del self._held[cell]
         if late:
             self._told.add(cell)
-            return _cleared(held)
+            return self._cleared(held)
         return []
 
-
-def _cleared(held: list[CellEvent]) -> list[CellEvent]:
-    """With the order to clear what the client may have, if there is anything that it may have."""
-    if len(held) < 2:
-        return held
-    last = held[-1]
-    clear = CellEvent(seq=held[0].seq, at=last.at, kind=EventKind.CLEAR, cell=last.cell)
-    at = next((n for n, each in enumerate(held) if each.kind is EventKind.RUNNING), -1) + 1
-    return [*held[:at], clear, *held[at:]]
+    def _cleared(self, events: list[CellEvent]) -> list[CellEvent]:
+        """With the order to clear what the client may have of a cell that began before."""
+        found = []
+        for event in events:
+            found.append(event)
+            if event.kind is EventKind.RUNNING and event.at < self._began:
+                clear = CellEvent(seq=event.seq, at=event.at, kind=EventKind.CLEAR, cell=event.cell)
+                found.append(clear)
+        return found

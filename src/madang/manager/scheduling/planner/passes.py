@@ -179,7 +179,9 @@ class Pass:
 
     def _settle(self, ask: Ask, chosen: Sequence[tuple[int, Devices]]) -> None:
         rooms = self._book.rooms
-        self._places += [Place(ask.session, rooms[node].node, devices) for node, devices in chosen]
+        self._places.extend(
+            [Place(ask.session, rooms[node].node, devices) for node, devices in chosen]
+        )
         if ask.limit_s is not None:
             self._new.append((ask, chosen))
         self._holdings.take(ask)

@@ -13,7 +13,7 @@ from typing import Final
 
 import numpy as np
 
-from madang.manager.scheduling.planner.book import Book, Floats
+from madang.manager.scheduling.planner.book import Book, Floats, Ints
 from madang.manager.scheduling.planner.placement import Placement
 
 BATCH: Final = 8
@@ -32,6 +32,8 @@ class Scores:
             self._to_come[shape] += 1
         self._current: Final[set[int]] = set()
         """Shapes whose rows hold, but for the machines that have changed."""
+        self._shapes: Ints | None = None
+        """The same, in order."""
         self._changed: Final[dict[int, list[int]]] = {}
 
     def best(self, shape: int) -> int | None:
@@ -42,6 +44,7 @@ class Scores:
         if shape not in self._current:
             row[:] = np.where(self._book.fits(shape), self._placement.row(shape), np.inf)
             self._current.add(shape)
+            self._shapes = None
         else:
             self._look_again(row, shape)
         node = int(row.argmin())
@@ -74,13 +77,16 @@ class Scores:
     def drop(self, shape: int) -> None:
         """It will hardly be asked for again."""
         self._current.discard(shape)
+        self._shapes = None
 
     def _catch_up(self) -> None:
         nodes = list(self._changed)
         self._changed.clear()
         if not self._current:
             return
-        shapes = np.array(sorted(self._current), np.int64)
+        if self._shapes is None:
+            self._shapes = np.array(sorted(self._current), np.int64)
+        shapes = self._shapes
         slack = self._book.slack(nodes, shapes)
         scores = self._placement.block(nodes, shapes, slack)
         np.copyto(scores, np.inf, where=np.minimum.reduce(slack) < 0)
