@@ -29,7 +29,7 @@ def test_all_kinds_of_steps_in_their_order() -> None:
     names = ["base", "configure", "debian", "python", "npm", "files", "run 1", "run 2"]
     assert list(found) == names
     assert found["base"] == Step(name="base", title="trixie")
-    assert "'jq' 'python3' 'nodejs' 'npm'" in found["debian"].script
+    assert "'jq' 'python3-venv' 'nodejs' 'npm'" in found["debian"].script
 
 
 def test_on_an_image_nothing_is_implied() -> None:

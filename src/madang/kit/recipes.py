@@ -180,7 +180,7 @@ def _packages(recipe: Recipe) -> list[str]:
     """With what the other steps take, on a base that has nothing."""
     implied = []
     if recipe.suite and recipe.python:
-        implied.append("python3")
+        implied.append("python3-venv")  # Debian 11 has distutils by it alone, which uv wants.
     if recipe.suite and recipe.npm:
         implied += ["nodejs", "npm"]
     return list(dict.fromkeys((*recipe.debian, *implied)))
