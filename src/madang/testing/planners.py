@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import ClassVar, Final, TypeVar
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from madang.manager.scheduling.planner import plan, plugins
@@ -264,6 +264,7 @@ class PlannerSuite:
         suppress_health_check=[HealthCheck.differing_executors, HealthCheck.too_slow],
     )  # fmt: skip
     def test_scores_are_the_same_in_all_three_ways(self, snapshot: Snapshot) -> None:
+        assume(snapshot.rooms and snapshot.pending)
         shapes = list({shape_of(ask, SLOTS, 0): None for ask in snapshot.pending})
         book = Book(snapshot.rooms, SLOTS, shapes)
         placement = plugins.placement(self.policy.placement)(book, self.policy)

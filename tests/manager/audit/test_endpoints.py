@@ -17,6 +17,8 @@ from madang.manager.audit.types import Actor
 from madang.manager.http.endpoint import Endpoint
 from madang.manager.identity.rules import totp
 from madang.manager.identity.tables import users
+from madang.manager.image import store as image_store
+from madang.manager.image.types import Owner
 from madang.testing.manager import SUCCESS, ManagerBox, ScriptedAgent
 from madang.testing.patience import PATIENCE_S
 from madang.wire.audit import verify
@@ -284,6 +286,83 @@ async def remove_image(world: World) -> None:
     (build,) = (await world.box.call("GET", "/v1/sessions"))["items"]
     await world.box.call("DELETE", f"/v1/sessions/{build['id']}?force=1")
     await world.call("DELETE", "/v1/images/lab")
+
+
+async def with_images(world: World, *layers: str) -> None:
+    """Versions of the admin's image ``root``, as if pulled, the last one in force."""
+    manager = world.box.manager
+    async with manager.database.read() as tx:
+        admin = await tx.one(sa.select(users.c.id).where(users.c.name == "admin"))
+    assert admin is not None
+    owner = Owner(user_id=admin.id, user="admin", project_id="default")
+    for layer in layers:
+        last = layer == layers[-1]
+        row = manager.images.new_row(
+            owner,
+            None,
+            name="root",
+            kind="root",
+            status="READY" if last else "KEPT",
+            digest=layer * 64,
+            layers=f'[{{"digest":"{layer * 64}","name":"l","version":"1","size_bytes":1}}]',
+            action="pull",
+            asked='{"reference":"registry.example.org/tool:v1"}',
+            refresh_us=0,
+        )
+        async with manager.database.begin() as tx:
+            await image_store.add(tx, row)
+
+
+@act("POST", "/v1/images/pull", "image.pull_started")
+async def pull(world: World) -> None:
+    await world.call("POST", "/v1/images/pull", {"name": "lab", "reference": "tool"})
+
+
+@act("POST", "/v1/images/import", "image.import_started")
+async def import_image(world: World) -> None:
+    await world.call("POST", "/v1/images/import", {"name": "lab"})
+
+
+@act("POST", "/v1/images/check", "session.created", key="")
+async def check_images(world: World) -> None:
+    await with_images(world, "a")
+    await world.call("POST", "/v1/images/check")
+
+
+@act("POST", "/v1/images/prune", "image.pruned")
+async def prune(world: World) -> None:
+    await with_images(world, "a", "b")
+    await world.call("POST", "/v1/images/prune")
+
+
+@act("POST", "/v1/images/{name}/push", "image.pushed")
+async def push(world: World) -> None:
+    await with_images(world, "a")
+    await world.call("POST", "/v1/images/root/push", {"reference": "registry.example.org/x"})
+
+
+@act("POST", "/v1/images/{name}/export", "image.exported")
+async def export(world: World) -> None:
+    await with_images(world, "a")
+    await world.call("POST", "/v1/images/root/export")
+
+
+@act("POST", "/v1/images/{name}/tag", "image.tagged")
+async def tag(world: World) -> None:
+    await with_images(world, "a")
+    await world.call("POST", "/v1/images/root/tag", {"target": "stable"})
+
+
+@act("POST", "/v1/images/{name}/rollback", "image.rolled_back")
+async def roll_back(world: World) -> None:
+    await with_images(world, "a", "b")
+    await world.call("POST", "/v1/images/root/rollback", {})
+
+
+@act("POST", "/v1/images/{name}/follow", "image.followed")
+async def follow(world: World) -> None:
+    await with_images(world, "a")
+    await world.call("POST", "/v1/images/root/follow", {"refresh_s": 3600})
 
 
 @act("POST", "/v1/usage/intervals/{id}/correct", "usage.corrected")

@@ -72,6 +72,7 @@ class Line:
     fill: dict[str, str] = field(default_factory=dict)
 
 
+NAMING = ("POST /v1/images", "POST /v1/images/pull", "POST /v1/images/import")
 OWNERS = frozenset({OWNER, "project_admin", "domain_admin", "root"})
 ADMINS = frozenset({"domain_admin", "root"})
 S, P, U = "/v1/sessions/{ref}", "/v1/projects/{project}", "/v1/users/{user}"
@@ -130,6 +131,16 @@ LINES = {
     "POST /v1/images": Line(body={"name": "mine", "requirements": ["numpy"]}),
     "GET /v1/images/{name}": Line("image"),
     "DELETE /v1/images/{name}": Line("image", does=OWNERS),
+    "GET /v1/images/{name}/versions": Line("image", lacks=True),
+    "POST /v1/images/pull": Line(body={"name": "mine", "reference": "tool"}),
+    "POST /v1/images/import": Line(body={"name": "mine"}),
+    "POST /v1/images/check": Line(),
+    "POST /v1/images/prune": Line(),
+    "POST /v1/images/{name}/push": Line("image", body={"reference": "tool"}, lacks=True),
+    "POST /v1/images/{name}/export": Line("image", lacks=True),
+    "POST /v1/images/{name}/tag": Line("image", body={"target": "other"}, lacks=True),
+    "POST /v1/images/{name}/rollback": Line("image", body={}, lacks=True, does=OWNERS),
+    "POST /v1/images/{name}/follow": Line("image", body={"refresh_s": 0}, lacks=True, does=OWNERS),
     "GET /v1/policies": Line(),
     "GET /v1/policies/{target}": Line(fill={"target": "site"}),
     "GET /v1/policies/{target}/history": Line(fill={"target": "site"}),
@@ -386,8 +397,8 @@ async def test_what_concerns_everybody_is_for_its_role(world: World) -> None:
             allowed -= {"monitor"}
         for who in sorted(ALL):
             body = line.body
-            if key == "POST /v1/images":  # names are a project's own
-                body = {**body, "name": who.replace("_", "-")}
+            if key in NAMING:  # names are a project's own
+                body = {**body, "name": f"{who.replace('_', '-')}{len(key)}"}
             status, text = await world.ask(who, method, path_of(key, line, NAMES), body)
             if who in allowed:
                 assert status not in {403, 500} and (status != 404 or line.lacks), (key, who, text)

@@ -102,7 +102,7 @@ async def test_what_a_request_asks_for_is_checked_as_any_session_is(box: Manager
         ({"name": "cobol"}, 404),
         ({"name": 7}, 400),
         ({"env": {"bad name": "x"}}, 400),
-        ({"env": {"a": "x" * (1 << 19)}}, 400),
+        ({"env": {"a": "x" * (1 << 19)}}, 413),
         ({"env": {"a": 1}}, 400),
     ):
         told = await box.call("POST", KERNELS, body, status=status)

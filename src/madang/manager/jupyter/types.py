@@ -27,7 +27,7 @@ class JupyterSettings:
 
     specs: int = 100
     """Kernelspecs offered to a user at most."""
-    file_bytes: int = 64 << 20
+    file_bytes: int = 32 << 20
     """Largest file that the contents API reads or writes."""
 
 

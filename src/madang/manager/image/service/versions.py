@@ -73,7 +73,7 @@ class Versions:
         await self._images.find(caller, name)
         now = micros(self._clock.now())
         async with self._database.begin() as tx:
-            rows = await self._rows(tx, caller, name)
+            rows = await self._rows(tx, caller, name, change=True)
             ready = next((row for row in rows if row.status == S.READY), None)
             kept = [row for row in rows if row.status == S.KEPT]
             if digest:
@@ -83,7 +83,6 @@ class Versions:
                 chosen = kept[0]
             else:
                 raise ImageUnknown(f"image {name!r} has no older version to go back to.")
-            await check_owner(tx, caller, chosen)
             if ready is not None:
                 await store.move(tx, ready, S.KEPT, now)
             await store.move(tx, chosen, S.READY, now, refresh_us=0)
@@ -99,11 +98,10 @@ class Versions:
         now = micros(self._clock.now())
         refresh_us = micros(refresh_s)
         async with self._database.begin() as tx:
-            rows = await self._rows(tx, caller, name)
+            rows = await self._rows(tx, caller, name, change=True)
             row = next((row for row in rows if row.status == S.READY), None)
             if row is None:
                 raise rules.not_ready(name, None)
-            await check_owner(tx, caller, row)
             rules.check_followable(row, refresh_s)
             await store.set_refresh(tx, row.id, refresh_us=refresh_us, refreshed_at=now)
             before, after = {"refresh_us": row.refresh_us}, {"refresh_us": refresh_us}
@@ -173,9 +171,14 @@ class Versions:
             return
         log.info("image refreshed", extra={"image": row.name, "id": fresh.id})
 
-    async def _rows(self, tx: Reader, caller: Caller, name: str) -> Sequence[ImageRow]:
-        """All versions of a name. Raises ImageUnknown."""
-        rows = rules.versions(await self._images.list_rows(tx, caller, name))
+    async def _rows(
+        self, tx: Reader, caller: Caller, name: str, *, change: bool = False
+    ) -> Sequence[ImageRow]:
+        """All versions of a name. Raises ImageUnknown, or Forbidden if one may not *change* it."""
+        found = await self._images.list_rows(tx, caller, name)
+        if change and found:
+            await check_owner(tx, caller, found[0])
+        rows = rules.versions(found)
         if not rows:
-            raise rules.not_ready(name, None)
+            raise rules.not_ready(name, rules.current(found))
         return rows

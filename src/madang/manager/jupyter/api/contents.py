@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 from madang.manager.http import Call
@@ -12,6 +13,7 @@ from madang.manager.jupyter.types import JupyterSettings
 from madang.wire.errors import InvalidRequest, NotFound
 
 _AT: Final = "/api/contents/{path:.*}"
+AT_ONCE: Final = 2
 _CHECKPOINTS: Final = "/checkpoints"
 
 _Call = Call[dict[str, str], Any]
@@ -22,6 +24,7 @@ class ContentsApi:
         self._contents: Final = contents
         self._limit: Final = settings.file_bytes * 4 // 3 + (64 << 10)
         """Of a request: base64 takes four letters for three bytes."""
+        self._rooms: Final[dict[str, asyncio.Semaphore]] = {}
 
     @route("GET", "/api/contents")
     async def jupyter_root(self, call: _Call) -> Any:
@@ -44,8 +47,9 @@ class ContentsApi:
     @route("PUT", _AT)
     async def jupyter_save_file(self, call: _Call) -> Any:
         """Write a file, or make a folder."""
-        body = await body_of(call, self._limit)
-        return await self._contents.save(call.caller, place_of(call.path("path")), body)
+        async with self._room(call):
+            body = await body_of(call, self._limit)
+            return await self._contents.save(call.caller, place_of(call.path("path")), body)
 
     @route("POST", _AT, status=201)
     async def jupyter_make_file(self, call: _Call) -> Any:
@@ -74,10 +78,15 @@ class ContentsApi:
         form = query.get("format")
         if form is not None and form not in FORMATS:
             raise InvalidRequest(f"format: one of {', '.join(sorted(FORMATS))}.", field="format")
-        return await self._contents.get(
-            call.caller,
-            place,
-            kind=query.get("type", ""),
-            form=form,
-            content=query.get("content", "1") != "0",
-        )
+        async with self._room(call):
+            return await self._contents.get(
+                call.caller,
+                place,
+                kind=query.get("type", ""),
+                form=form,
+                content=query.get("content", "1") != "0",
+            )
+
+    def _room(self, call: _Call) -> asyncio.Semaphore:
+        """Whole files are in memory: few at a time of each user."""
+        return self._rooms.setdefault(call.caller.user_id, asyncio.Semaphore(AT_ONCE))

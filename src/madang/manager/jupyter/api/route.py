@@ -10,6 +10,7 @@ from aiohttp import web
 
 from madang.kit.codec import from_json, to_builtins, to_json
 from madang.manager.http import Call, Reply, endpoint
+from madang.manager.http.bodies import read_whole
 from madang.manager.http.problems import problem_of
 from madang.wire.errors import Forbidden, InvalidRequest, PlatformError
 
@@ -61,12 +62,8 @@ def check_user(call: Call[Any, Any]) -> None:
 
 async def body_of(call: Call[Any, Any], limit: int = BODY_LIMIT) -> dict[str, Any]:
     """The JSON object that came; empty for no body. Raises InvalidRequest, TooLarge."""
-    found = bytearray()
-    async for chunk in call.content.chunks(1 << 16):
-        found += chunk
-        if len(found) > limit:
-            raise InvalidRequest(f"the request's body has more than {limit} bytes.")
-    return from_json(dict[str, Any], bytes(found) or b"{}")
+    found = await read_whole(call.request, limit, call.signed_body)
+    return from_json(dict[str, Any], found or b"{}")
 
 
 def text_of(body: dict[str, Any], name: str) -> str | None:

@@ -8,7 +8,7 @@ count and offsets (u32 BE) before the JSON and the buffers.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -19,6 +19,8 @@ V1: Final = "v1.kernel.websocket.jupyter.org"
 CHANNELS: Final = frozenset({"shell", "control", "stdin"})
 """What clients write to."""
 MAX_BUFFERS: Final = 256
+MAX_WORD: Final = 200
+_HEADER: Final = ("msg_id", "msg_type", "session", "username", "date", "version")
 _JSON_PARTS: Final = 4
 _U64: Final = struct.Struct("<Q")
 
@@ -33,6 +35,8 @@ class Message:
     metadata: dict[str, Any] = field(default_factory=dict)
     content: dict[str, Any] = field(default_factory=dict)
     buffers: tuple[bytes, ...] = ()
+    size: int = field(default=0, compare=False)
+    """Bytes, of what a client sent."""
 
     @property
     def kind(self) -> str:
@@ -71,8 +75,10 @@ def pack(message: Message, protocol: str) -> str | bytes:
 def unpack(data: str | bytes, protocol: str) -> Message:
     """What a client sent. Raises InvalidRequest."""
     if isinstance(data, str):
-        return _from_object(from_json(dict[str, Any], data), ())
-    return _unpack_v1(data) if protocol == V1 else _unpack_old(data)
+        found = _from_object(from_json(dict[str, Any], data), ())
+    else:
+        found = _unpack_v1(data) if protocol == V1 else _unpack_old(data)
+    return replace(found, size=len(data))
 
 
 def _pack_v1(message: Message) -> bytes:
@@ -135,18 +141,25 @@ def _from_object(found: dict[str, Any], buffers: tuple[bytes, ...]) -> Message:
     channel = found.get("channel", "shell")
     if not isinstance(channel, str) or channel not in CHANNELS:
         raise _broken(f"channel {str(channel)[:20]!r} is none of {', '.join(sorted(CHANNELS))}")
-    for name in ("msg_id", "msg_type"):
-        value = parts["header"].get(name)
-        if not isinstance(value, str) or not 1 <= len(value) <= 200:
-            raise _broken(f"its header has no {name}")
     return Message(
         channel=channel,
-        header=parts["header"],
+        header=_header(parts["header"]),
         parent=parts["parent_header"],
         metadata=parts["metadata"],
         content=parts["content"],
         buffers=buffers,
     )
+
+
+def _header(found: dict[str, Any]) -> dict[str, Any]:
+    """What replies repeat of it: headers are kept, so that they must be small."""
+    header: dict[str, Any] = {name: found[name] for name in _HEADER if name in found}
+    for name, value in header.items():
+        if not isinstance(value, str) or len(value) > MAX_WORD:
+            raise _broken(f"{name} of its header is no short text")
+    if not header.get("msg_id") or not header.get("msg_type"):
+        raise _broken("its header has no msg_id or no msg_type")
+    return header
 
 
 def _broken(why: str) -> InvalidRequest:

@@ -27,7 +27,7 @@ K = EventKind
 
 VERSION: Final = "5.4"
 """Of Jupyter's messaging protocol."""
-MAX_PARENTS: Final = 1000
+MAX_PARENTS: Final = 400
 _PLAIN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _JSON: Final = re.compile(r"application/(?:[\w.+-]+\+)?json")
 _STATES: Final = {

@@ -44,6 +44,8 @@ Answer = Callable[["Connection", Message], Awaitable[dict[str, Any]]]
 
 MAX_WAITING: Final = 200
 """Requests of a client that are not answered yet; one more is refused."""
+MAX_HELD: Final = 16 << 20
+"""Bytes of them; a single larger one is taken."""
 MAX_CLIENTS: Final = 200
 """Session ids of clients that are remembered for each kernel."""
 MAX_REVIVALS: Final = 5
@@ -73,6 +75,8 @@ class Connection:
         self._translator: Final = Translator(self._writer, self._memory.parents, client)
         self._waiting: Final[asyncio.Queue[Message]] = asyncio.Queue(MAX_WAITING)
         self._answering: Final[set[asyncio.Task[None]]] = set()
+        self._held = 0
+        """Bytes of requests that are not answered yet."""
         self._sending: Final = asyncio.Lock()
         self._up: Final = asyncio.Event()
         """The interpreter has said that it is ready, or has ended."""
@@ -167,17 +171,22 @@ class Connection:
 
     async def _take(self, message: Message) -> None:
         assert self._tasks is not None
-        if message.kind == "execute_request" and message.channel == "shell":
-            if self._waiting.full():
-                await self._fail(message, InvalidRequest(f"{MAX_WAITING} cells wait already."))
-            else:
-                self._waiting.put_nowait(message)
-        elif len(self._answering) >= MAX_WAITING:
-            await self._fail(message, InvalidRequest(f"{MAX_WAITING} requests wait already."))
+        runs = message.kind == "execute_request" and message.channel == "shell"
+        waiting = self._waiting.qsize() if runs else len(self._answering)
+        if waiting >= MAX_WAITING or (self._held and self._held + message.size > MAX_HELD):
+            await self._fail(message, InvalidRequest("too many requests of yours wait already."))
+            return
+        self._held += message.size
+        if runs:
+            self._waiting.put_nowait(message)
         else:
             task = self._tasks.create_task(self._serve(message))
             self._answering.add(task)
-            task.add_done_callback(self._answering.discard)
+            task.add_done_callback(lambda done: self._answered(done, message))
+
+    def _answered(self, task: asyncio.Task[None], message: Message) -> None:
+        self._answering.discard(task)
+        self._held -= message.size
 
     async def _run_cells(self) -> None:
         """Hand over cells, one after the other; the interpreter has a queue of its own."""
@@ -187,6 +196,8 @@ class Connection:
                 await self._execute(message)
             except PlatformError as exc:
                 await self._fail(message, exc)
+            finally:
+                self._held -= message.size
 
     async def _execute(self, message: Message) -> None:
         content = message.content

@@ -32,7 +32,7 @@ from madang.wire.session import SessionSpec, SessionStatus, SizeRequest
 
 MAX_KERNELS: Final = 1000
 """Sessions of one user that are looked through for kernels."""
-MAX_REMEMBERED: Final = 4096
+MAX_REMEMBERED: Final = 1024
 _PAGE: Final = 200
 _KEPT_ENV: Final = 64
 _WAIT_S: Final = 30.0
