@@ -164,13 +164,14 @@ async def test_what_makes_no_sense_is_refused(small_box: ManagerBox) -> None:
         {"codes": "a"},
     ):
         await small_box.call("POST", path + "/cells", body, status=400)
-    for body in (
+    requests: tuple[dict[str, Any], ...] = (
         {"name": "../x"},
         {"name": "-x"},
         {"env": {"A=B": "1"}},
         {"cwd": "/\0"},
-    ):
-        await small_box.call("POST", session + "/interpreters", body, status=400)
+    )
+    for request in requests:
+        await small_box.call("POST", session + "/interpreters", request, status=400)
     await small_box.call("POST", session + "/interpreters", {"language": "klingon"}, status=404)
     await small_box.call("POST", path + "/complete", {"code": "a", "cursor": 2}, status=400)
     await small_box.call("POST", path + "/input", {"text": "a"}, status=409)
