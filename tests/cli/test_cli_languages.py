@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from tests.cli.conftest import Cli
 
+from madang.wire.image import Image, ImageKind, ImageStatus
+
 
 def put(cli: Cli, name: str, text: str) -> None:
     """Where it is sent from, and where the session of the fake server has it."""
@@ -111,3 +113,19 @@ def test_languages_are_listed_and_looked_for(cli: Cli) -> None:
     assert "C++" in listed
     found = json.loads(cli.run("languages", "--image", "host", "--json").stdout)
     assert found["python"].startswith("3.")
+
+
+def test_the_image_with_the_languages_name_is_chosen_unless_another_is_named(cli: Cli) -> None:
+    def image_of(*words: str) -> str:
+        done = cli.run("run", "--dry-run", "--json", *words)
+        found: str = json.loads(done.stdout)["image"]
+        return found
+
+    assert image_of("r", "-c", "1") == "host"
+    for name, status in (("r", ImageStatus.READY), ("lua", ImageStatus.BUILDING)):
+        cli.server.images[name] = Image(name=name, digest="d", kind=ImageKind.ROOT, status=status)
+
+    assert image_of("r", "-c", "1") == "r"
+    assert image_of("--image", "host", "r", "-c", "1") == "host"
+    assert image_of("lua", "-c", "1") == "host"
+    assert image_of("--", "r", "-c", "1") == "host"

@@ -14,6 +14,7 @@ from madang.cli.config import load
 from madang.cli.context import connect, json_option, print_json, print_table
 from madang.client.sync import Client
 from madang.wire.errors import InvalidRequest
+from madang.wire.image import ImageStatus
 from madang.wire.languages import Language
 from madang.wire.session import HOST_IMAGE
 
@@ -45,45 +46,57 @@ class Code:
     run_options: tuple[str, ...] = ()
 
 
-def talks(client: Client, words: tuple[str, ...], *, set_off: bool) -> str | None:
+def talks(client: Client, words: tuple[str, ...], *, set_off: bool) -> Language | None:
     """The language of a console, where *words* name no more than that; None: a command."""
     if set_off or len(words) > 1:
         return None
-    if not words:
-        return "python"
     from madang.kit.languages import find
 
-    language = find(client.list_languages(), words[0])
-    return language.name if language is not None and language.cells else None
+    language = find(client.list_languages(), words[0] if words else "python")
+    return language if language is not None and language.cells else None
 
 
-def command_of(
-    client: Client, words: tuple[str, ...], *, set_off: bool, sync: bool
-) -> tuple[tuple[str, ...], str]:
-    """The command that *words* mean, and a source file that it needs, if any.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meant:
+    """What the words of a command mean."""
 
-    They name a language if ``-c`` or a source file comes after it; else they are a command.
-    """
+    argv: tuple[str, ...]
+    source: str = ""
+    """A file that it needs, if any."""
+    language: Language | None = None
+    """None: it is a command."""
+
+
+def command_of(client: Client, words: tuple[str, ...], *, set_off: bool, sync: bool) -> Meant:
+    """Of *words*: a language if ``-c`` or a source file comes after its name, else a command."""
     if set_off or len(words) < 2 or not _may_be_code(words[1]):
-        return words, ""
+        return Meant(argv=words)
     from madang.kit.languages import code_command, file_command, find
 
     language = find(client.list_languages(), words[0])
     if language is None:
-        return words, ""
+        return Meant(argv=words)
     found = read_code(language, words[1:], sync=sync)
     if found is None:
-        return words, ""
+        return Meant(argv=words)
     if found.code is not None:
-        return code_command(language, found.code, found.arguments), ""
-    command = file_command(
+        argv = code_command(language, found.code, found.arguments)
+        return Meant(argv=argv, language=language)
+    argv = file_command(
         language,
         found.files,
         found.arguments,
         build_options=found.build_options,
         run_options=found.run_options,
     )
-    return command, found.files[0]
+    return Meant(argv=argv, source=found.files[0], language=language)
+
+
+def image_of(client: Client, language: Language) -> str:
+    """The image that has its recipe's name, if there is one and it is ready; else the host's."""
+    wanted = language.image or language.name
+    ready = (x.name for x in client.list_images() if x.status is ImageStatus.READY)
+    return wanted if wanted in ready else HOST_IMAGE
 
 
 def _may_be_code(word: str) -> bool:

@@ -11,7 +11,7 @@ import click
 from madang.cli.config import load
 from madang.cli.context import connect, print_json
 from madang.cli.follow import Follower, feeds_stdin
-from madang.cli.languages import SET_OFF, LanguageOrCommand, command_of, talks
+from madang.cli.languages import SET_OFF, LanguageOrCommand, command_of, image_of, talks
 from madang.cli.options import (
     environment,
     parse_environment,
@@ -37,7 +37,9 @@ from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec, Sess
     cls=LanguageOrCommand,
     context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False},
 )
-@click.option("--image", default=HOST_IMAGE, show_default=True, help="Image to run from.")
+@click.option(
+    "--image", metavar="NAME", help="Image to run from. Default: host, the machine's own."
+)
 @click.option("--preset", metavar="NAME", help="A size by name, like small; see `preset ls`.")
 @click.option("--cpu", metavar="N", help="Cores, like 0.5 or 2.")
 @click.option("--mem", metavar="SIZE", help="Memory, like 512m or 2g.")
@@ -76,7 +78,7 @@ from madang.wire.session import HOST_IMAGE, RootMode, Session, SessionSpec, Sess
 @click.option("--json", "as_json", is_flag=True, help="The session as JSON at the end, on stderr.")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def run(
-    image: str,
+    image: str | None,
     preset: str | None,
     cpu: str | None,
     mem: str | None,
@@ -117,9 +119,9 @@ def run(
     command the session is idle: use exec, shell, put and get.
 
     LANGUAGE -c CODE runs a piece of code, LANGUAGE FILE… [-- ARGUMENT…] builds and runs files, with
-    --build-options and --run-options before them; `madang languages` lists them. After `--` stands
-    a command. -i alone, or with a LANGUAGE, opens a console (see `madang console`) in a session
-    that ends with it.
+    --build-options and --run-options before them; `madang languages` lists them. The image that has
+    the language's name is chosen, if there is one. After `--` stands a command. -i alone, or with a
+    LANGUAGE, opens a console (see `madang console`) in a session that ends with it.
 
     \b
     madang run -i --image torch
@@ -137,7 +139,7 @@ def run(
     spec = session_spec(
         name=name,
         project=project or "",
-        image=image,
+        image=image or HOST_IMAGE,
         size=size_request(cpu=cpu, mem=mem, pids=pids, disk=disk, time=time_limit),
         preset=preset or "",
         env=parse_environment(env, terminal=config.terminal if tty else None),
@@ -158,9 +160,11 @@ def run(
         language = talks(client, command, set_off=set_off) if stdin and not detach else None
         if language is not None:
             command = ()
-        argv, source = command_of(client, command, set_off=set_off, sync=sync is not False)
-        words, encoding = encode_argv(argv)
+        meant = command_of(client, command, set_off=set_off, sync=sync is not False)
+        words, encoding = encode_argv(meant.argv)
         spec = replace(spec, argv=words, argv_encoding=encoding)
+        if image is None and (named := language or meant.language) is not None:
+            spec = replace(spec, image=image_of(client, named))
         if entry:
             spec = _with_entry(client, spec)
         if dry_run:
@@ -169,13 +173,13 @@ def run(
 
         def go(spec: SessionSpec) -> int:
             if language is not None:
-                return _converse(client, spec, language, notes, output=where)
+                return _converse(client, spec, language.name, notes, output=where)
             if detach or not spec.argv:
                 return _start(client, spec, notes, as_json=as_json)
             return _follow(client, spec, notes, output=where, as_json=as_json)
 
         try:
-            return go(_with_source(syncing.apply(client, spec), source, asked=sync))
+            return go(_with_source(syncing.apply(client, spec), meant.source, asked=sync))
         except WorkspaceIncomplete:  # not there any more, or this is another server
             return go(syncing.apply(client, spec, again=True))
 
