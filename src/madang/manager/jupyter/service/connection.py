@@ -37,7 +37,7 @@ from madang.manager.jupyter.service.kernels import Kernels, Memory
 from madang.manager.jupyter.types import INTERPRETER
 from madang.manager.session.types import SessionRow
 from madang.wire.cells import CellEvent, CellRequest, EventKind, Interpreter, InterpreterStatus
-from madang.wire.errors import InvalidRequest, PlatformError
+from madang.wire.errors import InvalidRequest, PlatformError, Shutdown
 
 Send = Callable[[Message], Awaitable[None]]
 Answer = Callable[["Connection", Message], Awaitable[dict[str, Any]]]
@@ -118,6 +118,9 @@ class Connection:
                 revivals = 0 if await self._follow() else revivals + 1
                 await self._tell("restarting")
                 await self._kernels.revive(self._caller, self._row.id)
+        except Shutdown:
+            self._up.set()
+            return  # the kernel goes on; the client comes back
         except PlatformError:
             self._up.set()  # each request that waits for it is told why
         await self._tell("dead")

@@ -26,7 +26,7 @@ from madang.manager.session.service.kernels import not_running
 from madang.manager.session.types import SessionRow, SessionSettings
 from madang.wire.api import StopRequest
 from madang.wire.cells import Interpreter, InterpreterRequest, InterpreterStatus
-from madang.wire.errors import Conflict, NotFound, PlatformError
+from madang.wire.errors import Conflict, NotFound, PlatformError, Shutdown
 from madang.wire.languages import Language
 from madang.wire.session import SessionSpec, SessionStatus, SizeRequest
 
@@ -173,11 +173,14 @@ class Kernels:
     async def _running(self, caller: Caller, session: str) -> SessionRow:
         version: int | None = None
         while True:
+            began = self.clock.monotonic()
             row = await self.sessions.wait(caller, session, version=version, timeout_s=_WAIT_S)
             if row.status == SessionStatus.RUNNING:
                 return row
             if row.status not in rules.LIVE:
                 raise not_running(row)
+            if row.version == version and self.clock.monotonic() - began < _WAIT_S:
+                raise Shutdown("the server is stopping; connect again.")  # nobody waits any more
             version = row.version
 
     # Reading
