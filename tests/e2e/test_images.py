@@ -114,7 +114,7 @@ def test_a_tag_is_pulled_followed_and_gone_back_from(
     name = f"{told.address}/library/tool"
     _madang(platform, "image", "pull", name, "pulled")
     first = client.get_image("pulled").digest
-    idle = client.run(["/bin/sleep", "1000"], image="pulled")
+    idle = client.run(["/bin/sleep", "1000"], image="pulled", cpu=0.5)
     assert "current" in _madang(platform, "image", "outdated")
 
     told.offer(_image("11"))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conftest import ROOT
 
 from madang.kit.languages import (
     DRIVERS,
@@ -158,3 +159,11 @@ def test_a_folder_adds_languages_and_replaces_shipped_ones_while_we_run(tmp_path
 def test_code_that_no_program_can_be_given_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="longer than 131071 bytes"):
         code_command(parse(MINIMAL, "cat"), "é" * 65_536)
+
+
+def test_the_table_of_the_documentation_has_every_language() -> None:
+    page = (ROOT / "docs/reference/languages.md").read_text()
+
+    for name in SAMPLES:
+        title = Languages().get(name).title
+        assert f"| {title} | `{name}` |" in page

@@ -230,6 +230,8 @@ class Builds:
     async def _take_over(self, kernel: KernelId, spec: KernelSpec) -> None:
         """Bring all layers of a build into the store; all of them, or none."""
         manifest = codec.from_json(BuildManifest, await self._text(kernel, BUILD_MANIFEST))
+        if manifest.kind is ImageKind.HOST:
+            return  # it was for something else: a push, an export
         _check(manifest)
         keys = codec.from_json(dict[str, str], await self._text(kernel, KEYS))
         store = self._store

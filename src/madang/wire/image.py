@@ -141,6 +141,7 @@ class BuildManifest:
     layers: tuple[Layer, ...]
     """Topmost first, the environment's skeleton last."""
     kind: ImageKind = ImageKind.LAYERS
+    """HOST: the session was for something else, and made no image."""
     config: ImageConfig = field(default_factory=ImageConfig)
     source: ImageSource = field(default_factory=ImageSource)
 

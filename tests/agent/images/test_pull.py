@@ -172,8 +172,8 @@ async def test_an_export_is_the_same_each_time_and_can_be_imported(node: Node) -
     env = {"IMAGE_CONFIG": json.dumps(_CONFIG)}
     found = []
     for _ in range(2):
-        _, text = await node.run("export", "tool", offers=offers, env=env)
-        assert "export   tool" in text
+        ended, text = await node.run("export", "tool", offers=offers, env=env)
+        assert (ended.exit_code, "export   tool" in text) == (SUCCESS, True), ended.text
         found.append((node.outputs / "image.tar").read_bytes())
     assert found[0] == found[1]
     with tarfile.open(fileobj=io.BytesIO(found[0])) as archive:
@@ -344,7 +344,8 @@ async def test_check_says_what_tags_stand_for_and_what_fails(node: Node) -> None
         built = _built()
         told.offer(built)
         good, bad = f"{told.address}/library/tool:latest", f"{told.address}/library/none:latest"
-        await node.run("check", good, bad, places=(_at(told.address),))
+        ended, text = await node.run("check", good, bad, places=(_at(told.address),))
+        assert ended.exit_code == SUCCESS, text
     found = json.loads((node.outputs / "check.json").read_bytes())
     assert found[good] == {"digest": built.digest}
     assert "is not there" in found[bad]["error"]

@@ -164,7 +164,7 @@ async def test_what_makes_no_sense_is_refused(small_box: ManagerBox) -> None:
         {"codes": "a"},
     ):
         await small_box.call("POST", path + "/cells", body, status=400)
-    requests: tuple[dict[str, object], ...] = (
+    requests: tuple[dict[str, Any], ...] = (
         {"name": "../x"},
         {"name": "-x"},
         {"env": {"A=B": "1"}},

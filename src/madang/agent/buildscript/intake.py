@@ -155,6 +155,12 @@ def _hashed(chunks: Any, sha256: Any) -> Any:
         yield chunk
 
 
+def made_nothing(places: Places) -> None:
+    """The manifest of a build that was for something else than an image."""
+    with open(os.path.join(places.outputs, "image.json"), "w", encoding="utf-8") as file:
+        json.dump({"python": "", "layers": [], "kind": "host"}, file)
+
+
 def names_of(config: dict[str, Any], count: int) -> list[str]:
     """What made each layer, as the history says, in a few printable words."""
     history = config.get("history")

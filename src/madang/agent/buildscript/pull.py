@@ -87,3 +87,4 @@ def check(places: Places, references: list[str]) -> None:
             say(f"failed   {text}: {exc}")
     with open(os.path.join(places.outputs, "check.json"), "w", encoding="utf-8") as file:
         json.dump(found, file)
+    intake.made_nothing(places)

@@ -117,6 +117,7 @@ def export(places: Places, name: str) -> None:
                 archive.addfile(info, file)
             os.unlink(blob_path)
     os.rename(f"{path}.part", path)
+    intake.made_nothing(places)
     say(f"export   {name}  {packed.digest[:19]}  {shown_size(os.path.getsize(path))}")
 
 
@@ -149,6 +150,7 @@ def push(places: Places, text: str, *, login: bool) -> None:
         again("manifest", lambda: _finish(registry, site, packed, reference.tag or LATEST))
     except (Unreachable, NotThere) as exc:
         raise BuildError(Exit.NETWORK, f"push to {reference}: {exc}") from exc
+    intake.made_nothing(places)
     say(f"pushed   {reference}  {packed.digest}")
 
 

@@ -53,6 +53,7 @@ _REQUIREMENT: Final = re.compile(
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _DIGEST_START: Final = re.compile(r"[0-9a-f]{8,64}")
 MAX_CONFIG: Final = 64 * 1024
+MOVE_CPU: Final = 1.0
 MIN_REFRESH_S: Final = 300.0
 MAX_REFRESH_S: Final = 366 * 86400.0
 PLAIN: Final = ImageConfig()
@@ -190,11 +191,11 @@ def _wish(row: ImageRow) -> tuple[str, ...]:
 
 def build_spec(row: ImageRow, settings: ImageSettings) -> SessionSpec:
     """The session that makes *row*."""
-    asked = from_json(Asked, row.asked)
+    asked, size = from_json(Asked, row.asked), from_json(SizeRequest, row.size)
     reads = row.action == Action.IMPORT or asked.login
     return script_spec(
         _words(row, asked),
-        from_json(SizeRequest, row.size),
+        size if row.action == Action.BUILD else moved_size(size),
         settings,
         labels={"image": row.name},
         stdin=reads,
@@ -231,6 +232,11 @@ def script_spec(
         labels=labels,
         grace_s=2.0,
     )
+
+
+def moved_size(asked: SizeRequest) -> SizeRequest:
+    """Of a session that moves an image, and compiles nothing."""
+    return asked if asked.cpu else replace(asked, cpu=MOVE_CPU)
 
 
 def build_size(asked: SizeRequest, settings: ImageSettings) -> SizeRequest:

@@ -468,11 +468,11 @@ def evaluate_async(driver: Driver, codes: list[Any]) -> Any:
     try:
         return driver.loop.run_until_complete(task)
     except KeyboardInterrupt:
-        task.cancel()
-        try:
-            driver.loop.run_until_complete(task)
-        except asyncio.CancelledError:
-            pass
+        if task.cancel():  # else it was hit itself, and waiting for it again would never end
+            try:
+                driver.loop.run_until_complete(task)
+            except asyncio.CancelledError:
+                pass
         raise
 
 

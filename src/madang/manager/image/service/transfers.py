@@ -118,7 +118,10 @@ class Transfers:
             text = f"{len(wanted)} references; one look is for {MAX_CHECKED}. Remove some images."
             raise Conflict(text)
         spec = rules.script_spec(
-            ("check", *wanted), SizeRequest(), self._settings, labels={"image": "check"}
+            ("check", *wanted),
+            rules.moved_size(SizeRequest()),
+            self._settings,
+            labels={"image": "check"},
         )
         return await self._images.sessions.start_build(_owner(caller), spec, _key("check", key))
 
@@ -138,7 +141,7 @@ class Transfers:
         disk = max(self._settings.disk_bytes, 3 * row.size_bytes + GIB)
         spec = rules.script_spec(
             words,
-            SizeRequest(disk_bytes=disk),
+            rules.moved_size(SizeRequest(disk_bytes=disk)),
             self._settings,
             labels={"image": row.name},
             stdin=stdin,
