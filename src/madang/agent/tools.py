@@ -15,6 +15,7 @@ from madang.agent import buildscript
 SCRIPT: Final = "build.pyz"
 CERTIFICATES: Final = "certificates.pem"
 EXECUTABLE: Final = 0o555
+_PART: Final = ".part"
 _START: Final = """\
 import sys
 from madang.agent.buildscript.words import run
@@ -29,18 +30,23 @@ def install(folder: str, certificates: str = "") -> None:
     """
     os.makedirs(folder, mode=0o755, exist_ok=True)
     _install_uv(folder)
-    with open(os.path.join(folder, CERTIFICATES + ".part"), "w", encoding="utf-8") as file:
+    target = os.path.join(folder, CERTIFICATES)
+    with open(target + _PART, "w", encoding="utf-8") as file:
         file.write(certificates)
-    os.chmod(file.name, 0o444)
-    os.rename(file.name, os.path.join(folder, CERTIFICATES))
-    script = os.path.join(folder, SCRIPT)
-    part = script + ".part"
-    _write_script(part)
-    if _same(part, script):
+    _replace(target)
+    target = os.path.join(folder, SCRIPT)
+    _write_script(target + _PART)
+    _replace(target)
+
+
+def _replace(target: str) -> None:
+    """By the file of the same name and ``_PART``, unless that says the same."""
+    part = target + _PART
+    if _same(part, target):
         os.unlink(part)
     else:
         os.chmod(part, 0o444)
-        os.rename(part, script)
+        os.rename(part, target)
 
 
 def _install_uv(folder: str) -> None:
@@ -52,7 +58,7 @@ def _install_uv(folder: str) -> None:
         found = None
     if found and (found.st_size, found.st_mtime_ns) == (wanted.st_size, wanted.st_mtime_ns):
         return
-    part = target + ".part"
+    part = target + _PART
     shutil.copyfile(source, part)
     os.utime(part, ns=(wanted.st_mtime_ns, wanted.st_mtime_ns))
     os.chmod(part, EXECUTABLE)

@@ -25,10 +25,15 @@ from madang.wire.audit import verify
 from madang.wire.kernel import Assignment
 from madang.wire.link import (
     ExecStarted,
+    FileEntry,
     FilesWritten,
+    LayerSaved,
+    ListFiles,
     ReadLog,
+    SaveLayer,
     SendSignal,
     StartExec,
+    StatFile,
     StreamRequest,
 )
 
@@ -44,6 +49,9 @@ SILENT: Final = {
     ("POST", "/v1/queue/replay"): "changes nothing",
     ("POST", "/v1/workspaces"): "content by its hash; counts once a session is created with it",
     ("PUT", "/v1/workspaces/blobs"): "content by its hash",
+    ("POST", "/jupyter/{user}/api/contents"): "always refused",
+    ("POST", "/jupyter/{user}/api/kernels/{kernel}/interrupt"): "as that of an interpreter",
+    ("POST", "/jupyter/{user}/api/kernels/{kernel}/restart"): "as that of an interpreter",
 }
 
 
@@ -58,8 +66,8 @@ class World:
         headers = {**HEADERS, **more.pop("headers", {})}
         return await self.box.call(method, path, body, headers=headers, **more)
 
-    async def running(self) -> Assignment:
-        session = await self.box.call("POST", "/v1/sessions", {"argv": ["true"]})
+    async def running(self, spec: dict[str, Any] | None = None) -> Assignment:
+        session = await self.box.call("POST", "/v1/sessions", spec or {"argv": ["true"]})
         assignment = await self.agent.assigned(session["id"])
         await self.agent.running(assignment)
         await self.box.until(session["id"], "RUNNING")
@@ -321,6 +329,105 @@ async def pull(world: World) -> None:
 @act("POST", "/v1/images/import", "image.import_started")
 async def import_image(world: World) -> None:
     await world.call("POST", "/v1/images/import", {"name": "lab"})
+
+
+JUPYTER: Final = "/jupyter/{user}/api"
+KERNELS: Final = "/jupyter/admin/api/kernels"
+NOTEBOOK: Final = {
+    "path": "a.ipynb",
+    "name": "a.ipynb",
+    "type": "notebook",
+    "kernel": {"name": "python"},
+}
+
+
+@act("POST", JUPYTER + "/kernels", "session.created")
+async def start_kernel(world: World) -> None:
+    await world.call("POST", KERNELS, {"name": "python"})
+
+
+@act("POST", JUPYTER + "/sessions", "session.created")
+async def start_notebook(world: World) -> None:
+    await world.call("POST", "/jupyter/admin/api/sessions", NOTEBOOK)
+
+
+@act("DELETE", JUPYTER + "/kernels/{kernel}", "session.stopped")
+async def stop_kernel(world: World) -> None:
+    made = await world.box.call("POST", KERNELS, {})
+    await world.call("DELETE", f"{KERNELS}/{made['id']}")
+
+
+@act("DELETE", JUPYTER + "/sessions/{kernel}", "session.stopped")
+async def stop_notebook(world: World) -> None:
+    made = await world.box.call("POST", KERNELS, {})
+    await world.call("DELETE", f"/jupyter/admin/api/sessions/{made['id']}")
+
+
+@act("PATCH", JUPYTER + "/sessions/{kernel}", "session.created")
+async def change_kernel(world: World) -> None:
+    made = await world.box.call("POST", "/jupyter/admin/api/sessions", NOTEBOOK)
+    await world.box.call("PUT", "/v1/presets/small", {"size": {"cpu": 1}})
+    body = {"kernel": {"name": "python.small"}}
+    await world.call("PATCH", f"/jupyter/admin/api/sessions/{made['id']}", body)
+
+
+async def _has_files(request: StreamRequest, stream: MemoryStream) -> None:
+    if isinstance(request, StatFile):
+        kind = "dir" if request.path == "/work" else "file"
+        found = FileEntry(path="a", kind=kind, size_bytes=1, mode=0o644, modified_at=1.0)
+        await stream.send(found)
+    elif not isinstance(request, ListFiles):
+        await stream.send(FilesWritten(files=1, bytes=1))
+
+
+async def with_files(world: World) -> str:
+    """Where Jupyter finds a session's."""
+    session = await world.box.call("GET", f"/v1/sessions/{(await world.running()).kernel.session}")
+    world.agent.serve = _has_files
+    return f"/jupyter/admin/api/contents/{session['name']}"
+
+
+@act("PUT", JUPYTER + "/contents/{path:.*}", "session.files_written")
+async def save_file(world: World) -> None:
+    body = {"type": "file", "format": "text", "content": "x"}
+    await world.call("PUT", await with_files(world) + "/a", body)
+
+
+@act("POST", JUPYTER + "/contents/{path:.*}", "session.files_written")
+async def make_file(world: World) -> None:
+    await world.call("POST", await with_files(world), {"type": "file"})
+
+
+@act("PATCH", JUPYTER + "/contents/{path:.*}", "session.files_written")
+async def move_file(world: World) -> None:
+    path = await with_files(world)
+    target = path.rpartition("/")[2] + "/b"
+    await world.call("PATCH", path + "/a", {"path": target})
+
+
+@act("DELETE", JUPYTER + "/contents/{path:.*}", "session.files_written")
+async def remove_file(world: World) -> None:
+    await world.call("DELETE", await with_files(world) + "/a")
+
+
+@act("POST", "/v1/images/recipes", "image.recipe_started")
+async def build_recipe(world: World) -> None:
+    recipe = 'base = "debian:bookworm"\ndebian = ["jq"]\n'
+    await world.call("POST", "/v1/images/recipes", {"name": "lab", "recipe": recipe})
+
+
+async def _saves_layer(request: StreamRequest, stream: MemoryStream) -> None:
+    if isinstance(request, SaveLayer):
+        await stream.send(LayerSaved(digest="c" * 64, size_bytes=1))
+
+
+@act("POST", "/v1/sessions/{ref}/commit", "image.commit_started")
+async def commit(world: World) -> None:
+    await with_images(world, "a")
+    spec = {"argv": ["true"], "image": "root", "root": "writable"}
+    session = (await world.running(spec)).kernel.session
+    world.agent.serve = _saves_layer
+    await world.call("POST", f"/v1/sessions/{session}/commit", {"name": "lab"})
 
 
 @act("POST", "/v1/images/check", "session.created", key="")

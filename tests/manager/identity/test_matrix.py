@@ -72,7 +72,7 @@ class Line:
     fill: dict[str, str] = field(default_factory=dict)
 
 
-NAMING = ("POST /v1/images", "POST /v1/images/pull", "POST /v1/images/import")
+NAMING = tuple(f"POST /v1/images{each}" for each in ("", "/pull", "/import", "/recipes"))
 OWNERS = frozenset({OWNER, "project_admin", "domain_admin", "root"})
 ADMINS = frozenset({"domain_admin", "root"})
 S, P, U = "/v1/sessions/{ref}", "/v1/projects/{project}", "/v1/users/{user}"
@@ -127,6 +127,8 @@ LINES = {
     f"POST {S}/thaw": Line("session", does=OWNERS),
     f"POST {S}/signal": Line("session", body={"signal": 15}, does=OWNERS),
     f"DELETE {S}": Line("session", does=OWNERS),
+    "GET /v1/languages": Line(),
+    "GET /v1/languages/{name}": Line(fill={"name": "python"}),
     "GET /v1/images": Line(),
     "POST /v1/images": Line(body={"name": "mine", "requirements": ["numpy"]}),
     "GET /v1/images/{name}": Line("image"),
@@ -134,6 +136,9 @@ LINES = {
     "GET /v1/images/{name}/versions": Line("image", lacks=True),
     "POST /v1/images/pull": Line(body={"name": "mine", "reference": "tool"}),
     "POST /v1/images/import": Line(body={"name": "mine"}),
+    "POST /v1/images/recipes": Line(body={"name": "mine", "recipe": 'base = "debian:bookworm"'}),
+    "GET /v1/images/{name}/lock": Line("image", lacks=True),
+    f"POST {S}/commit": Line("session", body={"name": "mine"}),
     "POST /v1/images/check": Line(),
     "POST /v1/images/prune": Line(),
     "POST /v1/images/{name}/push": Line("image", body={"reference": "tool"}, lacks=True),
