@@ -18,11 +18,17 @@ case ${1:-} in
 --full) full=1; shift ;;
 esac
 
-# Tests use the real thing: PostgreSQL, file systems, other languages' view of a session's size,
-# OCI runtimes, Docker, a firewall.
-packages ca-certificates chromium crun docker.io e2fsprogs gcc iproute2 libc6-dev lua5.4 nftables \
-    nodejs openjdk-17-jre-headless php-cli postgresql python3-matplotlib python3-numpy \
-    r-base-core runc runsc uidmap
+# Tests use the real thing: PostgreSQL, file systems, languages, OCI runtimes, Docker, a registry of
+# images, Debian's own packages, a browser, a firewall.
+registry=$(command -v docker-registry || true)
+packages busybox-static ca-certificates chromium crun debian-archive-keyring docker-registry \
+    docker.io e2fsprogs gcc gnupg gpgv iproute2 libc6-dev lua5.4 nftables nodejs \
+    openjdk-17-jre-headless php-cli postgresql python3-matplotlib python3-numpy r-base-core runc \
+    runsc uidmap zstd
+# Debian's package starts a registry for everybody; tests start their own.
+if [ -z "$registry" ] && [ -d /run/systemd/system ]; then
+    systemctl disable --now docker-registry >>"$log" 2>&1 || true
+fi
 [ -z "$full" ] || packages g++ ghc golang-go libmono-system-core4.0-cil mono-mcs mono-runtime \
     node-typescript octave openjdk-17-jdk-headless ruby rustc
 environment "$root/.venv" requirements/dev.txt
