@@ -52,6 +52,11 @@ INSERT INTO sessions (id, name, kind, owner_id, owner, project_id, status, prior
         '{{"name": "host", "digest": "", "kind": "host"}}',
         1000, 1000000, 64, 1000000, 'n1', 'n1', 1, 'secret', 17, 5, 6, 6, '', '', 10000000,
         '[]', '{{}}', '[]', 4);
+INSERT INTO images (id, name, owner_id, owner, project_id, kind, status, status_since, created_at,
+        requirements, labels, size, digest, python, layers, size_bytes, build, build_name, reason)
+    VALUES ('i1', 'digits', 'u1', 'ann', 'p1', 'layers', 'READY', 5, 5, '["numpy"]', '{{}}', '{{}}',
+        '{"d" * 64}', '3.11', '[{{"digest": "{"a" * 64}", "name": "numpy", "version": "2.2.0",
+        "size_bytes": 9}}]', 9, '', '', '');
 INSERT INTO history (session_id, at, source, target, actor, cause)
     VALUES ('{SESSION}', 6, 'SCHEDULED', 'RUNNING', 'agent', 'started');
 """
@@ -252,3 +257,23 @@ async def test_limits_come_with_presets_and_count_what_there_was(old_url: str) -
     assert counts == {"user:u1": {"RUNNING": 1}, "project:p1": {"RUNNING": 1},
                       "token:": {"RUNNING": 1}}  # fmt: skip
     assert slots["cpu_milli"] == 1000
+
+
+async def test_an_image_of_the_first_version_is_its_only_one_and_sessions_have_no_cells(
+    old_url: str,
+) -> None:
+    headers = {"Authorization": "Bearer mdg_old"}
+    async with manager_box(ManagerSettings(database_url=old_url)) as box:
+        (image,) = await box.call("GET", "/v1/images/digits/versions", headers=headers)
+        size = {"disk_bytes": 1 << 30, "mem_bytes": 1 << 30}
+        body = {"argv": ["a"], "image": "digits", "size": size}
+        session = await box.call("POST", "/v1/sessions", body, headers=headers)
+        found = await box.call("GET", f"/v1/sessions/{SESSION}/interpreters", headers=headers)
+        lock = await box.call("GET", "/v1/images/digits/lock", headers=headers, status=409)
+        await box.call("POST", "/v1/images/digits/tag", {"target": "mine"}, headers=headers)
+        names = [each["name"] for each in await box.call("GET", "/v1/images", headers=headers)]
+    assert (image["status"], image["digest"], image["kind"]) == ("READY", "d" * 64, "layers")
+    assert session["image_digest"] == "d" * 64
+    assert found == []
+    assert "recipe" in lock["message"]
+    assert sorted(names) == ["digits", "host", "mine"]
