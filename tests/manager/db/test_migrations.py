@@ -275,5 +275,5 @@ async def test_an_image_of_the_first_version_is_its_only_one_and_sessions_have_n
     assert (image["status"], image["digest"], image["kind"]) == ("READY", "d" * 64, "layers")
     assert session["image_digest"] == "d" * 64
     assert found == []
-    assert "recipe" in lock["message"]
+    assert "recipe" in lock["detail"]
     assert sorted(names) == ["digits", "host", "mine"]
