@@ -114,17 +114,17 @@ def test_a_tag_is_pulled_followed_and_gone_back_from(
     name = f"{told.address}/library/tool"
     _madang(platform, "image", "pull", name, "pulled")
     first = client.get_image("pulled").digest
-    idle = client.run(["/bin/sleep", "1000"], image="pulled", cpu=0.5)
-    assert "current" in _madang(platform, "image", "outdated")
+    with client.run(["/bin/sleep", "1000"], image="pulled", cpu=0.5) as idle:
+        assert "current" in _madang(platform, "image", "outdated")
 
-    told.offer(_image("11"))
-    assert "outdated" in _madang(platform, "image", "outdated")
-    _madang(platform, "image", "pull", name, "pulled")
-    assert _shell(platform, "pulled", "cat /version") == "11"
-    assert _shell(platform, f"pulled@{first[:12]}", "cat /version") == "10"
-    running = client.exec(idle.session.id, ["/bin/cat", "/version"])
-    assert b"".join(record.data for record in running) == b"10"
-    idle.stop(grace_s=0)
+        told.offer(_image("11"))
+        assert "outdated" in _madang(platform, "image", "outdated")
+        _madang(platform, "image", "pull", name, "pulled")
+        assert _shell(platform, "pulled", "cat /version") == "11"
+        assert _shell(platform, f"pulled@{first[:12]}", "cat /version") == "10"
+        with client.exec(idle.session.id, ["/bin/cat", "/version"]) as running:
+            assert b"".join(record.data for record in running) == b"10"
+        idle.stop(grace_s=0)
 
     assert first[:12] in _madang(platform, "image", "versions", "pulled")
     _madang(platform, "image", "rollback", "pulled")

@@ -28,7 +28,7 @@ def name(requirement: str) -> str:
     return re.split(r"[<>=!~\[; ]", requirement, maxsplit=1)[0].lower()
 
 
-@pytest.mark.parametrize("file", ["runtime.txt", "dev.txt"])
+@pytest.mark.parametrize("file", ["runtime.txt", "dev.txt", "jupyter.txt"])
 def test_pins_have_hashes_and_name_no_place(file: str) -> None:
     text = (ROOT / "requirements" / file).read_text()
     assert "://" not in text
@@ -42,8 +42,11 @@ def test_every_dependency_is_pinned() -> None:
     runtime = set(PIN.findall((ROOT / "requirements" / "runtime.txt").read_text()))
     assert {name(r) for r in project["project"]["dependencies"]} <= runtime
     dev = set(PIN.findall((ROOT / "requirements" / "dev.txt").read_text()))
-    groups = [r for group in project["dependency-groups"].values() for r in group]
-    assert {name(r) for r in groups} | runtime <= dev
+    groups = project["dependency-groups"]
+    jupyter = {*groups.pop("jupyter"), *project["project"]["optional-dependencies"]["jupyter"]}
+    assert {name(r) for group in groups.values() for r in group} | runtime <= dev
+    pinned = set(PIN.findall((ROOT / "requirements" / "jupyter.txt").read_text()))
+    assert {name(r) for r in jupyter} | runtime <= pinned
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -61,8 +61,9 @@ async def docker_registry(folder: Path, *, login: str = "") -> AsyncIterator[str
 def _wait(address: str) -> None:
     for _ in range(400):
         try:
-            urllib.request.urlopen(f"http://{address}/v2/", timeout=5)
-        except urllib.error.HTTPError:
+            urllib.request.urlopen(f"http://{address}/v2/", timeout=5).close()
+        except urllib.error.HTTPError as exc:
+            exc.close()
             return
         except OSError:
             threading.Event().wait(0.05)

@@ -291,7 +291,7 @@ LOG = Sandbox(rules=(Rule(layer="site", line=2, calls=("kcmp",), answer=Answer.L
 def test_rules_that_gvisor_can_not_keep_are_refused_or_told(
     sandbox: Sandbox, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(filters, "_ABILITIES", [(name, lambda: True, "") for name in ("nets",)])
+    monkeypatch.setattr(filters, "_ABILITIES", {"nets": (lambda: True, "")})
     monkeypatch.setattr(seccomp, "check_kept", lambda *_args, **_more: [])
     with pytest.raises(PolicyUnkept, match=f"{place}.*gVisor"):
         Filters((), accept_unkept=False).of(sandbox, RUNSC)

@@ -521,7 +521,7 @@ link = socket.create_connection(("good.example", 9000))
 print("connected", flush=True)
 for line in sys.stdin:
     what = "stream " + ("on" if link.recv(1) else "off")
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + 60
     while True:
         try:
             name = socket.gethostbyname(line.strip())
