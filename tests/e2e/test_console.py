@@ -114,6 +114,7 @@ def test_a_console_has_all_that_a_prompt_has(platform: Platform, session: Sessio
         console.until("restarted")
         console.type("x\n")
         console.until("NameError")
+        console.until(">>> ")  # Before it, a terminal takes Ctrl-D for itself.
         console.type("\x04")
         assert console.process.wait(PATIENCE_S) == 0
 

@@ -25,7 +25,7 @@ def contained(script: str) -> subprocess.CompletedProcess[str]:
 
 
 def name(requirement: str) -> str:
-    return re.split(r"[<>=!~\[; ]", requirement, maxsplit=1)[0].lower()
+    return re.split(r"[<>=!~\[; ]", requirement, maxsplit=1)[0].lower().replace("_", "-")
 
 
 @pytest.mark.parametrize("file", ["runtime.txt", "dev.txt", "jupyter.txt"])

@@ -437,6 +437,6 @@ async def test_tools_are_replaced_only_when_they_changed(tmp_path: Path) -> None
     (folder / "build.pyz").write_text("half")
     tools.install(str(folder))
 
-    assert sorted(os.listdir(folder)) == ["build.pyz", "uv"]
+    assert sorted(os.listdir(folder)) == ["build.pyz", "certificates.pem", "uv"]
     assert zipfile.is_zipfile(folder / "build.pyz")
     assert (folder / "uv").stat().st_mode & 0o777 == 0o555

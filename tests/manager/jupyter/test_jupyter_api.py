@@ -155,3 +155,8 @@ async def test_a_wait_that_is_none_ends_nothing_or_is_bounded(
         await agent.send()
         await clock.advance(5)
     assert (await timed.call("GET", f"/v1/sessions/{session}"))["status"] == "RUNNING"
+
+
+async def test_a_kernel_that_has_not_begun_is_interrupted_without_a_word(box: ManagerBox) -> None:
+    made = await box.call("POST", KERNELS, {}, status=201)
+    await box.call("POST", f"{KERNELS}/{made['id']}/interrupt", status=204)

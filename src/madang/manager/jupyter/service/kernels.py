@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -234,8 +235,10 @@ class Kernels:
     # Changing
 
     async def interrupt(self, caller: Caller, kernel: str) -> None:
+        """Nothing happens where no interpreter has been started yet."""
         row = await self.row(caller, kernel)
-        await self.cells.interrupt(caller, row.id, INTERPRETER)
+        with suppress(NotFound):
+            await self.cells.interrupt(caller, row.id, INTERPRETER)
 
     async def restart(self, caller: Caller, kernel: str) -> Kernel:
         """The interpreter anew, in the same session: files and other programs stay."""
