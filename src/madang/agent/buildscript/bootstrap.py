@@ -21,7 +21,10 @@ def run(places: Places, suite: str) -> None:
     build.connect()
     os.environ.update(build.environment)
     arch = debian.MACHINES.get(os.uname().machine, os.uname().machine)
-    mirror = build.environment.get("DEBIAN_MIRROR") or debian.MIRROR
+    mirror = build.environment.get("DEBIAN_MIRROR")
+    if not mirror:
+        text = "no mirror of Debian is known: set DEBIAN_MIRROR where `madang up` starts."
+        raise BuildError(Exit.NETWORK, text)
     root = os.path.join(places.scratch, "root")
     os.makedirs(root)
     try:

@@ -21,7 +21,6 @@ import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
-MIRROR = "http://mirror.example.org/debian"
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 SUITE = re.compile(r"[a-z]{2,20}(?:-[a-z]{2,20})?")
 MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
