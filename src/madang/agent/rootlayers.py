@@ -12,9 +12,17 @@ import tarfile
 from typing import BinaryIO, Final, cast
 
 from madang.agent.buildscript import rootlayer
-from madang.agent.buildscript.rootlayer import MAX_ID, MAX_PATH, MAX_TIME, OPAQUE, WHITEOUT, Meta
+from madang.agent.buildscript.rootlayer import MAX_PATH, MAX_TIME
 from madang.agent.tarreader import MAX_FILES, TarReader
 from madang.wire.errors import BuildFailed
+from madang.wire.rootlayer import (
+    MAX_ID,
+    OPAQUE,
+    OVERLAY_OPAQUE,
+    RECORD,
+    WHITEOUT,
+    Meta,
+)
 
 ROOT_MODE: Final = 0o755
 _UNPACKING: Final = 0o700
@@ -107,7 +115,7 @@ class RootUnpacker(TarReader):
             if folder not in self._folders or not folder or folder in self._opaque:
                 raise BuildFailed(f"{_shown(path)} lies in no folder of its layer, or comes twice")
             self._opaque.add(folder)
-            os.setxattr(self._full(folder), rootlayer.OVERLAY_OPAQUE, b"y")
+            os.setxattr(self._full(folder), OVERLAY_OPAQUE, b"y")
             self._lines.append(rootlayer.opaque_line(folder))
             return
         gone = os.path.join(folder, name.removeprefix(WHITEOUT))
@@ -157,7 +165,7 @@ def _mark(file: int, meta: Meta, *, folder: bool) -> None:
     """Give it its mode on disk, and note what it is in the image where that differs."""
     mode = meta.on_disk(folder)
     if meta != Meta(mode):
-        os.setxattr(file, rootlayer.RECORD, meta.record())
+        os.setxattr(file, RECORD, meta.record())
     os.fchmod(file, mode)
 
 

@@ -16,6 +16,8 @@ SCRIPT: Final = "build.pyz"
 CERTIFICATES: Final = "certificates.pem"
 EXECUTABLE: Final = 0o555
 _PART: Final = ".part"
+_WORDS: Final = ("reference", "rootlayer")
+"""What the script shares of ``wire``."""
 _START: Final = """\
 import sys
 from madang.agent.buildscript.words import run
@@ -70,7 +72,7 @@ def _write_script(path: str) -> None:
     root = os.path.dirname(os.path.dirname(madang.__file__))
     base = os.path.dirname(buildscript.__file__)
     sources = [os.path.join(base, n) for n in sorted(os.listdir(base)) if n.endswith(".py")]
-    sources.append(os.path.join(root, "madang", "wire", "reference.py"))
+    sources += [os.path.join(root, "madang", "wire", f"{name}.py") for name in _WORDS]
     with zipfile.ZipFile(path, "w") as archive:
         for name in ("madang", "madang/agent", "madang/wire"):
             archive.writestr(zipfile.ZipInfo(f"{name}/__init__.py"), "")

@@ -21,6 +21,7 @@ from madang.agent.buildscript import rootlayer
 from madang.agent.layers import LayerStore
 from madang.testing import foreignimages as foreign
 from madang.testing.foreignimages import entry, folder, link
+from madang.wire.rootlayer import RECORD
 
 SUCCESS, DAMAGED = 0, 68
 CHARACTER, BLOCK, PIPE = tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE
@@ -65,8 +66,8 @@ async def test_an_image_becomes_its_layers_and_what_it_says(builds: Builds, tmp_
     tool, shadow = bottom / "bin" / "tool", top / "etc" / "shadow"
     assert stat.S_IMODE(tool.stat().st_mode) == 0o755
     assert stat.S_IMODE(shadow.stat().st_mode) == 0o644
-    assert os.getxattr(tool, rootlayer.RECORD) == b"4755 0 0"
-    assert os.getxattr(shadow, rootlayer.RECORD) == b"640 42 42"
+    assert os.getxattr(tool, RECORD) == b"4755 0 0"
+    assert os.getxattr(shadow, RECORD) == b"640 42 42"
     assert int(tool.stat().st_mtime) == 1_500_000_000
 
 
@@ -129,7 +130,7 @@ async def test_odd_but_honest_tars_are_read_as_unpacked(builds: Builds, tmp_path
     assert code == SUCCESS, text
     assert "4 devices, pipes or marks left out" in text
     root = _trees(tmp_path)[0]
-    assert os.getxattr(root / "late", rootlayer.RECORD) == b"1777 0 0"
+    assert os.getxattr(root / "late", RECORD) == b"1777 0 0"
     assert (root / "twice").read_text() == "new"
     assert (root / "was").read_text() == "a file now"
     assert (root / "usr" / "lib" / "l.so").read_text() == "so"

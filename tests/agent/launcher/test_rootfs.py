@@ -17,6 +17,7 @@ from madang.testing.roots import BUSYBOX, busybox_layer, root_image
 from madang.testing.sessions import Launcher, Outcome, Sessions, spec
 from madang.wire.errors import Conflict, InvalidRequest, RuntimeNotOffered
 from madang.wire.kernel import ImageMount, KernelId
+from madang.wire.rootlayer import RECORD, Meta
 from madang.wire.session import RootMode
 
 pytestmark = [
@@ -230,14 +231,22 @@ async def test_a_true_mode_survives_and_a_forged_one_is_no_danger(
 ) -> None:
     low = launcher.state / "layers" / os.urandom(32).hex()
     low.mkdir()
-    for name, was in (("suid", b"4711 7 8"), ("lie", b"4777 0 0")):
+    for name, was in (
+        ("suid", Meta(0o4711, 7, 8)),
+        ("lie", Meta(0o4777)),
+        ("fixed", Meta(0o444, 2**32 - 2, 9)),
+    ):
         (low / name).write_text("x")
-        (low / name).chmod(0o755)
-        os.setxattr(low / name, "user.madang.was", was)
+        (low / name).chmod(was.on_disk(folder=False))
+        os.setxattr(low / name, RECORD, was.record())
     image = root_image(low.name, *tiny.layers)
-    found = await changed(sessions, image, "touch /suid /lie; chmod 700 /lie", RootMode.WRITABLE)
+    found = await changed(
+        sessions, image, "touch /suid /lie /fixed; chmod 700 /lie", RootMode.WRITABLE
+    )
     assert (found["suid"].mode, found["suid"].uid, found["suid"].gid) == (0o4711, 7, 8)
     assert (found["lie"].mode, found["lie"].uid) == (0o700, 0)
+    fixed = found["fixed"]
+    assert (fixed.mode, fixed.uid, fixed.gid) == (0o444, 2**32 - 2, 9)
 
 
 async def test_without_a_root_of_its_own_nothing_was_changed(

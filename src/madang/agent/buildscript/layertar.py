@@ -17,7 +17,8 @@ from typing import BinaryIO
 
 from madang.agent.buildscript import rootlayer
 from madang.agent.buildscript.main import BuildError, Exit
-from madang.agent.buildscript.rootlayer import LINK, MAX_ID, MAX_TIME, OPAQUE, PLAIN, WHITEOUT, Meta
+from madang.agent.buildscript.rootlayer import LINK, MAX_TIME, PLAIN
+from madang.wire.rootlayer import MAX_ID, OPAQUE, WHITEOUT, Meta
 
 MAX_FILES = 500_000
 MAX_HEADER = 1024 * 1024
@@ -222,13 +223,7 @@ def _write(archive: tarfile.TarFile, layer: Layer, target: BinaryIO) -> str:
     names = {path: path for path in layer.entries if path}
     names |= {rootlayer.whiteout(path): path for path in layer.gone}
     names |= {os.path.join(folder, OPAQUE): folder for folder in layer.opaque if folder}
-    with tarfile.open(
-        fileobj=target,
-        mode="w|",
-        format=tarfile.GNU_FORMAT,
-        encoding="utf-8",
-        errors="surrogateescape",
-    ) as out:
+    with rootlayer.opened(target) as out:
         for name in sorted(names):
             path = names[name]
             if name == path:

@@ -13,9 +13,7 @@ KIND is ``dir MODE UID GID``, ``file MODE UID GID TIME``, ``link``, ``hard``, ``
 ``opaque``; CONTENT the SHA-256 (hex) of a file's bytes, of a link's target or of the path that a
 hard link repeats, else empty. Time stamps of folders and links don't count.
 
-On a node's disk nothing is setuid, writable for others or anybody's but the agent's; what differs
-stands in the attribute ``RECORD``, as ``MODE UID GID``. It counts as long as the file has the mode
-that it got then, so that whoever changes the mode later has the last word.
+How it is kept on a node's disk: see ``wire.rootlayer``.
 """
 
 from __future__ import annotations
@@ -25,53 +23,26 @@ import os
 import stat
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import IO, BinaryIO
 
+from madang.wire.rootlayer import OPAQUE, OVERLAY_OPAQUE, RECORD, WHITEOUT, Meta, meta_of
+
 HEADER = b"madang root layer 1\n"
-WHITEOUT = b".wh."
-OPAQUE = b".wh..wh..opq"
-RECORD = "user.madang.was"
-OVERLAY_OPAQUE = "user.overlay.opaque"
 FOLDER_TIME = 315532800
 """Of folders and links; files keep theirs, byte code of Python asks for it."""
 MAX_TIME = 2**33 - 1
-MAX_ID = 2**32 - 2
 MAX_PATH = 2048
 MAX_NAME = 255
 MAX_DEPTH = 256
-FOLDER_MODE = 0o755
-FILE_MODE = 0o644
-"""At least, on disk: whoever has a writable root may write as its owner."""
 
 
-@dataclass(frozen=True)
-class Meta:
-    """Mode (``0o7777``) and owner that a file has in its image."""
-
-    mode: int
-    uid: int = 0
-    gid: int = 0
-
-    def on_disk(self, folder: bool) -> int:
-        """Its mode in the layer store: all may read, its owner alone may write."""
-        return FOLDER_MODE if folder else self.mode & FOLDER_MODE | FILE_MODE
-
-    def record(self) -> bytes:
-        return b"%o %d %d" % (self.mode, self.uid, self.gid)
-
-
-def meta_of(path: bytes, found: os.stat_result) -> Meta:
+def meta_at(path: bytes, found: os.stat_result) -> Meta:
     """What a file on a node's disk is in its image."""
-    mode = stat.S_IMODE(found.st_mode)
     try:
-        text = os.getxattr(path, RECORD, follow_symlinks=False)
-        was = Meta(
-            *(int(part, base) for part, base in zip(text.split(b" "), (8, 10, 10), strict=True))
-        )
-    except (OSError, ValueError, TypeError):
-        return Meta(mode)
-    return was if was.on_disk(stat.S_ISDIR(found.st_mode)) == mode else Meta(mode)
+        record = os.getxattr(path, RECORD, follow_symlinks=False)
+    except OSError:
+        record = b""
+    return meta_of(stat.S_IMODE(found.st_mode), record, folder=stat.S_ISDIR(found.st_mode))
 
 
 def is_path(path: bytes) -> bool:
@@ -152,17 +123,22 @@ PLAIN = Meta(0o644)
 LINK = Meta(0o777)
 
 
-def write(root: str, target: BinaryIO) -> None:
-    """The tar of a layer that lies at *root* on a node; the same bytes each time."""
-    base = os.fsencode(root)
-    first: dict[tuple[int, int], bytes] = {}
-    with tarfile.open(
+def opened(target: BinaryIO) -> tarfile.TarFile:
+    """A tar that is written to *target*, entry after entry; names can be any bytes."""
+    return tarfile.open(
         fileobj=target,
         mode="w|",
         format=tarfile.GNU_FORMAT,
         encoding="utf-8",
         errors="surrogateescape",
-    ) as archive:
+    )
+
+
+def write(root: str, target: BinaryIO) -> None:
+    """The tar of a layer that lies at *root* on a node; the same bytes each time."""
+    base = os.fsencode(root)
+    first: dict[tuple[int, int], bytes] = {}
+    with opened(target) as archive:
         for name in sorted(_names(base)):
             _write(archive, base, name, first)
 
@@ -204,9 +180,9 @@ def _write(
         info.linkname = os.fsdecode(os.readlink(path))
         archive.addfile(info)
     elif stat.S_ISDIR(found.st_mode):
-        archive.addfile(header(name, tarfile.DIRTYPE, meta_of(path, found)))
+        archive.addfile(header(name, tarfile.DIRTYPE, meta_at(path, found)))
     elif stat.S_ISREG(found.st_mode):
-        meta, inode = meta_of(path, found), (found.st_dev, found.st_ino)
+        meta, inode = meta_at(path, found), (found.st_dev, found.st_ino)
         known = first.setdefault(inode, name)
         info = header(name, tarfile.REGTYPE, meta, int(found.st_mtime))
         if known != name:

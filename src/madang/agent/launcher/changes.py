@@ -4,7 +4,7 @@ A tar stream (GNU headers) of the upper folder of the session's overlay: parents
 names in order, each file once and further names of it as hard links. What it removed is an empty
 file ``.wh.NAME``; a folder that hides the one below it has ``.wh..wh..opq``. Sockets, fifos and
 devices are left out, and extended attributes, but for the true mode and owner that an image's file
-has in ``user.madang.was`` (see ``agent.layers``).
+has in its record (see ``wire.rootlayer``).
 
 The folder is the session's: it may be changed while we look, so nothing is followed, and what
 vanishes meanwhile is not there. Whoever calls this sees nothing else (``helpers.confine``).
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import stat
 import tarfile
@@ -26,17 +25,9 @@ from typing import Final
 from madang.agent.launcher import files, tree
 from madang.agent.launcher.rootfs import FOLDERS, IMAGES_ETC, SESSION_ETC
 from madang.wire.errors import FileFailed, PlatformError
+from madang.wire.rootlayer import OPAQUE, OVERLAY_OPAQUE, RECORD, WHITEOUT, meta_of
 
 CHUNK: Final = 256 * 1024
-WAS: Final = "user.madang.was"
-"""Extended attribute: ``MODE UID GID``, the first in octal."""
-WHITEOUT: Final = b".wh."
-OPAQUE: Final = b".wh..wh..opq"
-_OPAQUE_ATTRIBUTE: Final = "user.overlay.opaque"
-_WAS: Final = re.compile(rb"([0-7]{1,4}) ([0-9]{1,9}) ([0-9]{1,9})")
-_OWNER_WRITES: Final = 0o755
-_FILES_SHOW, _FOLDERS_SHOW = 0o444, 0o555
-"""How a mode is kept on disk."""
 _OURS: Final = frozenset(
     os.fsencode(path.strip("/"))
     for path in (
@@ -96,7 +87,7 @@ class _Sender:
     def _folder(self, folder: int, path: bytes) -> None:
         if path.count(b"/") >= tree.MAX_DEPTH:
             raise FileFailed(f"folders are nested deeper than {tree.MAX_DEPTH} levels.")
-        if path and _attribute(folder, _OPAQUE_ATTRIBUTE) == b"y":
+        if path and _attribute(folder, OVERLAY_OPAQUE) == b"y":
             self._header(_join(path, OPAQUE), os.fstat(folder), tarfile.REGTYPE)
         for name in tree.names(folder):
             full = _join(path, name)
@@ -110,7 +101,7 @@ class _Sender:
         if stat.S_ISDIR(info.st_mode):
             below = os.open(name, _FOLDER, dir_fd=folder)
             try:
-                self._header(path, info, tarfile.DIRTYPE, was=_attribute(below, WAS))
+                self._header(path, info, tarfile.DIRTYPE, record=_attribute(below, RECORD))
                 self._folder(below, path)
             finally:
                 os.close(below)
@@ -132,7 +123,7 @@ class _Sender:
                 self._header(path, info, tarfile.LNKTYPE, target=first)
                 return
             size = info.st_size
-            self._header(path, info, tarfile.REGTYPE, was=_attribute(fd, WAS), size=size)
+            self._header(path, info, tarfile.REGTYPE, record=_attribute(fd, RECORD), size=size)
             for piece in _content(fd, size):
                 self._write(piece)
             self._write(b"\0" * (-size % tarfile.BLOCKSIZE))
@@ -146,26 +137,17 @@ class _Sender:
         found: os.stat_result,
         kind: bytes,
         *,
-        was: bytes = b"",
+        record: bytes = b"",
         target: bytes = b"",
         size: int = 0,
     ) -> None:
         info = tarfile.TarInfo(os.fsdecode(path))
         info.type, info.size, info.linkname = kind, size, os.fsdecode(target)
         info.mtime = max(0, int(found.st_mtime))
-        info.mode, info.uid, info.gid = _true(found.st_mode, was)
+        meta = meta_of(stat.S_IMODE(found.st_mode), record, folder=stat.S_ISDIR(found.st_mode))
+        info.mode, info.uid, info.gid = meta.mode, meta.uid, meta.gid
         self._write(info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape"))
         self._sent.files += 1
-
-
-def _true(mode: int, was: bytes) -> tuple[int, int, int]:
-    """Mode, uid and gid: those of the image, as long as the session has left the mode alone."""
-    if match := _WAS.fullmatch(was):
-        former = int(match[1], 8)
-        shown = former & _OWNER_WRITES | (_FOLDERS_SHOW if stat.S_ISDIR(mode) else _FILES_SHOW)
-        if stat.S_IMODE(mode) == shown:
-            return former, int(match[2]), int(match[3])
-    return stat.S_IMODE(mode), 0, 0
 
 
 def _content(fd: int, size: int) -> Iterator[bytes]:
