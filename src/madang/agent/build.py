@@ -15,10 +15,10 @@ import json
 import logging
 import os
 import re
-import socket
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from contextlib import aclosing
-from typing import BinaryIO, Final, Protocol, cast
+from functools import partial
+from typing import Final, Protocol
 
 from madang.agent import tools
 from madang.agent.files import read_file
@@ -26,7 +26,7 @@ from madang.agent.layers import LayerStore, Staged, byte_compile, remove_tree
 from madang.agent.proxy import Proxy, ProxySettings
 from madang.agent.registry import Registry
 from madang.agent.runtime.contract import Runtime
-from madang.agent.tarreader import CHUNK
+from madang.agent.staging import stage
 from madang.kit import codec
 from madang.kit.clock import Clock
 from madang.wire.errors import (
@@ -268,40 +268,14 @@ class Builds:
     async def _stage(
         self, kernel: KernelId, digest: str, limit_bytes: int, kind: ImageKind
     ) -> Staged:
-        """Unpack one archive in a thread, fed through a socket; closing it ends the thread."""
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        path = f"{OUTPUT_DIR}/layers/{digest}.tar"
-        poured, staged = await asyncio.gather(
-            self._pour(kernel, path, ours),
-            asyncio.to_thread(self._unpack, digest, theirs, limit_bytes, kind),
-            return_exceptions=True,
+        """Unpack one archive."""
+        store = self._store
+        unpack = (
+            partial(store.stage_root, limit_bytes=limit_bytes, digest=digest)
+            if kind is ImageKind.ROOT
+            else partial(store.stage, digest, limit_bytes=limit_bytes)
         )
-        if isinstance(poured, BaseException):
-            if isinstance(staged, Staged):
-                await asyncio.to_thread(remove_tree, staged.path)
-            raise poured
-        if isinstance(staged, BaseException):
-            raise staged
-        return staged
-
-    async def _pour(self, kernel: KernelId, path: str, target: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        with target:
-            async with aclosing(self._read(kernel, path)) as chunks:
-                async for chunk in chunks:
-                    try:
-                        await loop.sock_sendall(target, chunk)
-                    except (BrokenPipeError, ConnectionResetError):
-                        return  # the unpacker has stopped; it says why
-
-    def _unpack(
-        self, digest: str, source: socket.socket, limit_bytes: int, kind: ImageKind
-    ) -> Staged:
-        with source, source.makefile("rb", buffering=CHUNK) as archive:
-            if kind is ImageKind.ROOT:
-                return self._store.stage_root(cast(BinaryIO, archive), limit_bytes, digest)
-            return self._store.stage(digest, cast(BinaryIO, archive), limit_bytes)
+        return await stage(self._read(kernel, f"{OUTPUT_DIR}/layers/{digest}.tar"), unpack)
 
 
 def _check(manifest: BuildManifest) -> None:

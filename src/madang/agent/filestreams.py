@@ -22,6 +22,7 @@ from madang.wire.errors import InvalidRequest
 from madang.wire.link import (
     BulkStream,
     FileEntry,
+    FileRequest,
     FilesWritten,
     ListFiles,
     MakeFolder,
@@ -34,17 +35,6 @@ from madang.wire.link import (
     WriteTar,
 )
 
-FileRequest = (
-    ListFiles
-    | ReadTar
-    | WriteTar
-    | ReadFile
-    | WriteFile
-    | StatFile
-    | MakeFolder
-    | MoveFile
-    | RemoveFile
-)
 _ONE: Final = FilesWritten(files=1, bytes=0)
 
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final
 
-from madang.agent.filestreams import FileRequest, serve_files
+from madang.agent.filestreams import serve_files
 from madang.agent.keepers import Keepers
 from madang.agent.kernel import Kernel
 from madang.agent.logs import LOG, LogReader, find_start
@@ -35,6 +35,7 @@ from madang.wire.link import (
     Attach,
     BulkStream,
     ExecStarted,
+    FileRequest,
     ReadLog,
     ReadRefusals,
     Resize,

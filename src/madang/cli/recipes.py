@@ -14,7 +14,7 @@ from madang import runner
 from madang.cli.config import load
 from madang.cli.context import connect, json_option, print_json, print_table
 from madang.cli.imagebuild import attend
-from madang.cli.options import parse_labels, read_policy
+from madang.cli.options import parse_labels, read_policy, read_text
 from madang.cli.phases import show_end
 from madang.cli.terminal import Notes, count
 from madang.client import images
@@ -52,7 +52,7 @@ def build_file(
     detach: bool,
 ) -> int:
     """Make the image of a recipe; its steps' output comes as it is made."""
-    text = _read(path)
+    text = read_text(path)
     size = SizeRequest(disk_bytes=None if disk is None else parse_bytes(disk, field="--disk"))
     request = RecipeRequest(
         name=name or _stem(path),
@@ -120,7 +120,7 @@ def lock(recipe: str, name: str | None) -> None:
     madang image build tools.toml
     madang image lock tools.toml        # writes tools.lock
     """
-    text = _read(recipe)
+    text = read_text(recipe)
     name = name or _stem(recipe)
     with connect() as client:
         found = client.call(images.lock(name))
@@ -173,7 +173,7 @@ def commit(
 @click.command("recipes")
 def recipes() -> None:
     """List the recipes that come with Madang."""
-    rows = [(_stem(path), parse(_read(path)).description) for path in shipped()]
+    rows = [(_stem(path), parse(read_text(path)).description) for path in shipped()]
     print_table(("NAME", "MAKES"), rows)
 
 
@@ -194,19 +194,9 @@ def find(name: str) -> str:
     )
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError as exc:
-        raise InvalidRequest(f"{path} can't be read ({exc.strerror}).") from exc
-    except UnicodeDecodeError as exc:
-        raise InvalidRequest(f"{path} can't be read: it is not UTF-8 text.") from exc
-
-
 def _read_lock(path: str, text: str) -> RecipeLock:
     target = _lock_path(path)
-    found = from_json(RecipeLock, _read(target).encode())
+    found = from_json(RecipeLock, read_text(target).encode())
     if found.recipe != _digest(text):
         raise InvalidRequest(f"{target} is of another {path}: build it anew, then lock it again.")
     return found

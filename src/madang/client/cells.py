@@ -10,7 +10,7 @@ from typing import Final, Self
 from madang.client.cellfollowing import Answered, CellFollowing
 from madang.client.cellstory import Story
 from madang.client.channel import Channel
-from madang.client.retry import Retries
+from madang.client.resuming import Resumed
 from madang.client.transport import Transport
 from madang.wire.cells import (
     Cell,
@@ -24,11 +24,8 @@ from madang.wire.cells import (
 )
 from madang.wire.errors import Conflict, InterpreterEnded, PlatformError, ServerUnreachable
 
-_STEADY_S: Final = 5.0
-"""A connection that lived this long was no part of the trouble before it."""
 
-
-class Cells:
+class Cells(Resumed):
     """The channel of an interpreter. Iterate it for events, or ``run`` code.
 
     Nothing is read ahead: bytes move while you iterate, ask or ``pump``. If the connection breaks,
@@ -38,15 +35,13 @@ class Cells:
 
     def __init__(self, transport: Transport, interpreter: Interpreter, after: int) -> None:
         self.interpreter: Final = interpreter
-        self._transport = transport
         self._following = CellFollowing(interpreter.session_id, interpreter.id, after)
+        super().__init__(transport, self._following)
         self._events: deque[CellEvent] = deque()
         self._answers: dict[str, Answered] = {}
         self._asked: set[str] = set()
-        self._retries: Retries | None = None
-        self._opened_at = 0.0
         self._closed = False
-        self._channel: Channel | None = transport.repeat(self._connect)
+        self._channel = transport.repeat(self._connect)
 
     def __enter__(self) -> Self:
         return self
@@ -205,14 +200,6 @@ class Cells:
             self.pump(timeout_s=0)
         self._channel.send(message, text=True)
 
-    def _connect(self) -> Channel:
-        path, messages = self._following.opening()
-        channel = self._transport.channel(path)
-        for message in messages:
-            channel.send(message, text=True)
-        self._opened_at = time.monotonic()
-        return channel
-
     def _drain(self, channel: Channel) -> None:
         while channel.messages:
             for item in self._following.take(channel.messages.popleft()):
@@ -225,12 +212,4 @@ class Cells:
 
     def _broken(self, error: PlatformError) -> None:
         """Pause before the next try, or raise *error*."""
-        if self._channel is not None:
-            self._channel.abandon()
-            self._channel = None
-        if self._retries is None or time.monotonic() - self._opened_at > _STEADY_S:
-            self._retries = self._transport.retries(repeatable=True)
-        pause_s = self._retries.pause_s(error)
-        if pause_s is None:
-            raise error
-        time.sleep(pause_s)
+        time.sleep(self._let_go(error, repeatable=True))

@@ -12,7 +12,7 @@ from madang.client import calls
 from madang.client.channel import Channel
 from madang.client.events import StreamEvent
 from madang.client.following import Following
-from madang.client.retry import Retries
+from madang.client.resuming import Resumed
 from madang.client.transport import Transport
 from madang.wire.errors import Conflict, PlatformError, ServerUnreachable
 from madang.wire.log import LogRecord
@@ -21,11 +21,9 @@ from madang.wire.session import Ended, Session, SessionStatus
 HIGH_WATER: Final = 256 * 1024
 """stdin that may wait to be sent."""
 _CHUNK: Final = 64 * 1024
-_STEADY_S: Final = 5.0
-"""A connection that lived this long was no part of the trouble before it."""
 
 
-class Stream:
+class Stream(Resumed):
     """A program's stream. Iterate it for its output (``LogRecord``), or ``events`` for all.
 
     Nothing is read or sent ahead: bytes move while you iterate, ``wait``, ``write`` or ``pump``.
@@ -35,16 +33,14 @@ class Stream:
     """
 
     def __init__(self, transport: Transport, following: Following) -> None:
-        self._transport = transport
+        super().__init__(transport, following)
         self._following = following
         self._events: deque[StreamEvent] = deque()
-        self._retries: Retries | None = None
-        self._next_try = self._opened_at = 0.0
+        self._next_try = 0.0
         self._told = False
         self._closed = False
         self._begun = False
         """Whether anything was asked of it: until then nothing is sent."""
-        self._channel: Channel | None = None
         self.on_break: Callable[[str], None] | None = None
         """Told in words when the connection breaks."""
         self._channel = transport.repeat(self._connect)
@@ -142,14 +138,6 @@ class Stream:
         if self._channel is not None:
             self._channel.send(message, text=True)
 
-    def _connect(self) -> Channel:
-        path, messages = self._following.opening()
-        channel = self._transport.channel(path)
-        for message in messages:
-            channel.send(message, text=True)
-        self._opened_at = time.monotonic()
-        return channel
-
     def _drain(self, channel: Channel) -> None:
         while channel.messages and not self.finished:
             self._events += self._following.take(channel.messages.popleft())
@@ -158,15 +146,10 @@ class Stream:
 
     def _broken(self, error: PlatformError) -> None:
         """Plan the next try, or raise *error*."""
-        if self._channel is not None:
-            self._channel.abandon()
-            self._channel = None
-        if self._retries is None or time.monotonic() - self._opened_at > _STEADY_S:
-            self._retries = self._transport.retries(repeatable=self._following.can_resume)
+        former = self._retries
+        pause_s = self._let_go(error, repeatable=self._following.can_resume)
+        if self._retries is not former:
             self._told = False
-        pause_s = self._retries.pause_s(error)
-        if pause_s is None:
-            raise error
         if self.on_break is not None and not self._told:
             self._told = True
             self.on_break(error.text)

@@ -165,13 +165,8 @@ class SaveLayer:
     limit_bytes: int
 
 
-StreamRequest = (
-    ReadLog
-    | ReadRefusals
-    | Attach
-    | StartExec
-    | SendSignal
-    | ListFiles
+FileRequest = (
+    ListFiles
     | ReadTar
     | WriteTar
     | ReadFile
@@ -180,8 +175,8 @@ StreamRequest = (
     | MakeFolder
     | MoveFile
     | RemoveFile
-    | SaveLayer
 )
+StreamRequest = ReadLog | ReadRefusals | Attach | StartExec | SendSignal | FileRequest | SaveLayer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -17,7 +17,7 @@ from madang.kit.codec import from_json, to_builtins, to_json
 from madang.manager.cells.service import CellService
 from madang.manager.http import Call, endpoint
 from madang.manager.http.problems import problem_of
-from madang.manager.session.api.channel import HEARTBEAT_S, MAX_MESSAGE, WRITER_LIMIT
+from madang.manager.http.sockets import ClientGone, check_upgrade, new_socket
 from madang.wire.cells import CellAnswer, CellMessage, CellOp
 from madang.wire.errors import InvalidRequest, PlatformError, RateLimited
 
@@ -27,10 +27,6 @@ _MAX_TASKS: Final = 64
 class ChannelQuery(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     after: int | None = None
     """Number of the last event that was seen; 0: all that are kept; nothing: only new ones."""
-
-
-class ClientGone(Exception):
-    """The client closed, or its connection broke."""
 
 
 class ChannelApi:
@@ -48,14 +44,8 @@ class ChannelApi:
         """Run cells and follow all that happens in an interpreter (WebSocket)."""
         names = call.path("ref"), call.path("interpreter")
         await self._cells.get(call.caller, *names)
-        socket = web.WebSocketResponse(
-            heartbeat=HEARTBEAT_S,
-            compress=False,
-            max_msg_size=MAX_MESSAGE,
-            writer_limit=WRITER_LIMIT,
-        )
-        if not socket.can_prepare(call.request).ok:
-            raise InvalidRequest("this path speaks WebSocket only: send an upgrade request.")
+        socket = new_socket()
+        check_upgrade(call, socket)
         await self._cells.note_channel(call.caller, *names)
         call.started = True
         await socket.prepare(call.request)

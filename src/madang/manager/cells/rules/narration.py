@@ -20,6 +20,7 @@ from madang.manager.cells.types import CellRow
 from madang.wire.cells import (
     CellError,
     CellEvent,
+    CellRequest,
     CellStatus,
     Completions,
     EventKind,
@@ -261,7 +262,7 @@ class Narrator:
                 return
             self._done(old)
         if all(row.id != cell for row in self.waiting):
-            row = _unknown(cell)
+            row = new_row("", CellRequest(id=cell, code="", store=False), 0)  # no longer kept
         else:
             while (row := self.waiting.popleft()).id != cell:
                 self._aborted(row)
@@ -401,18 +402,18 @@ class Narrator:
         return told
 
 
-def _unknown(cell: str) -> CellRow:
-    """A cell whose code is no longer kept."""
+def new_row(interpreter_id: str, request: CellRequest, at: int) -> CellRow:
+    """A cell that waits; *request* has its id."""
     return CellRow(
-        interpreter_id="",
-        id=cell,
+        interpreter_id=interpreter_id,
+        id=request.id,
         seq=0,
-        at=0,
-        code="",
-        silent=False,
-        store=False,
-        stdin=True,
-        stop_on_error=True,
+        at=at,
+        code=request.code,
+        silent=request.silent,
+        store=request.store and not request.silent,
+        stdin=request.stdin,
+        stop_on_error=request.stop_on_error,
         status=str(CellStatus.WAITING),
         number=None,
         took_us=None,

@@ -16,6 +16,7 @@ from madang.kit.ids import new_id
 from madang.kit.tasks import TaskSet
 from madang.manager.cells import store
 from madang.manager.cells.rules.memory import size_of
+from madang.manager.cells.rules.narration import new_row
 from madang.manager.cells.service.following import Follower
 from madang.manager.cells.service.hub import Around, Hub, view
 from madang.manager.cells.service.programs import Programs
@@ -222,7 +223,8 @@ class CellService:
             if hub.waiting >= self._settings.waiting:
                 text = f"{hub.waiting} cells wait in interpreter {hub.row.name} already."
                 raise InterpreterBusy(text, interpreter=hub.row.id)
-            row = hub.accept(_row(hub.row.id, request, micros(self._clock.now())))
+            request = replace(request, id=request.id or new_id())
+            row = hub.accept(new_row(hub.row.id, request, micros(self._clock.now())))
             try:
                 async with self._database.begin() as tx:
                     await store.add_cell(tx, row)
@@ -525,26 +527,6 @@ def _surplus(known: list[InterpreterRow], keep: int) -> list[InterpreterRow]:
     """Of those that have ended, all but the newest."""
     ended = [row for row in known if row.ended_at is not None]
     return ended[: max(0, len(ended) - keep)]
-
-
-def _row(interpreter_id: str, request: CellRequest, at: int) -> CellRow:
-    return CellRow(
-        interpreter_id=interpreter_id,
-        id=request.id or new_id(),
-        seq=0,
-        at=at,
-        code=request.code,
-        silent=request.silent,
-        store=request.store and not request.silent,
-        stdin=request.stdin,
-        stop_on_error=request.stop_on_error,
-        status=str(CellStatus.WAITING),
-        number=None,
-        took_us=None,
-        cpu_us=None,
-        mem_bytes=None,
-        error="",
-    )
 
 
 def _cell(row: CellRow) -> Cell:

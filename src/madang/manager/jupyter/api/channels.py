@@ -8,22 +8,16 @@ from typing import Any, Final
 from aiohttp import WSCloseCode, WSMsgType, web
 
 from madang.manager.http import Call, endpoint
+from madang.manager.http.sockets import ClientGone, check_upgrade, new_socket
 from madang.manager.jupyter.api.route import check_user
 from madang.manager.jupyter.rules import frames
 from madang.manager.jupyter.rules.frames import Message
 from madang.manager.jupyter.service.connection import Connection
 from madang.manager.jupyter.service.kernels import Kernels
-from madang.wire.errors import InvalidRequest, PlatformError
+from madang.wire.errors import PlatformError
 
-MAX_MESSAGE: Final = 16 << 20
-WRITER_LIMIT: Final = 256 << 10
-HEARTBEAT_S: Final = 30.0
 MAX_CLIENT: Final = 128
 _MAX_REASON: Final = 120
-
-
-class ClientGone(Exception):
-    """The connection broke."""
 
 
 class KernelChannelApi:
@@ -38,15 +32,8 @@ class KernelChannelApi:
         """Messages of a kernel in either of Jupyter's two subprotocols (WebSocket)."""
         check_user(call)
         row = await self._kernels.row(call.caller, call.path("kernel"))
-        socket = web.WebSocketResponse(
-            protocols=(frames.V1,),
-            heartbeat=HEARTBEAT_S,
-            compress=False,
-            max_msg_size=MAX_MESSAGE,
-            writer_limit=WRITER_LIMIT,
-        )
-        if not socket.can_prepare(call.request).ok:
-            raise InvalidRequest("this path speaks WebSocket only: send an upgrade request.")
+        socket = new_socket((frames.V1,))
+        check_upgrade(call, socket)
         call.started = True
         await socket.prepare(call.request)
         protocol = socket.ws_protocol or ""

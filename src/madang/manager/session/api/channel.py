@@ -11,20 +11,13 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from madang.kit.codec import from_json, to_json
 from madang.manager.http import Call
 from madang.manager.http.problems import problem_of
+from madang.manager.http.sockets import ClientGone, check_upgrade, new_socket
 from madang.wire.api import ClientMessage, ClientOp, ServerMessage, ServerOp
 from madang.wire.errors import InvalidRequest, PlatformError
 from madang.wire.log import LogRecord, pack
 
 OFFSET: Final = struct.Struct("<Q")
-MAX_MESSAGE: Final = 16 << 20
-WRITER_LIMIT: Final = 256 << 10
-"""Bytes on the way to a client until ``send`` waits for it."""
 FIRST_WITHIN_S: Final = 30.0
-HEARTBEAT_S: Final = 30.0
-
-
-class ClientGone(Exception):
-    """The client closed, detached, or its connection broke."""
 
 
 class Channel:
@@ -32,12 +25,7 @@ class Channel:
 
     def __init__(self, call: Call[Any, Any]) -> None:
         self._call: Final = call
-        self._socket: Final = web.WebSocketResponse(
-            heartbeat=HEARTBEAT_S,
-            compress=False,
-            max_msg_size=MAX_MESSAGE,
-            writer_limit=WRITER_LIMIT,
-        )
+        self._socket: Final = new_socket()
 
     @property
     def response(self) -> web.WebSocketResponse:
@@ -45,8 +33,7 @@ class Channel:
 
     async def open(self, expected: ClientOp) -> ClientMessage:
         """Shake hands and take the first message, which must be *expected*."""
-        if not self._socket.can_prepare(self._call.request).ok:
-            raise InvalidRequest("this path speaks WebSocket only: send an upgrade request.")
+        check_upgrade(self._call, self._socket)
         self._call.started = True
         await self._socket.prepare(self._call.request)
         try:

@@ -21,7 +21,8 @@ from msgspec import Meta
 from madang.kit.clock import Clock
 from madang.manager.db.events import EventFeed
 from madang.manager.http import Call, Caller, endpoint, start_stream
-from madang.manager.session.api.channel import OFFSET, Channel, ClientGone
+from madang.manager.http.sockets import ClientGone
+from madang.manager.session.api.channel import OFFSET, Channel
 from madang.manager.session.service import SessionService
 from madang.manager.session.service.kernels import KernelService, kernel_of, not_running
 from madang.manager.session.service.records import program
